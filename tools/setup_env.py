@@ -1,0 +1,116 @@
+"""Makes the virtual environment: what `make setup` calls. Needs nothing but Python and its venv module.
+
+    python tools/setup_env.py [--venv .venv] [--extras dev]
+
+On a machine without an NVIDIA GPU torch comes from PyTorch's CPU wheel index, as the default wheel for Linux
+brings gigabytes of CUDA libraries. Where that index cannot be used, the default index serves.
+Running it again brings an existing environment up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+OLDEST_PYTHON = (3, 11)
+
+
+class SetupError(Exception):
+    """Something that the user has to mend first."""
+
+
+def say(message: str) -> None:
+    print(f"setup: {message}", flush=True)
+
+
+def make_venv(venv: Path) -> Path:
+    """Create the environment unless it exists; returns its python."""
+    python = venv / "bin" / "python"
+    if not (python.exists() and (venv / "pyvenv.cfg").exists()):
+        say(f"creating {venv} with Python {sys.version.split()[0]}")
+        made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)])
+        if made.returncode:
+            raise SetupError(
+                f"{sys.executable} cannot create a virtual environment; "
+                "on Debian and Ubuntu: apt-get install python3-venv"
+            )
+    return python
+
+
+def has_nvidia_gpu() -> bool:
+    return shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia").exists()
+
+
+def pinned(package: str) -> str:
+    """`package==version` as the constraints file has it."""
+    pin = re.search(rf"^{package}==\S+$", CONSTRAINTS.read_text(), flags=re.MULTILINE)
+    if pin is None:
+        raise SetupError(f"{CONSTRAINTS} has no pin for {package}")
+    return pin.group()
+
+
+def pip_install(python: Path, *arguments: str) -> bool:
+    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
+    say("pip install " + " ".join(arguments))
+    return subprocess.run(command, cwd=ROOT).returncode == 0
+
+
+def install_cpu_torch(python: Path) -> None:
+    """torch alone, its dependencies follow with all others; a dead index costs half a minute at most."""
+    torch = pinned("torch")
+    say(f"no NVIDIA GPU found: taking {torch} from PyTorch's CPU wheels")
+    patience = ("--retries", "1", "--timeout", "15")
+    if not pip_install(python, *patience, "--no-deps", "-i", CPU_INDEX, torch):
+        say(
+            f"{CPU_INDEX} cannot be used from here (pip tells why above): taking torch from the default "
+            "index instead, which may bring several gigabytes of CUDA libraries"
+        )
+
+
+def warn_about_compiler() -> None:
+    """DeepSpeed compiles its shared-memory collective in the first run of several processes on a CPU."""
+    missing = []
+    if not any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "c++", "clang++")):
+        missing.append("a C++ compiler (g++)")
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        missing.append("Python's headers (python3-dev)")
+    if missing:
+        say(
+            f"WARNING: {' and '.join(missing)} not found. Training with several processes on a CPU needs it, "
+            "and so do the tests; on Debian and Ubuntu: apt-get install g++ python3-dev"
+        )
+
+
+def main(input_args: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="folder of the environment")
+    parser.add_argument("--extras", default="dev", help="extras of pyproject.toml, separated by commas")
+    args = parser.parse_args(input_args)
+    if sys.version_info < OLDEST_PYTHON:
+        raise SetupError(
+            f"Python {'.'.join(map(str, OLDEST_PYTHON))} or newer is needed, and {sys.executable} is "
+            f"{sys.version.split()[0]}; name another with `make setup PYTHON=python3.12`"
+        )
+    python = make_venv(args.venv)
+    if sys.platform == "linux" and not has_nvidia_gpu():
+        install_cpu_torch(python)
+    if not pip_install(python, "--constraint", str(CONSTRAINTS.relative_to(ROOT)), "--editable", f".[{args.extras}]"):
+        raise SetupError("pip could not install the packages: it tells why above")
+    warn_about_compiler()
+    say(f"{args.venv} is ready")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SetupError as error:
+        sys.exit(f"setup: {error}")
