@@ -1,0 +1,216 @@
+"""`NeoXArgs`: the one validated, frozen configuration."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import ConfigDict, ValidationError, model_validator
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from megatron.errors import ConfigError
+from megatron.neox_arguments import launcher, messages, validate
+from megatron.neox_arguments.deepspeed_json import deepspeed_config
+from megatron.neox_arguments.derive import resolve
+from megatron.neox_arguments.fields import GROUPS
+from megatron.neox_arguments.keys import SATISFIED
+from megatron.neox_arguments.merging import Merged, merge, override
+from megatron.neox_arguments.yaml_loader import ConfigFile, find_config, load_config
+
+_WORKER_OPTIONS = ("megatron_config", "deepspeed_config", "deepspeed", "local_rank")
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+@pydantic_dataclass(frozen=True, kw_only=True, config=_STRICT)
+class NeoXArgs(*GROUPS):  # type: ignore[misc]
+    """All keys of a run, checked and with the derived ones filled in.
+
+    Made by `from_ymls`, `from_dict`, `consume_deepy_args` or `consume_neox_args`; every one raises
+    ConfigError with a line for each problem. A key that is null has its default.
+    Frozen: `replace` makes a variant.
+    """
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _complete(cls, data: Any, handler: Any) -> NeoXArgs:
+        given = {key: value for key, value in (data.kwargs or {}).items() if value is not None}
+        for key, value in given.items():
+            given[key] = _as_spelt(value, _TYPES.get(key))
+        try:
+            args = handler(type(data)(data.args, given))
+        except ValidationError as error:
+            raise messages.Problems(messages.type_problems(error, _TYPES)) from None
+        values, problems = resolve({key: getattr(args, key) for key in _KNOWN}, given)
+        problems += validate.problems(values, given, cls.__dataclass_fields__)
+        if problems:
+            raise messages.Problems(problems)
+        for key in _KNOWN:
+            object.__setattr__(args, key, values[key])
+        object.__setattr__(args, "_given", copy.deepcopy(given))
+        return args
+
+    @classmethod
+    def from_ymls(
+        cls,
+        paths_to_yml_files: Sequence[str | os.PathLike[str]],
+        overwrite_values: Mapping[str, Any] | None = None,
+        world_size: int | None = None,
+    ) -> NeoXArgs:
+        """Read and merge configuration files; `overwrite_values` win and may be dotted (optimizer.params.lr).
+
+        `world_size` is the number of processes; unset: WORLD_SIZE, the launcher keys, or the batch sizes.
+        """
+        return cls._build(cls._read(paths_to_yml_files), overwrite_values, _world_size(world_size))
+
+    @classmethod
+    def from_dict(
+        cls,
+        args_dict: Mapping[str, Any],
+        overwrite_values: Mapping[str, Any] | None = None,
+        world_size: int | None = None,
+    ) -> NeoXArgs:
+        """Like `from_ymls`, from a mapping whose keys are spelt as in a file."""
+        return cls._build(cls._from_mapping(args_dict), overwrite_values, _world_size(world_size))
+
+    @classmethod
+    def consume_deepy_args(cls, input_args: Sequence[str] | None = None) -> NeoXArgs:
+        """Parse the command line of deepy.py: [script.py] a.yml b.yml [-d FOLDER] [--key value ...].
+
+        The script becomes `user_script` (default train.py). Raises ConfigError, or UsageRequested on --help.
+        """
+        argv = sys.argv[1:] if input_args is None else input_args
+        line = launcher.parse_command_line(argv, _TYPES, "deepy.py [script.py]")
+        script = "train.py"
+        if line.files and line.files[0].endswith(".py"):
+            script = line.files.pop(0)
+        if not os.path.isfile(script):
+            raise ConfigError(f"{script}: no such script")
+        line.overrides["user_script"] = script
+        return cls._build(cls._read(line.files, line.folder), line.overrides, None, "command line")
+
+    @classmethod
+    def consume_neox_args(
+        cls, input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None
+    ) -> NeoXArgs:
+        """Parse the command line of a worker: what deepy.py passes on, or files and overrides.
+
+        The world size is what the launcher says (WORLD_SIZE, MPI's or SLURM's), else 1.
+        """
+        argv = sys.argv[1:] if input_args is None else input_args
+        line = launcher.parse_command_line(argv, _TYPES, "train.py", _WORKER_OPTIONS)
+        if "megatron_config" in line.passed:
+            if line.files:
+                raise ConfigError(f"command line: {line.files[0]}: --megatron_config already is the configuration")
+            merged = cls._from_mapping(launcher.decode(line.passed["megatron_config"]))
+        else:
+            merged = cls._read(line.files, line.folder)
+        merged = override(merged, line.overrides, _KNOWN, "command line")
+        processes = launcher.launched_world_size(merged.values) or 1
+        return cls._build(merged, overwrite_values, processes)
+
+    def get_deepspeed_main_args(self) -> list[str]:
+        """Arguments of `deepspeed.launcher.runner.main`: its options, the script, the encoded configuration.
+
+        The configuration travels as it was given: each worker resolves it with its own world size.
+        """
+        self.require("user_script")
+        given = {key: value for key, value in self._given.items() if key != "world_size"}
+        return [
+            *launcher.runner_arguments(self),
+            self.user_script,
+            "--deepspeed_config",
+            launcher.encode(self.deepspeed_config()),
+            "--megatron_config",
+            launcher.encode(given),
+        ]
+
+    def replace(self, **changes: Any) -> NeoXArgs:
+        """A variant: what was given, with `changes` on top, resolved and checked anew."""
+        return type(self)._build(Merged(copy.deepcopy(self._given)), changes, None, "replace")
+
+    def require(self, *keys: str) -> None:
+        """Raise ConfigError naming those of `keys` that have no value."""
+        missing = [key for key in keys if getattr(self, key) is None]
+        if missing:
+            raise ConfigError("\n".join(f"{key}: missing; {_KNOWN[key].metadata['doc']}" for key in missing))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every key but `config_files`, resolved and JSON-able; `from_dict` makes an equal object of it."""
+        return {key: copy.deepcopy(getattr(self, key)) for key in _KNOWN if key != "config_files"}
+
+    def non_default(self) -> dict[str, Any]:
+        """The part of `to_dict` that differs from the defaults."""
+        return {key: value for key, value in self.to_dict().items() if value != _KNOWN[key].default}
+
+    def notices(self) -> list[str]:
+        """A sentence for each hint that is set although its result is given anyway."""
+        return [
+            f"{key}: {field.metadata['notice']}"
+            for key, field in _KNOWN.items()
+            if field.metadata["status"] == SATISFIED and getattr(self, key) != field.default
+        ]
+
+    def deepspeed_config(self) -> dict[str, Any]:
+        """The DeepSpeed configuration (no optimizer, no scheduler: the trainer builds both)."""
+        return deepspeed_config(self)
+
+    @classmethod
+    def _read(cls, paths: Sequence[str | os.PathLike[str]], folder: str | None = None) -> Merged:
+        if not paths:
+            raise ConfigError("command line: name at least one configuration file (see configs/)")
+        found = [find_config(os.fspath(path), folder) for path in paths]
+        for path in found:
+            if found.count(path) > 1:
+                raise ConfigError(f"{path}: named twice; name each configuration file once")
+        files = [load_config(path) for path in found]
+        merged = merge(files, _KNOWN)
+        names = [os.path.basename(file.path) for file in files]
+        unique = len(set(names)) == len(names)
+        merged.values["config_files"] = {
+            name if unique else file.path: file.text for name, file in zip(names, files, strict=True)
+        }
+        return merged
+
+    @classmethod
+    def _from_mapping(cls, mapping: Mapping[str, Any]) -> Merged:
+        return merge([ConfigFile("configuration", "", dict(mapping), dict.fromkeys(mapping, 0))], _KNOWN)
+
+    @classmethod
+    def _build(
+        cls,
+        merged: Merged,
+        changes: Mapping[str, Any] | None,
+        world_size: int | None,
+        origin: str = "overwrite_values",
+    ) -> NeoXArgs:
+        merged = override(merged, changes, _KNOWN, origin)
+        if world_size is not None:
+            merged.values["world_size"] = world_size
+        try:
+            return cls(**merged.values)
+        except messages.Problems as problems:
+            raise problems.located(merged.origins) from None
+
+
+def _world_size(argument: int | None) -> int | None:
+    return launcher.launched_world_size({}) if argument is None else argument
+
+
+def _as_spelt(value: Any, annotation: Any) -> Any:
+    """Literal values are accepted in any case, as in GPT-NeoX, and stored as the key's type spells them."""
+    if isinstance(value, str):
+        for option in (annotation, *typing.get_args(annotation)):
+            if typing.get_origin(option) is Literal:
+                for known in typing.get_args(option):
+                    if isinstance(known, str) and known.lower() == value.lower():
+                        return known
+    return value
+
+
+_KNOWN: dict[str, dataclasses.Field] = NeoXArgs.__dataclass_fields__
+_TYPES = {key: field.type for key, field in _KNOWN.items()}

@@ -1,0 +1,190 @@
+"""Resolve the values that follow from others: batch sizes, precision, optimizer, ZeRO, former names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from megatron.neox_arguments.derived import BatchSizeError, batch_sizes
+from megatron.neox_arguments.sections import LOSS_SCALING, ZERO_DEFAULTS
+
+_OPTIMIZER_NAMES = {"adamw": "adam"}
+
+
+class Resolver:
+    """Values under way: `values` has every key, `given` the user's; `problems` collects (key, sentence)."""
+
+    def __init__(self, values: Mapping[str, Any], given: Mapping[str, Any]):
+        self.values, self.given = dict(values), given
+        self.problems: list[tuple[str, str]] = []
+
+    def one_of(self, key: str, others: Mapping[str, Any], default: Any, same: Callable = lambda a, b: a == b) -> Any:
+        """The value of `key`, which `others` (name -> value or None) may also give; they must agree."""
+        chosen, source = self.given.get(key), key
+        for other, value in others.items():
+            if value is None:
+                continue
+            if chosen is None:
+                chosen, source = value, other
+            elif not same(chosen, value):
+                self.problems.append(
+                    (source, f"{source}: {chosen} disagrees with {other}: {value}; keep one of the two")
+                )
+        return default if chosen is None else chosen
+
+
+def resolve(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """All values with the derived ones filled in, and the problems met: (key, sentence)."""
+    resolver = Resolver(values, given)
+    for step in (_parallel, _batch, _precision, _optimizer, _zero, _training):
+        step(resolver)
+    return resolver.values, resolver.problems
+
+
+def _parallel(r: Resolver) -> None:
+    v = r.values
+    model_ranks = max(v["model_parallel_size"], 1) * max(v["pipe_parallel_size"], 1)
+    if v["world_size"] is None and v["global_num_gpus"] is not None:
+        v["world_size"] = v["global_num_gpus"]
+    elif v["world_size"] is None and (v["num_gpus"] or 0) > 0 and not v["include"] and not v["exclude"]:
+        one_host = v["num_nodes"] < 1 and not v["hostfile"]
+        if one_host or v["num_nodes"] > 0:
+            v["world_size"] = v["num_gpus"] * max(v["num_nodes"], 1)
+    world_size = v["world_size"]
+    if world_size is not None and (world_size < 1 or world_size % model_ranks):
+        r.problems.append(
+            (
+                "model_parallel_size",
+                f"{world_size} processes cannot be shared out over model_parallel_size"
+                f" {v['model_parallel_size']} x pipe_parallel_size {max(v['pipe_parallel_size'], 1)};"
+                f" start a multiple of {model_ranks} processes",
+            )
+        )
+        v["world_size"] = None
+    v["is_pipe_parallel"] = v["pipe_parallel_size"] > 1
+    if r.given.get("is_pipe_parallel", v["is_pipe_parallel"]) != v["is_pipe_parallel"]:
+        r.problems.append(("is_pipe_parallel", "is_pipe_parallel: pipe_parallel_size says so; remove it"))
+
+
+def _batch(r: Resolver) -> None:
+    v = r.values
+    micro = r.one_of("train_micro_batch_size_per_gpu", {"batch_size": r.given.get("batch_size")}, None)
+    sizes = {
+        "train_batch_size": v["train_batch_size"],
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": r.given.get("gradient_accumulation_steps"),
+    }
+    model_ranks = max(v["model_parallel_size"], 1) * max(v["pipe_parallel_size"], 1)
+    too_small = [(key, f"{key}: {size} is not above 0") for key, size in sizes.items() if size is not None and size < 1]
+    r.problems.extend(too_small)
+    if too_small:
+        return
+    data_parallel = v["world_size"] // model_ranks if v["world_size"] else None
+    try:
+        train, micro, steps = sizes.values()
+        complete = batch_sizes(train, micro, steps, data_parallel)
+    except BatchSizeError as error:
+        r.problems.append(("train_batch_size", str(error)))
+        return
+    if complete is None:  # enough for tools that do not train; the trainer requires a size
+        v["gradient_accumulation_steps"] = sizes["gradient_accumulation_steps"] or 1
+        data_parallel = data_parallel or 1
+    else:
+        *resolved, data_parallel = complete
+        v.update(zip(sizes, resolved, strict=True))
+        v["batch_size"] = v["train_micro_batch_size_per_gpu"]
+    v["world_size"] = data_parallel * model_ranks
+
+
+def _precision(r: Resolver) -> None:
+    v = r.values
+    fp16, bf16 = v["fp16"] or {}, v["bf16"] or {}
+    fp16_on = fp16.get("enabled") is True
+    asked = {}
+    if fp16_on and fp16.get("type", "fp16") in ("bfloat16", "bf16"):
+        asked["fp16.type"] = "bfloat16"  # GPT-NeoX's older way to ask for bfloat16
+    elif fp16_on:
+        asked["fp16.enabled"] = "fp16"
+    if bf16.get("enabled") is True:
+        asked["bf16.enabled"] = "bfloat16"
+    precision = r.one_of("precision", asked, "fp32")
+    for key, section, name in (("fp16", fp16, "fp16"), ("bf16", bf16, "bfloat16")):
+        if precision == name and section.get("enabled") is False and r.given.get("precision") == name:
+            r.problems.append((key, f"{key}: enabled: false disagrees with precision: {name}; keep one of the two"))
+    v["precision"] = precision
+    for key, (inner, default) in LOSS_SCALING.items():
+        fixed = r.one_of(key, {f"fp16.{inner}": fp16.get(inner)}, v[key])
+        if v[key] != default and precision != "fp16":
+            r.problems.append((key, f"{key}: only precision fp16 scales its loss, and this is {precision}; remove it"))
+        v[key] = fixed or None if key == "loss_scale" else fixed
+    dynamic = v["loss_scale"] is None
+    if r.given.get("dynamic_loss_scale", dynamic) != dynamic:
+        hint = "remove loss_scale" if not dynamic else "give loss_scale"
+        r.problems.append(
+            (
+                "dynamic_loss_scale",
+                f"dynamic_loss_scale: {not dynamic} disagrees with loss_scale {v['loss_scale']}; {hint}",
+            )
+        )
+    v["dynamic_loss_scale"] = dynamic
+
+
+def _optimizer(r: Resolver) -> None:
+    v = r.values
+    section = v["optimizer"] or {}
+    params = as_dict(section.get("params"))
+    kind = section.get("type")
+    kind = kind.lower() if isinstance(kind, str) else None
+
+    def same(a: str, b: str) -> bool:
+        return _OPTIMIZER_NAMES.get(a, a) == _OPTIMIZER_NAMES.get(b, b)
+
+    chosen = r.one_of("optimizer_type", {"optimizer.type": kind}, "adam", same)
+    v["optimizer_type"] = _OPTIMIZER_NAMES.get(chosen, chosen)
+    v["lr"] = r.one_of("lr", {"optimizer.params.lr": _number(params.get("lr"))}, None)
+    v["weight_decay"] = r.one_of(
+        "weight_decay",
+        {"optimizer.params.weight_decay": _number(params.get("weight_decay"))},
+        v["weight_decay"],
+    )
+    clip = {"clip_grad": r.given.get("clip_grad")}
+    v["gradient_clipping"] = v["clip_grad"] = r.one_of("gradient_clipping", clip, v["gradient_clipping"])
+    wire = r.one_of("communication_data_type", {"fp32_allreduce": "fp32" if v["fp32_allreduce"] else None}, None)
+    v["communication_data_type"] = wire
+
+
+def _zero(r: Resolver) -> None:
+    section = r.values["zero_optimization"] or {}
+    for key, (inner, default) in ZERO_DEFAULTS.items():
+        r.values[key] = r.one_of(key, {f"zero_optimization.{inner}": section.get(inner)}, default)
+
+
+def _training(r: Resolver) -> None:
+    v = r.values
+    evaluates = v["eval_iters"] > 0
+    for key, value in (
+        ("do_train", (v["train_iters"] or 0) > 0),
+        ("do_valid", evaluates),
+        ("do_test", evaluates),
+    ):
+        if v[key] is None:
+            v[key] = value
+    if v["text_gen_type"] is None:
+        v["text_gen_type"] = "input-file" if v["sample_input_file"] else "unconditional"
+    if v["num_kv_heads"] is None:
+        v["num_kv_heads"] = v["num_attention_heads"]
+    if v["max_position_embeddings"] is None and v["pos_emb"] != "learned":
+        v["max_position_embeddings"] = v["seq_length"]
+    for part in ("train", "valid", "test"):
+        if v[f"{part}_data_paths"] and v[f"{part}_data_weights"] is None:
+            v[f"{part}_data_weights"] = [1.0] * len(v[f"{part}_data_paths"])
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """`value` where it is a mapping, else an empty one; validation reports what is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    """`value` where it is a number; anything else is reported by validation."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,236 @@
+"""Model keys: sizes, layers, positions, initialisation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron.neox_arguments.keys import refused, satisfied, supported
+
+_INIT = Literal[
+    "normal",
+    "scaled_normal",
+    "orthogonal",
+    "scaled_orthogonal",
+    "xavier_uniform",
+    "xavier_normal",
+    "wang_init",
+    "small_init",
+    "single_residual_scaled_normal",
+]
+_NO_TE = "Transformer Engine layers are not supported; remove the key: PyTorch's own layers are used"
+_NO_MAMBA = "Mamba layers are not supported yet; remove the key"
+_NO_RWKV = "RWKV layers are not supported yet; remove the key"
+_NO_ONLINE = "online (reinforcement) training is not supported; remove the key"
+_SDPA = "scaled_dot_product_attention fuses scale, mask and softmax where the device can"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeoXArgsModel:
+    """Shape and layers of the model."""
+
+    precision: Literal["fp16", "fp32", "bfloat16"] | None = supported(
+        None, "Arithmetic of the model. Unset: read from the `fp16` and `bf16` sections, else fp32."
+    )
+    num_layers: int | None = supported(None, "Number of transformer blocks.")
+    hidden_size: int | None = supported(None, "Width of the residual stream.")
+    intermediate_size: int | None = supported(
+        None,
+        "Width inside the MLP; unset: 4 x hidden_size. With a gated activation each branch has a third of it"
+        " (int(intermediate_size * 2/3) // 2, rounded up to mlp_multiple_of), as in GPT-NeoX.",
+    )
+    mlp_multiple_of: int = supported(1, "The MLP's width is rounded up to a multiple of this.")
+    expansion_factor: float | None = supported(
+        None, "MLP width as a multiple of hidden_size, where intermediate_size is unset."
+    )
+    num_attention_heads: int | None = supported(None, "Number of query heads; divides hidden_size.")
+    num_kv_heads: int | None = supported(
+        None,
+        "Key and value heads (grouped-query attention); divides num_attention_heads; unset: as many.",
+    )
+    seq_length: int | None = supported(None, "Tokens in a training sample.")
+    sliding_window_width: int | None = refused(
+        None,
+        "Attend to this many latest tokens only.",
+        "sliding-window attention is not supported yet; remove the key",
+    )
+    max_position_embeddings: int | None = supported(
+        None, "Largest number of positions; the rows of a learned position table. At least seq_length."
+    )
+    norm: Literal["layernorm", "rmsnorm", "non_parametric_layernorm", "scalenorm", "te_rmsnorm", "te_layernorm"] = (
+        supported(
+            "layernorm",
+            "Normalisation layer.",
+            refuse={
+                "non_parametric_layernorm": "not supported yet; use layernorm",
+                "scalenorm": "not supported yet; use rmsnorm",
+                "te_rmsnorm": "Transformer Engine is not supported; use rmsnorm",
+                "te_layernorm": "Transformer Engine is not supported; use layernorm",
+            },
+        )
+    )
+    layernorm_fusion: bool = satisfied(
+        False,
+        "Ask for a fused LayerNorm.",
+        "PyTorch's layer_norm already is one kernel; nothing else is built",
+    )
+    rmsnorm_fusion: bool = satisfied(
+        False, "Ask for a fused RMSNorm.", "PyTorch's rms_norm is used; nothing else is built"
+    )
+    use_qk_layernorm: bool = supported(False, "Normalise queries and keys in each head before attention.")
+    layernorm_epsilon: float = supported(1e-5, "Epsilon of layernorm.")
+    rms_norm_epsilon: float = supported(1e-8, "Epsilon of rmsnorm.")
+    scalenorm_epsilon: float = refused(1e-8, "Epsilon of scalenorm.", "scalenorm is not supported yet; use rmsnorm")
+    pos_emb: Literal["learned", "rotary", "sinusoidal", "rpe", "alibi", "none"] = supported(
+        "learned",
+        "Position information.",
+        refuse={
+            "sinusoidal": "not supported yet; use rotary or learned",
+            "rpe": "not supported yet; use rotary",
+            "alibi": "not supported yet; use rotary",
+        },
+    )
+    rpe_num_buckets: int = refused(
+        32,
+        "Buckets of relative positions.",
+        "relative position bias is not supported yet; use pos_emb: rotary",
+    )
+    rpe_max_distance: int = refused(
+        128, "Largest relative distance.", "relative position bias is not supported yet; use pos_emb: rotary"
+    )
+    opt_pos_emb_offset: int = refused(
+        0, "Offset into a learned position table (OPT uses 2).", "OPT's position offset is not supported yet"
+    )
+    no_weight_tying: bool = supported(False, "Give the readout its own matrix instead of the embedding's.")
+    attention_config: list | None = satisfied(
+        None,
+        "Attention of each layer, such as [[[flash], 12]]. Only global and flash are supported: both are full"
+        " causal attention.",
+        "every layer has full causal attention through scaled_dot_product_attention",
+    )
+    sparsity_config: dict | None = refused(
+        None,
+        "Layout of sparse attention.",
+        "sparse attention is not supported; remove the key",
+        neutral=({},),
+    )
+    num_unique_layers: int | None = refused(
+        None,
+        "Layers that own their weights.",
+        "sharing weights between layers is not supported; remove the key",
+    )
+    param_sharing_style: str = refused(
+        "grouped",
+        "Order of shared layers.",
+        "sharing weights between layers is not supported; remove the key",
+    )
+    make_vocab_size_divisible_by: int = supported(
+        128,
+        "Embedding rows are padded to a multiple of this (times the tensor-parallel size);"
+        " padding gets no probability.",
+    )
+    activation: Literal[
+        "gelu", "geglu", "relu", "softsign", "swish", "mish", "silu", "reglu", "swiglu", "bilinear", "glu"
+    ] = supported(
+        "gelu",
+        "Activation of the MLP; geglu, reglu and swiglu are gated.",
+        refuse={
+            "softsign": "not supported; use gelu, relu or silu",
+            "mish": "not supported; use silu",
+            "bilinear": "not supported; use swiglu, geglu or reglu",
+            "glu": "not supported; use swiglu, geglu or reglu",
+        },
+    )
+    use_flashattn_swiglu: bool = satisfied(
+        False,
+        "Ask for flash-attn's fused SwiGLU.",
+        "the same function is computed with PyTorch's own kernels",
+    )
+    scaled_upper_triang_masked_softmax_fusion: bool = satisfied(False, "Ask for a fused causal softmax.", _SDPA)
+    scaled_masked_softmax_fusion: bool = satisfied(False, "Ask for a fused masked softmax.", _SDPA)
+    bias_gelu_fusion: bool = satisfied(
+        False, "Ask for a fused bias and GELU.", "the same function is computed without a kernel of its own"
+    )
+    bias_dropout_fusion: bool = satisfied(
+        False,
+        "Ask for a fused bias and dropout.",
+        "the same function is computed without a kernel of its own",
+    )
+    rope_fusion: bool = satisfied(
+        False,
+        "Ask for a fused rotary embedding.",
+        "the same function is computed without a kernel of its own",
+    )
+    fused_kernels_build_path: str | None = refused(
+        None, "Where fused kernels are built.", "no kernel is compiled here; remove the key"
+    )
+    fp16_lm_cross_entropy: bool = refused(
+        False, "Compute the loss in half precision.", "the loss is always computed in fp32; remove the key"
+    )
+    init_method_std: float = supported(0.02, "Standard deviation of init_method normal and its scaled kin.")
+    apply_query_key_layer_scaling: bool = refused(
+        False,
+        "Divide attention scores by the layer's number.",
+        "not supported: attention is stable in fp32; remove the key",
+    )
+    use_cpu_initialization: bool = satisfied(
+        False,
+        "Draw initial weights on the CPU.",
+        "a seed gives the same initial weights on every device here",
+    )
+    attention_softmax_in_fp32: bool = satisfied(
+        False,
+        "Ask for an fp32 softmax in attention.",
+        "scaled_dot_product_attention keeps its softmax in fp32",
+    )
+    rotary_pct: float = supported(1.0, "Share of each head's dimensions that rotate.")
+    rotary_emb_base: int = supported(10000, "Base of the rotary frequencies.")
+    rotary_save_freqs_buffer: bool = refused(
+        False,
+        "Store the rotary frequencies in checkpoints.",
+        "they are recomputed from rotary_emb_base; remove the key",
+    )
+    init_method: _INIT = supported(
+        "normal",
+        "Initialisation of every matrix but the output projections.",
+    )
+    output_layer_init_method: _INIT = supported(
+        "scaled_normal",
+        "Initialisation of the output projections of attention and MLP.",
+    )
+    gmlp_attn_dim: int = refused(64, "Width of gMLP's attention.", "gMLP layers are not supported; remove the key")
+    gpt_j_residual: bool = supported(False, "Parallel residual: x + attention(norm1(x)) + mlp(norm2(x)).")
+    gpt_j_tied: bool = supported(False, "With gpt_j_residual: one norm feeds both attention and MLP.")
+    use_bias_in_norms: bool = supported(True, "LayerNorm has a bias.")
+    use_bias_in_attn_linear: bool = supported(True, "The linear layers of attention have biases.")
+    use_bias_in_mlp: bool = supported(True, "The linear layers of the MLP have biases.")
+    soft_prompt_tuning: dict | None = refused(
+        None,
+        "Train a soft prompt only.",
+        "soft prompts are not supported; remove the key",
+        neutral=({}, {"enabled": False}),
+    )
+    mamba_selective_scan_fusion: bool = refused(False, "Fused selective scan.", _NO_MAMBA)
+    mamba_causal_conv_fusion: bool = refused(False, "Fused causal convolution.", _NO_MAMBA)
+    mamba_inner_func_fusion: bool = refused(False, "Fused Mamba block.", _NO_MAMBA)
+    mamba_selective_fp32_params: bool = refused(True, "Keep Mamba's A and D in fp32.", _NO_MAMBA)
+    mamba_use_bias_in_conv: bool = refused(True, "Bias in Mamba's convolution.", _NO_MAMBA)
+    mamba_use_bias_in_linears: bool = refused(False, "Biases in Mamba's linear layers.", _NO_MAMBA)
+    output_layer_parallelism: Literal["column"] = satisfied(
+        "column", "How the readout is sharded.", "the readout is sharded over the vocabulary"
+    )
+    serve_model_weights: bool = refused(False, "Serve weights to an inference process.", _NO_ONLINE)
+    weight_server_port: int | list[int] = refused(6000, "Port of the weight server.", _NO_ONLINE)
+    online_dataserver_ips: str | list[str] = refused("localhost", "Hosts of the online data server.", _NO_ONLINE)
+    online_dataserver_ports: int | list[int] = refused(10000, "Ports of the online data server.", _NO_ONLINE)
+    te_columnparallel: bool = refused(False, "Transformer Engine column-parallel layers.", _NO_TE)
+    te_rowparallel: bool = refused(False, "Transformer Engine row-parallel layers.", _NO_TE)
+    te_layernorm_mlp: bool = refused(False, "Transformer Engine fused norm and MLP.", _NO_TE)
+    te_mha: bool = refused(False, "Transformer Engine attention.", _NO_TE)
+    te_fp8_format: Literal["e4m3", "hybrid"] = refused("hybrid", "FP8 format.", _NO_TE)
+    te_fp8_wgrad: bool = refused(True, "Weight gradients in FP8.", _NO_TE)
+    te_fp8_amax_history_len: int = refused(1, "Length of the FP8 amax history.", _NO_TE)
+    te_fp8_amax_compute_algo: str = refused("most_recent", "How the FP8 amax is chosen.", _NO_TE)
+    te_fp8_margin: int = refused(0, "Margin of the FP8 scale.", _NO_TE)
+    te_fp8_mha: bool = refused(False, "FP8 attention.", _NO_TE)
+    dim_att: int | None = refused(None, "Attention width of RWKV.", _NO_RWKV)
+    head_size: int | None = refused(None, "Head size of RWKV.", _NO_RWKV)
+    ffn_dim: int | None = refused(None, "MLP width of RWKV.", _NO_RWKV)

@@ -1,0 +1,73 @@
+"""Optimizer and learning-rate schedule."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron.neox_arguments.keys import refused, supported
+
+_USE = "use adam (AdamW) or sgd"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeoXArgsOptimizer:
+    """Optimizer; see also `optimizer`, `zero_optimization` and `weight_decay`."""
+
+    optimizer_type: Literal[
+        "adam", "adamw", "onebitadam", "cpu_adam", "cpu_torch_adam", "sm3", "madgrad_wd", "sgd", "lion"
+    ] = supported(
+        "adam",
+        "Same as optimizer.type. adam has decoupled weight decay, as GPT-NeoX's fused Adam: it is adamw.",
+        refuse={
+            "onebitadam": f"1-bit Adam is not supported; {_USE}",
+            "cpu_adam": f"optimizer offload is not supported; {_USE}",
+            "cpu_torch_adam": f"optimizer offload is not supported; {_USE}",
+            "sm3": f"SM3 is not supported and has no muP rule here; {_USE}",
+            "madgrad_wd": f"MADGRAD is not supported and has no muP rule here; {_USE}",
+            "lion": f"Lion is not supported yet; {_USE}",
+        },
+    )
+    use_bnb_optimizer: bool = refused(
+        False, "Use bitsandbytes' 8-bit Adam.", "bitsandbytes is not supported; use optimizer type adam"
+    )
+    zero_stage: int | list[int] | Literal["all"] | None = supported(
+        None, "ZeRO stage; same as zero_optimization.stage. 0 and 1 are supported now."
+    )
+    zero_reduce_scatter: bool | None = supported(None, "Same as zero_optimization.reduce_scatter.")
+    zero_contiguous_gradients: bool | None = supported(None, "Same as zero_optimization.contiguous_gradients.")
+    zero_reduce_bucket_size: int | None = supported(None, "Same as zero_optimization.reduce_bucket_size, in elements.")
+    zero_allgather_bucket_size: int | None = supported(
+        None, "Same as zero_optimization.allgather_bucket_size, in elements."
+    )
+    optimizer_implementation: Literal["torch", "deepspeed", "apex"] = supported(
+        "torch", "Whose fused AdamW: torch's, DeepSpeed's or NVIDIA apex's (the latter two: adam only)."
+    )
+    lr: float | None = supported(None, "Peak learning rate; same as optimizer.params.lr. Training needs it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeoXArgsLRScheduler:
+    """Learning-rate schedule: a base rate over steps, times each parameter group's lr_mult."""
+
+    lr_decay_style: Literal["constant", "linear", "cosine", "exponential", "wsd"] = supported(
+        "linear",
+        "Shape after warm-up: constant, linear, cosine or exponential decay, or wsd (stay, then cool down).",
+    )
+    lr_decay_iters: int | None = supported(None, "Step at which decay ends; unset: train_iters.")
+    lr_decay_fraction: float | None = supported(
+        None, "Share of train_iters after which decay ends; excludes lr_decay_iters."
+    )
+    min_lr: float = supported(0.0, "The base rate never decays below this.")
+    warmup: float = supported(0.01, "Share of the training steps that warm up.")
+    warmup_style: Literal["linear", "inverse_log"] = supported(
+        "linear", "Shape of the warm-up: linear, or Mu-scaling's inverse-logarithmic rise."
+    )
+    lr_cooldown_fraction: float = supported(0.2, "lr_decay_style wsd: share of training that the final decay takes.")
+    lr_cooldown_style: Literal["linear", "cosine", "sqrt"] = supported(
+        "linear", "lr_decay_style wsd: shape of the final decay."
+    )
+    override_lr_scheduler: bool = supported(
+        False, "On resume, take the schedule from this configuration instead of the checkpoint's."
+    )
+    use_checkpoint_lr_scheduler: bool = supported(
+        False, "On resume, take the schedule from the checkpoint instead of this configuration."
+    )

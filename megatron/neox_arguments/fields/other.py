@@ -1,0 +1,77 @@
+"""Parallel layout, tokenizer, distribution, and the odds and ends."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron.neox_arguments.keys import refused, supported
+
+_LAUNCHER_SETS = "the launcher sets it for each process (RANK, LOCAL_RANK); remove the key"
+_OBSOLETE = "obsolete in GPT-NeoX itself; remove the key"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeoXArgsParallelism:
+    """Parallel layout."""
+
+    pipe_parallel_size: int = supported(0, "Pipeline stages. 0 and 1: none; the model is a plain module.")
+    model_parallel_size: int = supported(1, "Tensor-parallel size. Only 1 is supported now.")
+    pipe_partition_method: str = refused(
+        "type:transformer|mlp", "How layers are dealt to stages.", "pipeline parallelism is not supported yet"
+    )
+    world_size: int | None = supported(None, "Number of processes; taken from WORLD_SIZE where the launcher sets it.")
+    is_pipe_parallel: bool = supported(False, "Derived: pipe_parallel_size is 2 or more.")
+    sequence_parallel: bool = refused(
+        False,
+        "Shard norms and dropout over the sequence.",
+        "sequence parallelism is not supported yet; remove the key",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeoXArgsTokenizer:
+    """Tokenizer; see also `vocab_file` and `merge_file`."""
+
+    tokenizer_type: Literal[
+        "GPT2BPETokenizer",
+        "HFTokenizer",
+        "HFGPT2Tokenizer",
+        "SPMTokenizer",
+        "CharLevelTokenizer",
+        "TiktokenTokenizer",
+    ] = supported("GPT2BPETokenizer", "Tokenizer that the data was made with. CharLevelTokenizer: one token a byte.")
+    padded_vocab_size: int | None = supported(
+        None, "Rows of the embedding; unset: the tokenizer's size, padded (make_vocab_size_divisible_by)."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeoXArgsOther:
+    """Distribution and miscellany."""
+
+    distributed_backend: str = supported("nccl", "torch.distributed backend; without a GPU, gloo takes nccl's place.")
+    local_rank: int | None = refused(None, "Process on this host.", _LAUNCHER_SETS)
+    rank: int | None = refused(None, "Process among all.", _LAUNCHER_SETS)
+    lazy_mpu_init: bool = refused(False, "Start distribution later.", _OBSOLETE)
+    short_seq_prob: float = refused(0.1, "BERT's short sequences.", "there is no BERT here; remove the key")
+    eod_mask_loss: bool = supported(False, "No loss on end-of-document tokens.")
+    adlr_autoresume: bool = refused(False, "Resume on NVIDIA's ADLR cluster.", _OBSOLETE)
+    adlr_autoresume_interval: int = refused(1000, "Steps between its checks.", _OBSOLETE)
+    seed: int = supported(1234, "Seed of weights, data order and dropout.")
+    onnx_safe: bool = refused(False, "Avoid what ONNX export cannot do.", "ONNX export is not supported")
+    deepscale: bool = refused(False, "DeepSpeed's former name.", _OBSOLETE)
+    deepscale_config: str | None = refused(None, "DeepSpeed's former name.", _OBSOLETE)
+    deepspeed_mpi: bool = supported(
+        False, "Processes are started by MPI: take rank and world size from its environment."
+    )
+    deepspeed_slurm: bool = supported(
+        False,
+        "Processes are started by SLURM: launch through srun, take rank and world size from its environment.",
+    )
+    user_script: str | None = supported(None, "Script that deepy.py starts.")
+    iteration: int | None = supported(None, "Checkpoint step to load; unset: the latest.")
+    do_train: bool | None = supported(None, "Train; unset: where train_iters is above 0.")
+    do_valid: bool | None = supported(None, "Evaluate on validation data; unset: where eval_iters is above 0.")
+    do_test: bool | None = supported(None, "Evaluate on test data at the end; unset: where eval_iters is above 0.")
+    global_num_gpus: int | None = supported(
+        None, "Processes over all hosts, where no launcher says; unset: num_nodes x num_gpus."
+    )

@@ -1,0 +1,113 @@
+"""Data, steps, evaluation, checkpoints, regularisation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron.neox_arguments.keys import refused, satisfied, supported
+
+_NO_S3 = "checkpoints on S3 are not supported; save to a local path"
+_NO_OFFLOAD = "DeepSpeed's activation offload is not supported; use checkpoint_activations alone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeoXArgsTraining:
+    """Data, steps, evaluation, checkpoints, regularisation."""
+
+    data_path: str | None = supported(
+        None, "Prefix of one .bin/.idx pair, split into train, validation and test by `split`."
+    )
+    use_shared_fs: bool = refused(
+        True,
+        "All hosts see the same files.",
+        "not supported yet: keep data on a file system that all hosts share",
+    )
+    train_data_paths: list | None = supported(None, "Prefixes of the training data (instead of data_path).")
+    test_data_paths: list | None = supported(None, "Prefixes of the test data.")
+    valid_data_paths: list | None = supported(None, "Prefixes of the validation data.")
+    train_data_weights: list | None = supported(None, "Weights of train_data_paths; unset: equal.")
+    valid_data_weights: list | None = supported(None, "Weights of valid_data_paths; unset: equal.")
+    test_data_weights: list | None = supported(None, "Weights of test_data_paths; unset: equal.")
+    weight_by_num_documents: bool = supported(
+        False, "Weights from the number of documents, flattened by weighted_sampler_alpha."
+    )
+    weighted_sampler_alpha: float = supported(1.0, "With weight_by_num_documents: 1 in proportion, towards 0 even.")
+    data_impl: Literal["infer", "mmap", "cached"] = satisfied(
+        "infer", "How .bin files are read.", "data is always memory-mapped"
+    )
+    mmap_warmup: bool = refused(
+        False,
+        "Read data files once before training.",
+        "not supported: the system's page cache does it; remove the key",
+    )
+    z_loss: float = supported(0.0, "Weight of the squared log-partition added to the loss.")
+    save: str | None = supported(None, "Folder that checkpoints are written to; unset: none are.")
+    s3_path: str | None = refused(None, "S3 address of checkpoints.", _NO_S3)
+    s3_chunk_size: int = refused(104857600, "Bytes of one S3 upload.", _NO_S3)
+    config_files: dict | None = supported(
+        None, "Derived: the text of every configuration file, kept with the checkpoint.", compare=False
+    )
+    load: str | None = supported(None, "Folder that a checkpoint is loaded from.")
+    checkpoint_validation_with_forward_pass: bool = refused(
+        False,
+        "Compare a forward pass before and after saving.",
+        "checkpoints are verified by checksum; remove the key",
+    )
+    checkpoint_scale: Literal["linear", "log"] = supported(
+        "linear", "Checkpoints every checkpoint_factor steps (linear) or at its powers (log)."
+    )
+    checkpoint_factor: int | float | None = supported(None, "Steps between checkpoints, or base of the powers.")
+    extra_save_iters: list | None = supported(None, "Further steps at which to save.")
+    no_save_optim: bool = refused(
+        False,
+        "Leave the optimizer's state out of checkpoints.",
+        "not supported: DeepSpeed saves both; weights alone are read by generate.py and with finetune or no_load_optim",
+    )
+    no_save_rng: bool = supported(False, "Leave the random state out of checkpoints.")
+    no_load_optim: bool = supported(False, "Do not load the optimizer's state.")
+    no_load_rng: bool = supported(False, "Do not load the random state.")
+    finetune: bool = supported(False, "Load the weights only and start at step 0.")
+    batch_size: int | None = supported(None, "GPT-NeoX's former name of train_micro_batch_size_per_gpu.")
+    train_iters: int | None = supported(None, "Training steps. Training needs it.")
+    train_epochs: int | None = refused(None, "Passes over the data.", "not supported yet; give train_iters")
+    eval_iters: int = supported(100, "Batches of an evaluation.")
+    keep_last_n_checkpoints: int | None = supported(None, "Keep only this many latest checkpoints.")
+    eval_interval: int = supported(1000, "Steps between evaluations.")
+    split: str = supported("969, 30, 1", "Shares of data_path for train, validation and test.")
+    vocab_file: str | None = supported(None, "The tokenizer's vocabulary (HFTokenizer: tokenizer.json).")
+    merge_file: str | None = supported(None, "Merges of GPT2BPETokenizer.")
+    num_workers: int = supported(2, "Processes that load data.")
+    exit_interval: int | None = supported(None, "Stop (and save) at multiples of this step.")
+    attention_dropout: float = supported(0.0, "Dropout of attention probabilities.")
+    hidden_dropout: float = supported(0.0, "Dropout of embeddings and residual branches.")
+    weight_decay: float = supported(0.1, "Weight decay; same as optimizer.params.weight_decay.")
+    checkpoint_activations: bool = supported(False, "Recompute activations in the backward pass to save memory.")
+    checkpoint_num_layers: int = supported(1, "Blocks recomputed together.")
+    deepspeed_activation_checkpointing: bool = satisfied(
+        True,
+        "Recompute with DeepSpeed's code.",
+        "activations are recomputed with PyTorch's code, to the same gradients",
+    )
+    contiguous_checkpointing: bool = refused(False, "Keep checkpoints in one buffer.", _NO_OFFLOAD)
+    checkpoint_in_cpu: bool = refused(False, "Keep checkpoints on the host.", _NO_OFFLOAD)
+    synchronize_each_layer: bool = satisfied(
+        False,
+        "Wait for the device after each recomputed layer.",
+        "layers are not synchronised one by one; results do not depend on it",
+    )
+    profile_backward: bool = refused(False, "Time the recomputation.", "not supported; remove the key")
+    partition_activations: bool = satisfied(
+        False,
+        "Share out checkpointed activations over tensor-parallel ranks.",
+        "with one tensor-parallel rank there is nothing to share out",
+    )
+    clip_grad: float = supported(1.0, "Same as gradient_clipping.")
+    hysteresis: int = supported(2, "Same as fp16.hysteresis: overflows before the loss scale falls.")
+    dynamic_loss_scale: bool | None = supported(None, "fp16: adapt the loss scale; unset: where loss_scale is.")
+    loss_scale: float | None = supported(None, "Same as fp16.loss_scale: a fixed loss scale; unset or 0: dynamic.")
+    loss_scale_window: float = supported(1000.0, "Same as fp16.loss_scale_window: steps before the scale rises.")
+    min_scale: float = supported(1.0, "Same as fp16.min_loss_scale.")
+    char_level_ppl: bool = refused(
+        False,
+        "Also report the perplexity of a character in evaluations.",
+        "not supported: divide the loss by the corpus' bytes a token (corpus.json)",
+    )

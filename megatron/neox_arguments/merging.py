@@ -1,0 +1,166 @@
+"""Merge configuration files and command-line overrides into one mapping of known keys."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron.errors import ConfigError
+from megatron.neox_arguments.yaml_loader import ConfigFile
+
+# Former names that published configurations still use, with exactly the same meaning.
+ALIASES = {"gas": "gradient_accumulation_steps", "save_interval": "checkpoint_factor"}
+# Former names that have no exact heir.
+GONE = {
+    "mlp_type": "GPT-NeoX dropped it; for `llama` set activation: swiglu",
+    "dropout": "use hidden_dropout and attention_dropout",
+    "mup_save": "use save_base_shapes",
+    "vocab_size": "it comes from the tokenizer; to fix the embedding's rows use padded_vocab_size",
+    "warmup_iters": "use warmup, a share of the training steps",
+    "decay_lr_to": "use min_lr, a rate and not a share of lr",
+    "max_lr": "use lr",
+}
+# Names of one value: an override under one name replaces what was given under the others.
+_SYNONYMS: tuple[tuple[str, ...], ...] = (
+    ("lr", "optimizer.params.lr"),
+    ("weight_decay", "optimizer.params.weight_decay"),
+    ("optimizer_type", "optimizer.type"),
+    ("clip_grad", "gradient_clipping"),
+    ("batch_size", "train_micro_batch_size_per_gpu"),
+    ("fp32_allreduce", "communication_data_type"),
+    ("loss_scale", "fp16.loss_scale"),
+    ("loss_scale_window", "fp16.loss_scale_window"),
+    ("hysteresis", "fp16.hysteresis"),
+    ("min_scale", "fp16.min_loss_scale"),
+    ("zero_stage", "zero_optimization.stage"),
+    ("zero_reduce_scatter", "zero_optimization.reduce_scatter"),
+    ("zero_contiguous_gradients", "zero_optimization.contiguous_gradients"),
+    ("zero_reduce_bucket_size", "zero_optimization.reduce_bucket_size"),
+    ("zero_allgather_bucket_size", "zero_optimization.allgather_bucket_size"),
+    ("lr_decay_iters", "lr_decay_fraction"),
+)
+_PRECISIONS = ("precision", "fp16.enabled", "bf16.enabled")
+
+
+@dataclass
+class Merged:
+    """Known keys with their values, and where each came from (`file:line`, or the command line)."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+
+
+def normalise(key: str) -> str:
+    """The one spelling of a top-level key: `-` and `_` alike, former names replaced."""
+    name = key.replace("-", "_")
+    return ALIASES.get(name, name)
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """A sentence about an unknown key, with the nearest valid one."""
+    name = key.replace("-", "_")
+    if name in GONE:
+        return f"unknown key {key!r}: {GONE[name]}"
+    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
+    return f"unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+
+
+def merge(files: Iterable[ConfigFile], known: Iterable[str]) -> Merged:
+    """Merge files; raises ConfigError naming every unknown key and every key that two files give."""
+    known = set(known)
+    merged, problems = Merged(), []
+    for file in files:
+        for key, value in file.values.items():
+            where = f"{file.path}:{file.lines[key]}" if file.lines[key] else file.path
+            if not isinstance(key, str):
+                problems.append(f"{where}: a key must be a name, not {key!r}; put it in quotes")
+                continue
+            name = normalise(key)
+            if name not in known:
+                problems.append(f"{where}: {unknown_key(key, known)}")
+            elif name in merged.values:
+                problems.append(f"{where}: key {key!r} is already given in {merged.origins[name]}; keep one of the two")
+            else:
+                merged.values[name], merged.origins[name] = value, where
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return merged
+
+
+def override(merged: Merged, changes: Mapping[str, Any] | None, known: Iterable[str], origin: str) -> Merged:
+    """A copy in which `changes` win; keys may be dotted (optimizer.params.lr).
+
+    Raises ConfigError on unknown keys.
+    """
+    values, origins = copy.deepcopy(merged.values), dict(merged.origins)
+    known, problems = set(known), []
+    assignments: list[tuple[str, Any]] = []
+    for key, value in (changes or {}).items():
+        top, *rest = str(key).split(".")
+        name = normalise(top)
+        if name not in known:
+            problems.append(f"{origin}: {unknown_key(top, known)}")
+            continue
+        path = ".".join([name, *rest])
+        if path in dict(assignments):
+            problems.append(f"{origin}: key {key!r} is given twice")
+        origins[name] = origin
+        assignments.append((path, copy.deepcopy(value)))
+    for path, value in assignments:
+        _drop_synonyms(values, path, value)
+    for path, value in assignments:
+        if not _assign(values, path, value):
+            problems.append(f"{origin}: {path!r} goes into a key that is no section of keys")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return Merged(values, {key: origins[key] for key in values if key in origins})
+
+
+def _drop_synonyms(values: dict[str, Any], path: str, value: Any) -> None:
+    """Remove the other names of what an override of `path` sets."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _drop_synonyms(values, f"{path}.{key}", inner)
+    for names in _SYNONYMS:
+        if path in names:
+            for other in names:
+                if other != path:
+                    _remove(values, other)
+    if path in _PRECISIONS:
+        _switch_precision(values, path, value)
+
+
+def _switch_precision(values: dict[str, Any], path: str, value: Any) -> None:
+    """`precision`, `fp16.enabled` and `bf16.enabled` name one choice: sections follow `path`."""
+    if path != "precision":
+        values.pop("precision", None)
+    for section in ("fp16", "bf16"):
+        chosen = value == {"fp16": "fp16", "bf16": "bfloat16"}[section] if path == "precision" else None
+        if isinstance(values.get(section), dict) and path != f"{section}.enabled":
+            values[section].pop("type", None)
+            if chosen is not None or value is True:
+                values[section]["enabled"] = bool(chosen)
+
+
+def _assign(values: dict[str, Any], path: str, value: Any) -> bool:
+    *sections, last = path.split(".")
+    for section in sections:
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            return False
+    values[last] = value
+    return True
+
+
+def _remove(values: dict[str, Any], path: str) -> None:
+    *sections, last = path.split(".")
+    for section in sections:
+        values = values.get(section) or {}
+        if not isinstance(values, dict):
+            return
+    values.pop(last, None)

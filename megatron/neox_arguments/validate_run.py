@@ -1,0 +1,212 @@
+"""What must fit together in one run: shape, attention, schedule, data, muP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Problem = tuple[str, str]
+
+
+def problems(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
+    """Every (key, sentence) that speaks against the resolved values `v`; `given` is what the user gave."""
+    yield from _shape(v)
+    yield from _attention_config(v)
+    yield from _schedule(v)
+    yield from _data(v)
+    yield from _mup(v, given)
+
+
+def show(value: Any) -> str:
+    """`value` as Python writes it, shortened."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _shape(v: Mapping[str, Any]) -> Iterator[Problem]:
+    hidden, heads, kv_heads = v["hidden_size"], v["num_attention_heads"], v["num_kv_heads"]
+    if hidden and heads and heads > 0:
+        if hidden % heads:
+            near = sorted({hidden // heads * heads, (hidden // heads + 1) * heads} - {0})
+            yield (
+                "num_attention_heads",
+                f"num_attention_heads: {heads} does not divide hidden_size {hidden};"
+                f" hidden_size {' or '.join(map(str, near))} would do,"
+                f" or {_near_divisor(hidden, heads)} heads",
+            )
+        elif v["pos_emb"] == "rotary" and int(hidden // heads * v["rotary_pct"]) % 2:
+            rotating = int(hidden // heads * v["rotary_pct"])
+            yield (
+                "rotary_pct",
+                f"rotary_pct: {v['rotary_pct']} of head dimension {hidden // heads} is {rotating} dimensions,"
+                " but they rotate in pairs; choose an even number",
+            )
+        if kv_heads and kv_heads > 0 and heads % kv_heads:
+            yield (
+                "num_kv_heads",
+                f"num_kv_heads: {kv_heads} does not divide num_attention_heads {heads};"
+                f" {_near_divisor(heads, kv_heads)} would do",
+            )
+    seq_length, positions = v["seq_length"], v["max_position_embeddings"]
+    if seq_length and positions and seq_length > positions:
+        yield (
+            "seq_length",
+            f"seq_length: {seq_length} is above max_position_embeddings {positions}; raise the latter",
+        )
+    if v["pos_emb"] == "learned" and seq_length and not positions:
+        yield (
+            "max_position_embeddings",
+            f"max_position_embeddings: pos_emb learned needs it; {seq_length} (seq_length) would do",
+        )
+    if v["intermediate_size"] and v["expansion_factor"]:
+        yield "expansion_factor", "expansion_factor: intermediate_size is given too; keep one of the two"
+    if v["gpt_j_tied"] and not v["gpt_j_residual"]:
+        yield "gpt_j_tied", "gpt_j_tied: needs gpt_j_residual: true"
+
+
+def _near_divisor(number: int, near: int) -> int:
+    """The divisor of `number` that is nearest to `near`, the smaller of two."""
+    return next(d for distance in range(near) for d in (near - distance, near + distance) if d > 0 and number % d == 0)
+
+
+def _attention_config(v: Mapping[str, Any]) -> Iterator[Problem]:
+    """[[[types...], repeats], ...] or one type a layer; only full causal attention is known."""
+    kinds_seen: list[str] = []
+    count = 0
+    for item in v["attention_config"] or []:
+        if isinstance(item, list) and len(item) == 2 and isinstance(item[0], list):
+            kinds, repeat = item
+            repeat = -(-(v["num_layers"] or 0) // max(len(kinds), 1)) if repeat == "all" else repeat
+            if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
+                yield "attention_config", f"attention_config: {show(item)} needs a number of repeats"
+                return
+            kinds_seen += map(str, kinds)
+            count += len(kinds) * repeat
+        else:
+            kinds_seen.append(str(item))
+            count += 1
+    for kind in dict.fromkeys(kinds_seen):
+        if kind not in ("global", "flash"):
+            yield "attention_config", f"attention_config: {kind!r} is not supported; use global or flash"
+    if v["attention_config"] and v["num_layers"] and count != v["num_layers"]:
+        yield (
+            "attention_config",
+            f"attention_config: describes {count} layers, but num_layers is {v['num_layers']}",
+        )
+
+
+def _schedule(v: Mapping[str, Any]) -> Iterator[Problem]:
+    if v["lr"] is not None and v["min_lr"] > v["lr"]:
+        yield "min_lr", f"min_lr: {v['min_lr']} is above lr {v['lr']}; lower it"
+    if v["lr_decay_iters"] is not None and v["lr_decay_fraction"] is not None:
+        yield "lr_decay_fraction", "lr_decay_fraction: lr_decay_iters is given too; keep one of the two"
+    if v["override_lr_scheduler"] and v["use_checkpoint_lr_scheduler"]:
+        yield (
+            "override_lr_scheduler",
+            "override_lr_scheduler: use_checkpoint_lr_scheduler asks for the contrary; keep one of the two",
+        )
+    factor = v["checkpoint_factor"]
+    if factor is not None and v["checkpoint_scale"] == "linear" and (factor < 1 or factor != int(factor)):
+        yield "checkpoint_factor", f"checkpoint_factor: {factor} is no number of steps; use a whole number"
+    if factor is not None and v["checkpoint_scale"] == "log" and factor <= 1:
+        yield (
+            "checkpoint_factor",
+            f"checkpoint_factor: {factor} has no growing powers; checkpoint_scale log needs above 1",
+        )
+    if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in v["extra_save_iters"] or []):
+        yield "extra_save_iters", "extra_save_iters: needs whole numbers of at least 0"
+
+
+def _data(v: Mapping[str, Any]) -> Iterator[Problem]:
+    parts = ("train", "valid", "test")
+    if v["data_path"] and v["train_data_paths"]:
+        yield "train_data_paths", "train_data_paths: data_path is given too; keep one of the two"
+    for part in parts:
+        paths, weights = v[f"{part}_data_paths"], v[f"{part}_data_weights"]
+        if any(not isinstance(path, str) for path in paths or []):
+            yield f"{part}_data_paths", f"{part}_data_paths: needs a list of paths"
+        if weights is None:
+            continue
+        if not paths:
+            yield f"{part}_data_weights", f"{part}_data_weights: needs {part}_data_paths"
+        elif len(weights) != len(paths):
+            yield (
+                f"{part}_data_weights",
+                f"{part}_data_weights: {len(weights)} weights for {len(paths)} paths; give one for each",
+            )
+        if (
+            any(isinstance(w, bool) or not isinstance(w, int | float) or w < 0 for w in weights)
+            or sum(w for w in weights if isinstance(w, int | float)) <= 0
+        ):
+            yield (
+                f"{part}_data_weights",
+                f"{part}_data_weights: needs numbers of at least 0 that are not all 0",
+            )
+    shares = v["split"].replace("/", ",").split(",")
+    try:
+        numbers = [float(share) for share in shares if share.strip()]
+    except ValueError:
+        numbers = []
+    if not 1 <= len(numbers) <= 3 or any(n < 0 for n in numbers) or sum(numbers) <= 0:
+        yield "split", f"split: needs up to three shares such as '969, 30, 1', not {v['split']!r}"
+    if v["text_gen_type"] not in ("unconditional", "input-file", "interactive", "precompute"):
+        yield (
+            "text_gen_type",
+            f"text_gen_type: {v['text_gen_type']!r}: unconditional, input-file or interactive would do",
+        )
+
+
+def _mup(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
+    """muP keys without muP would do nothing: an error, unless use_mup: false says that this is meant.
+
+    So an overlay with `use_mup: false` can stand beside a muP configuration as its SP baseline. What asks
+    for a muP program (coord_check, save_base_shapes) is an error either way.
+    """
+    if not v["use_mup"]:
+        for key in ("coord_check", "save_base_shapes"):
+            if v[key]:
+                yield key, f"{key}: needs use_mup: true"
+        if "use_mup" not in given:
+            for key in given:
+                if key in _MUP_ONLY and v[key] != _MUP_ONLY[key]:
+                    yield (
+                        key,
+                        f"{key}: does nothing without use_mup: true (or say use_mup: false to train in SP)",
+                    )
+        return
+    if v["save_base_shapes"] and not v["base_shapes_file"]:
+        yield "save_base_shapes", "save_base_shapes: needs base_shapes_file, the prefix of the files to write"
+    has_base = v["base_shapes_file"] or v["mup_base_hidden_size"]
+    if not (has_base or v["save_base_shapes"] or v["coord_check"]):
+        yield (
+            "use_mup",
+            "use_mup: needs the base model: mup_base_hidden_size, or base_shapes_file (see save_base_shapes)",
+        )
+    if v["mup_depth_alpha"] not in (0, 0.5, 1):
+        yield "mup_depth_alpha", f"mup_depth_alpha: 0, 0.5 or 1 would do, not {v['mup_depth_alpha']}"
+    if v["mup_readout_zero_init"] and not v["no_weight_tying"]:
+        yield (
+            "mup_readout_zero_init",
+            "mup_readout_zero_init: a tied readout is the embedding, which must not be zero; set no_weight_tying: true",
+        )
+    heads, kv_heads = v["mup_base_num_attention_heads"], v["mup_base_num_kv_heads"]
+    if v["mup_base_hidden_size"] and heads and heads > 0 and v["mup_base_hidden_size"] % heads:
+        yield (
+            "mup_base_num_attention_heads",
+            f"mup_base_num_attention_heads: {heads} does not divide mup_base_hidden_size {v['mup_base_hidden_size']}",
+        )
+    if heads and kv_heads and kv_heads > 0 and heads % kv_heads:
+        yield "mup_base_num_kv_heads", f"mup_base_num_kv_heads: {kv_heads} does not divide {heads} base heads"
+    widths = v["coord_check_widths"]
+    if widths is not None and (len(set(widths)) < 2 or min(widths) < 1):
+        yield "coord_check_widths", f"coord_check_widths: needs different sizes of at least 1, not {widths}"
+
+
+_MUP_ONLY = {
+    "base_shapes_file": None, "mup_init_scale": 1.0, "mup_attn_temp": 1.0, "mup_output_temp": 1.0,
+    "mup_embedding_mult": 1.0, "mup_rp_embedding_mult": 1.0, "mup_base_hidden_size": None,
+    "mup_base_num_attention_heads": None, "mup_base_num_kv_heads": None, "mup_base_intermediate_size": None,
+    "mup_base_num_layers": None, "mup_depth_alpha": 0.0, "mup_readout_zero_init": False,
+    "mup_query_zero_init": False, "mup_weight_decay_mode": "scaled", "mup_eps_scaling": True,
+    "coord_check_widths": None, "coord_check_lr": None,
+}  # fmt: skip

@@ -1,0 +1,157 @@
+"""Read one configuration file: YAML or JSON, with line numbers kept and duplicate keys refused."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron.errors import ConfigError
+
+_SUFFIXES = (".yml", ".yaml", ".json")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the numbers that people mean: 1e-5 is a float; no dates, no base 60, no octal."""
+
+
+_DROPPED_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("int", "float", "timestamp")}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag not in _DROPPED_TAGS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_INT = re.compile(r"^[-+]?[0-9][0-9_]*$")
+_FLOAT = re.compile(
+    r"^(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(node.value).replace("_", "")))
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """One file as read: its path, text, top-level values and the line (from 1) of each top-level key."""
+
+    path: str
+    text: str
+    values: dict[str, Any]
+    lines: dict[str, int]
+
+
+def find_config(name: str, folder: str | None = None) -> Path:
+    """Path of a configuration file; the suffix .yml may be left out, as in GPT-NeoX."""
+    path = Path(folder, name) if folder else Path(name)
+    candidates = [path, *(path.with_name(path.name + suffix) for suffix in _SUFFIXES)]
+    if path.suffix in _SUFFIXES:
+        candidates = [path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder, not a configuration file")
+    tried = ", ".join(str(candidate) for candidate in candidates)
+    raise ConfigError(f"{path}: no such configuration file (looked for {tried})")
+
+
+def parse_scalar(text: str) -> Any:
+    """The value that `text` would have in a configuration file, for values from the command line."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from SafeLoader
+    except yaml.YAMLError:
+        return text
+
+
+def load_config(path: str | Path) -> ConfigFile:
+    """Read one file.
+
+    Raises:
+        ConfigError: missing or unreadable file, bad syntax, duplicate keys, or no mapping at the top.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    return parse_config(text, str(path))
+
+
+def parse_config(text: str, name: str) -> ConfigFile:
+    """Parse the text of a configuration file; `name` is used in messages. Raises ConfigError."""
+    loader = None
+    try:
+        loader = _Loader(_tabs_to_spaces(text))
+        root = loader.get_single_node()
+        if root is None:
+            raise ConfigError(f"{name}: the file is empty; a configuration has keys and values")
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{name}:{_line(root)}: needs keys and values (`key: value`) at the top level")
+        problems = _key_problems(root, name)
+        if problems:
+            raise ConfigError("\n".join(problems))
+        lines = {key.value: _line(key) for key, _ in root.value}
+        values = loader.construct_document(root)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise ConfigError(f"{where}: cannot be parsed: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: cannot be parsed: {error}") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+    return ConfigFile(name, text, values, {key: lines.get(key, 0) for key in values})
+
+
+def _line(node: yaml.Node) -> int:
+    return node.start_mark.line + 1
+
+
+def _key_problems(root: yaml.Node, name: str) -> list[str]:
+    """Keys that are given twice in one mapping, at any depth, or that are no text at the top level."""
+    problems: list[str] = []
+    seen_nodes: set[int] = set()
+
+    def visit(node: yaml.Node, path: str) -> None:
+        if id(node) in seen_nodes:  # an anchor used again
+            return
+        seen_nodes.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                visit(item, path)
+        if not isinstance(node, yaml.MappingNode):
+            return
+        first: dict[str, tuple[str, int]] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                problems.append(f"{name}:{_line(key)}: a key must be a plain name")
+                continue
+            same = key.value.replace("-", "_") if node is root else key.value
+            if same in first:
+                spelt, line = first[same]
+                as_spelt = "" if spelt == key.value else f" (as {spelt!r})"
+                where = f"{name}:{_line(key)}"
+                problems.append(f"{where}: key {path + key.value!r} is given twice, first in line {line}{as_spelt}")
+            else:
+                first[same] = (key.value, _line(key))
+            visit(value, f"{path}{key.value}.")
+
+    visit(root, "")
+    return problems
+
+
+def _tabs_to_spaces(text: str) -> str:
+    """JSON may be indented with tabs, YAML may not: in a flow document tabs outside strings become spaces."""
+    body = re.sub(r"^(?:\s*(?:#[^\n]*)?\n|\s*---[ \t]*\n)*\s*", "", text)
+    if "\t" not in text or not body.startswith("{"):
+        return text
+    token = re.compile(r'"(?:\\.|[^"\\])*"|\'[^\']*\'|#[^\n]*|\t', re.DOTALL)
+    return token.sub(lambda match: " " if match.group() == "\t" else match.group(), text)

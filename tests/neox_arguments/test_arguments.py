@@ -1,0 +1,410 @@
+"""NeoXArgs: merging, overrides, derived values, frozen result, and messages for bad input."""
+
+import copy
+import dataclasses
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from megatron.errors import ConfigError
+from megatron.neox_arguments import NeoXArgs
+
+ROOT = Path(__file__).resolve().parents[2]
+shared_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
+
+
+def message(config, **options):
+    with pytest.raises(ConfigError) as error:
+        NeoXArgs.from_dict(config, **options)
+    return str(error.value)
+
+
+configs = st.fixed_dictionaries(
+    {
+        "num_layers": st.integers(1, 8),
+        "seq_length": st.integers(1, 512),
+        "pos_emb": st.sampled_from(["rotary", "none"]),
+    },
+    optional={
+        "train_micro_batch_size_per_gpu": st.integers(1, 16),
+        "gradient_accumulation_steps": st.integers(1, 16),
+        "lr": st.floats(1e-9, 1.0),
+        "optimizer": st.fixed_dictionaries(
+            {"type": st.sampled_from(["Adam", "adamw", "SGD"]), "params": st.just({"weight_decay": 0.01})}
+        ),
+        "warmup": st.floats(0, 1),
+        "seed": st.integers(0, 2**31),
+        "wandb_group": st.text("abc 019-_:#'\"{}", max_size=8),
+        "train_data_paths": st.lists(st.text("ab/", min_size=1), min_size=1, max_size=3),
+        "bf16": st.just({"enabled": True}),
+        "zero_optimization": st.fixed_dictionaries({"stage": st.sampled_from([0, 1])}),
+        "use_bias_in_mlp": st.booleans(),
+    },
+)
+
+
+@given(configs, st.sampled_from(["-", "_"]), st.booleans())
+@shared_fixture
+def test_yaml_and_dict_give_the_same(write, config, dash, flow):
+    spelt = {key.replace("_", dash): value for key, value in config.items()}
+    from_file = NeoXArgs.from_ymls([write(yaml.safe_dump(spelt, default_flow_style=flow))])
+    from_dict = NeoXArgs.from_dict(config)
+    assert from_file == from_dict
+    assert NeoXArgs.from_dict(from_dict.to_dict()) == from_dict
+    assert NeoXArgs.from_dict(from_dict.non_default()) == from_dict
+    assert json.loads(json.dumps(from_dict.to_dict())) == from_dict.to_dict()
+    assert copy.deepcopy(from_dict) == from_dict and pickle.loads(pickle.dumps(from_dict)) == from_dict
+
+
+def test_from_ymls_keeps_the_text_of_its_files(write):
+    path = write("num-layers: 2  # a comment\n")
+    args = NeoXArgs.from_ymls([path])
+    assert args.config_files == {"model.yml": "num-layers: 2  # a comment\n"}
+    assert "config_files" not in args.to_dict() and args.replace(seed=1).config_files == args.config_files
+
+
+def test_result_is_frozen_and_variants_are_new_objects(small):
+    args = NeoXArgs.from_dict(small)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        args.hidden_size = 128
+    wider = args.replace(hidden_size=128, lr=1e-2)
+    assert (args.hidden_size, args.lr) == (64, 1e-3)
+    assert (wider.hidden_size, wider.lr) == (128, 1e-2)
+    with pytest.raises(ConfigError, match="num_attention_heads: 4 does not divide hidden_size 66"):
+        args.replace(hidden_size=66)
+
+
+def test_same_values_are_equal_however_they_are_spelt(small):
+    args = NeoXArgs.from_dict({**small, "gas": 2, "rotary-pct": 1})
+    assert args == NeoXArgs.from_dict({**small, "gradient_accumulation_steps": 2})
+    assert args != args.replace(seed=5)
+    assert type(args.rotary_pct) is float
+
+
+# Merging
+
+
+def test_same_key_in_two_files_names_both(write):
+    first, second = write("num-layers: 2\nlr: 0.1\n", "a.yml"), write("\nnum_layers: 2\n", "b.yml")
+    with pytest.raises(ConfigError) as error:
+        NeoXArgs.from_ymls([first, second])
+    assert str(error.value).startswith(f"{second}:2: key 'num_layers' is already given in {first}:1; keep")
+
+
+def test_same_file_twice_is_one_message(write):
+    path = write("num-layers: 2\nlr: 0.1\n")
+    with pytest.raises(ConfigError, match="^[^\n]*model.yml: named twice"):
+        NeoXArgs.from_ymls([path, path.removesuffix(".yml")])
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("hiden-size", "did you mean 'hidden_size'?"),
+        ("num_heads", "did you mean"),
+        ("mlp_type", "for `llama` set activation: swiglu"),
+        ("zzzzqqqq", "unknown key 'zzzzqqqq'"),
+        ("Num_Layers", "did you mean 'num_layers'?"),
+    ],
+)
+def test_unknown_key_names_file_line_and_nearest_key(write, key, hint):
+    path = write(f"seed: 1\n{key}: 3\n")
+    with pytest.raises(ConfigError) as error:
+        NeoXArgs.from_ymls([path])
+    assert str(error.value).startswith(f"{path}:2: unknown key") and hint in str(error.value)
+
+
+def test_keys_that_are_no_text_and_unknown_keys_are_listed_together(write):
+    with pytest.raises(ConfigError) as error:
+        NeoXArgs.from_ymls([write("1: 2\nsed: 3\nlayer: 1\n")])
+    assert len(str(error.value).splitlines()) == 3
+
+
+# Types
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("num_layers", "12", "needs a whole number, not the text '12'; write 12 without quotes"),
+        ("num_layers", True, "needs a whole number, not the truth value True"),
+        ("num_layers", 2.5, "needs a whole number, not 2.5"),
+        ("num_layers", [2], "needs a whole number, not the list [2]"),
+        ("lr", "1e-3", "needs a number, not the text '1e-3'; write 1e-3 without quotes"),
+        ("lr", False, "needs a number, not the truth value False"),
+        ("lr", float("inf"), "needs a number, not inf"),
+        ("use_mup", 1, "needs true or false, not 1"),
+        ("use_mup", "yes", "needs true or false, not the text 'yes'"),
+        ("wandb_group", 7, "needs text, not 7; put it in quotes"),
+        ("optimizer", "Adam", "needs keys and values, not the text 'Adam'"),
+        ("norm", "batchnorm", "needs layernorm, rmsnorm,"),
+        ("coord_check_widths", [64, "x"], "needs a list of whole numbers"),
+        ("checkpoint_factor", "often", "needs a whole number or a number, not the text 'often'"),
+    ],
+)
+def test_wrong_type_names_file_line_key_and_what_would_do(write, key, value, says):
+    path = write(f"seed: 1\n{key}: {json.dumps(value) if value != float('inf') else '.inf'}\n")
+    with pytest.raises(ConfigError) as error:
+        NeoXArgs.from_ymls([path])
+    assert str(error.value).startswith(f"{path}:2: {key}: ") and says in str(error.value)
+
+
+def test_numbers_and_words_that_are_right(small):
+    args = NeoXArgs.from_dict({**small, "warmup": 0, "norm": "RMSNorm", "launcher": "SLURM", "seed": None})
+    assert (args.warmup, args.norm, args.launcher, args.seed) == (0.0, "rmsnorm", "slurm", 1234)
+
+
+def test_all_problems_come_in_one_message(small):
+    wrong = {"num_attention_heads": 5, "hidden_dropout": 1.5, "moe_num_experts": 8, "min_lr": 1.0}
+    text = message({**small, **wrong})
+    assert [line.split(": ")[1] for line in text.splitlines()] == [
+        "moe_num_experts", "hidden_dropout", "num_attention_heads", "min_lr",
+    ]  # fmt: skip
+
+
+# Batch sizes
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 8), st.integers(0, 3))
+@shared_fixture
+def test_any_one_batch_size_may_be_missing(small, micro, steps, ranks, missing):
+    sizes = {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": steps,
+        "train_batch_size": micro * steps * ranks,
+    }
+    part = {key: value for i, (key, value) in enumerate(sizes.items()) if i != missing}
+    model = {key: value for key, value in small.items() if key not in sizes}
+    args = NeoXArgs.from_dict({**model, **part}, world_size=None if missing == 3 else ranks)
+    assert {key: getattr(args, key) for key in sizes} == sizes
+    assert args.world_size == ranks and args.batch_size == micro
+
+
+def test_contradicting_batch_sizes_name_what_would_do(small):
+    text = message({**small, "train_batch_size": 30, "gradient_accumulation_steps": 2}, world_size=4)
+    assert "train_batch_size 32 would do" in text
+    text = message({**small, "train_batch_size": 30}, world_size=4)
+    assert "16 or 32 would do" in text
+    assert "batch_size: 5" in message({**small, "batch_size": 5})
+    assert "train_batch_size: 0 is not above 0" in message({**small, "train_batch_size": 0})
+
+
+def test_world_size_precedence(small, monkeypatch):
+    small |= {"num_gpus": 2, "num_nodes": 3, "hostfile": "hosts"}
+    assert NeoXArgs.from_dict(small).world_size == 6
+    assert NeoXArgs.from_dict({**small, "global_num_gpus": 5}).world_size == 5
+    monkeypatch.setenv("WORLD_SIZE", "7")
+    assert NeoXArgs.from_dict({**small, "global_num_gpus": 5}).world_size == 7
+    assert NeoXArgs.from_dict(small, world_size=8).world_size == 8
+
+
+# Precision, optimizer, ZeRO
+
+
+@pytest.mark.parametrize(
+    ("keys", "precision"),
+    [
+        ({}, "fp32"),
+        ({"precision": "fp16"}, "fp16"),
+        ({"precision": "bfloat16"}, "bfloat16"),
+        ({"fp16": {"enabled": True, "fp16": True, "loss_scale": 0}}, "fp16"),
+        ({"fp16": {"enabled": False}}, "fp32"),
+        ({"fp16": {"enabled": True, "type": "bfloat16"}}, "bfloat16"),
+        ({"bf16": {"enabled": True}, "precision": "bfloat16"}, "bfloat16"),
+        ({"bf16": {"enabled": True}, "fp16": {"enabled": False}}, "bfloat16"),
+    ],
+)
+def test_precision(small, keys, precision):
+    args = NeoXArgs.from_dict({**small, **keys})
+    assert args.precision == precision
+    config = args.deepspeed_config()
+    assert [key for key in ("fp16", "bf16") if key in config] == {
+        "fp32": [], "fp16": ["fp16"], "bfloat16": ["bf16"]
+    }[precision]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"precision": "fp32", "fp16": {"enabled": True}}, "precision: fp32 disagrees with fp16.enabled"),
+        ({"precision": "fp16", "bf16": {"enabled": True}}, "precision: fp16 disagrees with bf16.enabled"),
+        ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "disagrees with bf16.enabled"),
+        ({"precision": "fp16", "fp16": {"enabled": False}}, "enabled: false disagrees with precision: fp16"),
+        ({"fp16": {"loss_scale": 1}}, "fp16: needs enabled"),
+        ({"fp16": {"enabled": True, "los_scale": 1}}, "fp16.los_scale: unknown key; did you mean 'loss_"),
+        ({"loss_scale": 128.0}, "loss_scale: only precision fp16"),
+        ({"optimizer": {"params": {"lr": 1}}}, "optimizer.type: missing"),
+        ({"optimizer": {"type": "Adagrad"}}, "optimizer.type: 'Adagrad' is refused"),
+        ({"optimizer": {"type": "Lion", "params": {}}}, "optimizer.type: 'Lion' is refused"),
+        ({"optimizer": {"type": "Adam", "params": {"lr": "1e-3"}}}, "optimizer.params.lr: needs a number"),
+        ({"optimizer": {"type": "Adam", "params": {"beta": 1}}}, "did you mean 'betas'?"),
+        ({"optimizer": {"type": "Adam", "params": {"betas": [0.9]}}}, "needs two numbers"),
+        ({"optimizer": {"type": "Adam", "params": {"momentum": 0.9}}}, "optimizer adam has none"),
+        ({"optimizer": {"type": "Adam", "params": [1]}}, "optimizer.params: needs keys and values"),
+        ({"lr": 0.1}, "lr: 0.1 disagrees with optimizer.params.lr: 0.001; keep one of the two"),
+        ({"optimizer_type": "sgd"}, "optimizer_type: sgd disagrees with optimizer.type: adam"),
+        ({"clip_grad": 0.5, "gradient_clipping": 1.0}, "gradient_clipping: 1.0 disagrees with clip_grad"),
+        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage: 3 is not supported yet; use 0 or 1"),
+        ({"zero_stage": "all"}, "is not supported yet; use 0 or 1"),
+        ({"zero_optimization": {"stage": 1}, "zero_stage": 0}, "zero_stage: 0 disagrees with"),
+        ({"zero_optimization": {"cpu_offload": True}}, "optimizer offload is not supported"),
+        ({"model_parallel_size": 2}, "model_parallel_size: 2 is not supported yet"),
+        ({"pipe_parallel_size": 2}, "pipe_parallel_size: 2 is not supported yet"),
+        ({"deepspeed_extra_args": {"lr": 1}}, "deepspeed_extra_args.lr: is a key of its own"),
+        ({"deepspeed_extra_args": {"elasticity": {"enabled": True}}}, "is refused: the batch size must not"),
+    ],
+)
+def test_contradictions_and_what_is_not_supported(small, keys, says):
+    assert says in message({**small, **keys})
+
+
+def test_optimizer_keys_are_resolved(small):
+    args = NeoXArgs.from_dict({"optimizer": {"type": "AdamW", "params": {"lr": 1, "weight_decay": 0}}})
+    assert (args.optimizer_type, args.lr, args.weight_decay) == ("adam", 1.0, 0.0)
+    args = NeoXArgs.from_dict({"optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}})
+    assert (args.optimizer_type, args.weight_decay) == ("sgd", 0.1)
+    assert NeoXArgs.from_dict({"lr": 1e-4, "clip_grad": 0.5}).gradient_clipping == 0.5
+
+
+def test_require_names_what_is_missing():
+    with pytest.raises(ConfigError) as error:
+        NeoXArgs.from_dict({"hidden_size": 8}).require("lr", "hidden_size", "train_iters")
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == ["lr", "train_iters"]
+
+
+# Shape, data, schedule
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"num_attention_heads": 5}, "5 does not divide hidden_size 64; hidden_size 60 or 65 would do, or 4"),
+        ({"num_kv_heads": 3}, "num_kv_heads: 3 does not divide num_attention_heads 4"),
+        ({"rotary_pct": 0.2}, "of head dimension 16 is 3 dimensions"),
+        ({"num_layers": 0}, "num_layers: needs a number at least 1, not 0"),
+        ({"max_position_embeddings": 8}, "seq_length: 32 is above max_position_embeddings 8"),
+        ({"pos_emb": "learned"}, "max_position_embeddings: pos_emb learned needs it; 32"),
+        ({"gpt_j_tied": True}, "gpt_j_tied: needs gpt_j_residual: true"),
+        ({"intermediate_size": 1, "expansion_factor": 2}, "keep one of the two"),
+        ({"attention_config": [[["flash", "local"], 1]]}, "attention_config: 'local' is not supported"),
+        ({"attention_config": [[["flash"], 3]]}, "describes 3 layers, but num_layers is 2"),
+        ({"attention_config": [[["flash"], "x"]]}, "needs a number of repeats"),
+        ({"lr_decay_iters": 5, "lr_decay_fraction": 0.5}, "keep one of the two"),
+        ({"checkpoint_factor": 0.5}, "checkpoint_factor: 0.5 is no number of steps"),
+        ({"checkpoint_factor": 1, "checkpoint_scale": "log"}, "has no growing powers"),
+        ({"extra_save_iters": [1, "x"]}, "extra_save_iters: needs whole numbers"),
+        ({"data_path": "a", "train_data_paths": ["b"]}, "train_data_paths: data_path is given too"),
+        ({"train_data_paths": ["a", "b"], "train_data_weights": [1]}, "1 weights for 2 paths"),
+        ({"train_data_paths": ["a"], "train_data_weights": [-1]}, "needs numbers of at least 0"),
+        ({"train_data_weights": [1]}, "train_data_weights: needs train_data_paths"),
+        ({"split": "a,b"}, "split: needs up to three shares"),
+        ({"split": "0,0,0"}, "split: needs up to three shares"),
+        ({"text_gen_type": "poem"}, "text_gen_type: 'poem'"),
+        ({"include": "a", "exclude": "b"}, "include: exclude is given too"),
+        ({"include": "a", "num_gpus": 2}, "num_gpus: include already says"),
+        ({"account": "me"}, "account: only launcher slurm has one"),
+        ({"master_port": 0}, "master_port: needs a number from 1"),
+        ({"override_lr_scheduler": True, "use_checkpoint_lr_scheduler": True}, "asks for the contrary"),
+        ({"train_epochs": 1}, "train_epochs: 1 is refused"),
+        ({"sliding_window_width": 128}, "sliding_window_width: 128 is refused"),
+    ],
+)
+def test_what_does_not_fit_together(small, keys, says):
+    assert says in message({**small, **keys})
+
+
+def test_derived_values(small):
+    args = NeoXArgs.from_dict({**small, "train_data_paths": ["a", "b"], "eval_iters": 0})
+    assert (args.num_kv_heads, args.max_position_embeddings, args.train_data_weights) == (4, 32, [1.0, 1.0])
+    assert (args.do_train, args.do_valid, args.do_test) == (True, False, False)
+    assert args.text_gen_type == "unconditional" and not args.is_pipe_parallel
+    assert args.replace(sample_input_file="x").text_gen_type == "input-file"
+
+
+# muP
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"coord_check": True}, "coord_check: needs use_mup: true"),
+        ({"coord_check": True, "use_mup": False}, "coord_check: needs use_mup: true"),
+        ({"save_base_shapes": True}, "save_base_shapes: needs use_mup: true"),
+        ({"use_mup": True, "save_base_shapes": True}, "save_base_shapes: needs base_shapes_file"),
+        ({"use_mup": True}, "use_mup: needs the base model"),
+        ({"mup_base_hidden_size": 32}, "mup_base_hidden_size: does nothing without use_mup: true"),
+        ({"base_shapes_file": "b"}, "base_shapes_file: does nothing without use_mup: true"),
+        ({"use_mup": True, "base_shapes_file": "b", "mup_depth_alpha": 0.3}, "0, 0.5 or 1 would do"),
+        ({"use_mup": True, "base_shapes_file": "b", "mup_readout_zero_init": True}, "set no_weight_tying"),
+        ({"use_mup": True, "mup_base_hidden_size": 33, "mup_base_num_attention_heads": 2}, "does not divide"),
+        ({"use_mup": True, "base_shapes_file": "b", "coord_check_widths": [64]}, "needs different sizes"),
+        ({"use_mup": True, "base_shapes_file": "b", "mup_output_temp": 0}, "needs a number above 0"),
+    ],
+)
+def test_mup_keys_that_do_not_fit(small, keys, says):
+    assert says in message({**small, **keys})
+
+
+def test_mup_keys_that_fit(small):
+    NeoXArgs.from_dict({**small, "use_mup": True, "mup_base_hidden_size": 32})
+    NeoXArgs.from_dict({**small, "use_mup": True, "coord_check": True})
+    NeoXArgs.from_dict({**small, "use_mup": True, "save_base_shapes": True, "base_shapes_file": "shapes"})
+    NeoXArgs.from_dict({**small, "use_mup": False, "mup_base_hidden_size": 32})  # an SP baseline
+
+
+# Overrides
+
+
+@pytest.mark.parametrize(
+    ("given_keys", "override", "key", "value"),
+    [
+        ({}, {"lr": 0.5}, "lr", 0.5),
+        ({"lr": 0.1, "optimizer": None}, {"optimizer.params.lr": 0.5, "optimizer.type": "Adam"}, "lr", 0.5),
+        ({"precision": "fp32"}, {"bf16.enabled": True}, "precision", "bfloat16"),
+        ({"fp16": {"enabled": True}}, {"precision": "bfloat16"}, "precision", "bfloat16"),
+        ({"fp16": {"enabled": False}}, {"precision": "fp16"}, "precision", "fp16"),
+        ({"precision": "fp16", "fp16": {"enabled": True}}, {"precision": "fp32"}, "precision", "fp32"),
+        ({"precision": "bfloat16"}, {"fp16": {"enabled": True}}, "precision", "fp16"),
+        ({"zero_stage": 0}, {"zero_optimization": {"stage": 1}}, "zero_stage", 1),
+        ({"zero_optimization": {"stage": 1}}, {"zero_stage": 0}, "zero_stage", 0),
+        ({"gradient_clipping": 1.0}, {"clip-grad": 0.5}, "gradient_clipping", 0.5),
+        ({"lr_decay_fraction": 0.5}, {"lr_decay_iters": 7}, "lr_decay_fraction", None),
+        ({}, {"optimizer.type": "SGD"}, "optimizer_type", "sgd"),
+    ],
+)
+def test_an_override_wins_over_every_name_of_its_value(small, given_keys, override, key, value):
+    args = NeoXArgs.from_dict({**small, **given_keys}, overwrite_values=override)
+    assert getattr(args, key) == value
+    assert getattr(NeoXArgs.from_dict({**small, **given_keys}).replace(**override), key) == value
+
+
+def test_bad_overrides(small):
+    assert "overwrite_values: unknown key 'lrr'" in message(small, overwrite_values={"lrr": 1})
+    assert "goes into a key that is no section" in message(small, overwrite_values={"hidden_size.x": 1})
+    assert "disagrees" in message(small, overwrite_values={"lr": 1, "optimizer.params.lr": 2})
+
+
+# Torch-free, quick, without side effects
+
+
+def test_reading_imports_neither_torch_nor_deepspeed_and_leaves_nothing(tmp_path):
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+sys.dont_write_bytecode = True
+from megatron.neox_arguments import NeoXArgs
+args = NeoXArgs.from_ymls([{str(ROOT / "configs" / "125M.yml")!r}], {{"save": "out", "log_dir": "logs"}})
+args.deepspeed_config(), args.replace(lr=1.0, user_script="train.py").get_deepspeed_main_args()
+heavy = {{"torch", "deepspeed", "numpy", "transformers", "wandb", "matplotlib"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,167 @@
+"""The configuration files of this repository, and what DeepSpeed is told."""
+
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron.errors import ConfigError
+from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.yaml_loader import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCAL = ROOT / "configs" / "local_setup.yml"
+FILES = sorted(path for path in (ROOT / "configs").rglob("*.yml") if path != LOCAL)
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT / "configs")) for path in FILES])
+def test_every_configuration_parses_with_the_local_setup(path):
+    values = {key.replace("-", "_"): value for key, value in load_config(path).values.items()}
+    shared = set(values) & {key.replace("-", "_") for key in load_config(LOCAL).values}
+    files = [path] if shared else [path, LOCAL]
+    one = {"model_parallel_size": 1, "pipe_parallel_size": 1}
+    args = NeoXArgs.from_ymls(files, overwrite_values=one)
+    for key in set(values) - set(one) - {"optimizer", "fp16", "bf16", "zero_optimization"}:
+        assert getattr(args, key) == values[key]
+    large = [key for key in one if values.get(key, 1) > 1]
+    if large:
+        with pytest.raises(ConfigError) as error:
+            NeoXArgs.from_ymls(files)
+        for key in large:
+            assert re.search(rf"{path.name}:\d+: {key}: {values[key]} is not supported yet", str(error.value))
+
+
+def test_reference_is_up_to_date():
+    tool = ROOT / "tools" / "argument_reference.py"
+    done = subprocess.run([sys.executable, str(tool), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_reference_has_every_key():
+    text = (ROOT / "configs" / "neox_arguments.md").read_text(encoding="utf-8")
+    keys = re.findall(r"^\| `([a-z0-9-]+)` \|", text, re.MULTILINE)
+    assert sorted(keys) == sorted(name.replace("_", "-") for name in NeoXArgs.__dataclass_fields__)
+
+
+# Written in the manner of GPT-NeoX's published files: flow style, comments, trailing commas, Python's True.
+NEOX_STYLE = """
+# a model
+{
+   "pipe_parallel_size": 0,
+   "model_parallel_size": 1,
+   "num_layers": 4,   # layers
+   "hidden-size": 128,
+   "num-attention-heads": 4,
+   "seq-length": 64,
+   "max-position-embeddings": 64,
+   "pos-emb": "rotary",
+   "rotary-pct": 0.25,
+   "no-weight-tying": true,
+   "gpt-j-residual": true,
+   "output_layer_parallelism": "column",
+   "attention-config": [[["flash"], 4]],
+   "scaled-upper-triang-masked-softmax-fusion": true,
+   "bias-gelu-fusion": true,
+   "optimizer": {
+     "type": "Adam",
+     "params": {
+       "lr": 0.0006,
+       "betas": [0.9, 0.95],
+       "eps": 1.0e-8,
+     }
+   },
+   "min_lr": 6e-5,
+   "zero_optimization": {
+    "stage": 1,
+    "allgather_partitions": True,
+    "allgather_bucket_size": 500000000,
+    "overlap_comm": True,
+    "reduce_scatter": True,
+    "reduce_bucket_size": 500000000,
+    "contiguous_gradients": True,
+    "cpu_offload": False
+  },
+   "train_micro_batch_size_per_gpu": 4,
+   "gas": 1,
+   "data-impl": "mmap",
+   "split": "995,4,1",
+   "partition-activations": true,
+   "synchronize-each-layer": true,
+   "weight-decay": 0,
+   "hidden-dropout": 0,
+   "fp16": {
+     "fp16": true,
+     "enabled": true,
+     "loss_scale": 0,
+     "loss_scale_window": 500,
+     "initial_scale_power": 12,
+     "hysteresis": 3,
+     "min_loss_scale": 1
+   },
+   "save-interval": 500,
+   "wall_clock_breakdown": true,
+   "tokenizer-type": "HFTokenizer",
+   "deepspeed_extra_args": {
+    "comms_logger": {"enabled": true, "verbose": true, "prof_all": true, "debug": false},
+  }
+}
+"""
+
+
+@pytest.fixture
+def neox_style(write):
+    return NeoXArgs.from_ymls([write(NEOX_STYLE)])
+
+
+def test_file_in_the_manner_of_gpt_neox(neox_style):
+    args = neox_style
+    assert (args.precision, args.zero_stage, args.lr, args.weight_decay) == ("fp16", 1, 6e-4, 0.0)
+    assert (args.checkpoint_factor, args.gradient_accumulation_steps, args.train_batch_size) == (500, 1, 4)
+    assert (args.loss_scale, args.dynamic_loss_scale, args.hysteresis) == (None, True, 3)
+    assert {notice.split(":")[0] for notice in args.notices()} == {
+        "attention_config", "scaled_upper_triang_masked_softmax_fusion", "bias_gelu_fusion", "data_impl",
+        "partition_activations", "synchronize_each_layer",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", [None, "fp32", "bfloat16"])
+def test_deepspeed_accepts_its_configuration(neox_style, precision):
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    args = neox_style.replace(precision=precision) if precision else neox_style
+    config = args.deepspeed_config()
+    assert not {"optimizer", "scheduler"} & set(config) and config["zero_allow_untested_optimizer"] is True
+    read = DeepSpeedConfig(config)
+    assert (read.train_batch_size, read.train_micro_batch_size_per_gpu) == (4, 4)
+    assert (read.zero_config.stage, read.gradient_clipping) == (1, 1.0)
+    assert read.zero_config.overlap_comm is True
+    assert read.float16_config.enabled == (args.precision == "fp16")
+    assert read.bfloat16_config.enabled == (args.precision == "bfloat16")
+    assert read.comms_config.comms_logger_enabled and read.wall_clock_breakdown
+    if args.precision == "fp16":
+        scaling = read.float16_config
+        assert (scaling.loss_scale, scaling.loss_scale_window, scaling.hysteresis) == (0, 500, 3)
+        assert scaling.initial_scale_power == 12
+
+
+def test_published_shapes():
+    """Rows of GPT-NeoX's published models: layers, hidden size, heads, sequence length."""
+    shapes = csv.reader(
+        """125M,12,768,12,2048
+1-3B,24,2048,16,2048
+20B,44,6144,64,2048
+pythia/70M,6,512,8,2048
+pythia/6-9B,32,4096,32,2048
+llama/65B,80,8192,64,2048
+llama2/70B,80,8192,64,4096
+mistral/7B,32,4096,32,8192""".splitlines()
+    )
+    for name, *numbers in shapes:
+        args = NeoXArgs.from_ymls(
+            [ROOT / "configs" / f"{name}.yml"], {"model_parallel_size": 1, "pipe_parallel_size": 1}
+        )
+        found = (args.num_layers, args.hidden_size, args.num_attention_heads, args.seq_length)
+        assert found == tuple(map(int, numbers))

@@ -1,0 +1,126 @@
+"""Every key of GPT-NeoX is known, with its type, its default and one status."""
+
+import ast
+import csv
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from megatron.errors import ConfigError
+from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.fields import GROUPS
+from megatron.neox_arguments.keys import REFUSED, SATISFIED, SUPPORTED
+
+FIELDS = NeoXArgs.__dataclass_fields__
+NEOX = list(csv.DictReader((Path(__file__).parent / "gpt_neox_keys.csv").open(encoding="utf-8")))
+OURS = {
+    "mup_base_hidden_size", "mup_base_num_attention_heads", "mup_base_num_kv_heads",
+    "mup_base_intermediate_size", "mup_base_num_layers", "mup_depth_alpha", "mup_readout_zero_init",
+    "mup_query_zero_init", "mup_weight_decay_mode", "mup_eps_scaling", "coord_check_widths",
+    "coord_check_seeds", "coord_check_lr", "warmup_style", "lr_cooldown_fraction", "lr_cooldown_style",
+    "wandb_mode", "torch_autocast", "optimizer_implementation",
+}  # fmt: skip
+# Departures that are meant: key -> why.
+OTHER_TYPE = {
+    "optimizer_type": "AdamW is a name of its own",
+    "lr_decay_style": "wsd is new",
+    "communication_data_type": "DeepSpeed wants a name such as fp32, not a bool",
+}
+OTHER_DEFAULT = {
+    "gradient_accumulation_steps": "unset, so that it can follow from the other two batch sizes",
+    "git_hash": "reading a configuration starts no git",
+}
+
+
+def plain(annotation: Any) -> Any:
+    """A comparable form of a type, without None."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return frozenset(("literal", part) for part in parts)
+    if origin in (typing.Union, types.UnionType):
+        kept = [plain(part) for part in parts if part is not types.NoneType]
+        return kept[0] if len(kept) == 1 else frozenset(kept)
+    if origin is list:
+        return ("list", plain(parts[0]))
+    return annotation
+
+
+def neox_type(text: str) -> Any:
+    names = {"List": list, "Any": Any, "Literal": Literal, "Union": typing.Union, "Optional": typing.Optional}
+    return plain(eval(text, names))  # noqa: S307 - a file of ours
+
+
+@pytest.mark.parametrize("row", NEOX, ids=[row["key"] for row in NEOX])
+def test_gpt_neox_key_is_known_with_its_type_and_default(row):
+    field = FIELDS[row["key"]]
+    if row["key"] not in OTHER_TYPE:
+        assert plain(field.type) == neox_type(row["type"])
+    if row["key"] not in OTHER_DEFAULT:
+        assert field.default == ast.literal_eval(row["default"])
+
+
+def test_nothing_else_is_known_but_our_keys():
+    assert set(FIELDS) - {row["key"] for row in NEOX} == OURS
+
+
+def test_no_key_is_declared_twice():
+    names = [name for group in GROUPS for name in group.__dataclass_fields__]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_status_and_description(name):
+    meta = FIELDS[name].metadata
+    assert meta["status"] in (SUPPORTED, SATISFIED, REFUSED)
+    assert meta["doc"].strip() and len(meta["doc"]) < 230
+    if meta["status"] == REFUSED:
+        assert meta["reason"]
+    if meta["status"] == SATISFIED:
+        assert meta["notice"]
+
+
+def another_value(field):
+    """A value of the field's type that is neither its default nor neutral."""
+    kind = plain(field.type)
+    samples = {bool: [True, False], int: [3], float: [0.3], str: ["other"]}
+    samples |= {dict: [{"enabled": True}], list: [["x"]]}
+    candidates = []
+    for part in kind if isinstance(kind, frozenset) else [kind]:
+        if isinstance(part, tuple) and part[0] == "literal":
+            candidates.append(part[1])
+        elif not isinstance(part, tuple):
+            candidates += samples.get(part, ["other"])
+    for value in candidates:
+        if value != field.default and value not in field.metadata["neutral"]:
+            return value
+    raise AssertionError(f"no other value for {field.name}")
+
+
+@pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if f.metadata["status"] == REFUSED])
+def test_refused_key_says_why(name):
+    field = FIELDS[name]
+    with pytest.raises(ConfigError, match=rf"{name}: .* is refused: ") as error:
+        NeoXArgs.from_dict({name: another_value(field)})
+    assert field.metadata["reason"] in str(error.value)
+    NeoXArgs.from_dict({name: field.default})
+    for neutral in field.metadata["neutral"]:
+        NeoXArgs.from_dict({name: neutral})
+
+
+REFUSED_VALUES = [(n, v) for n, f in FIELDS.items() for v in f.metadata.get("refuse", {})]
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED_VALUES)
+def test_refused_value_says_why(name, value):
+    with pytest.raises(ConfigError, match=rf"{name}: '{value}' is refused: "):
+        NeoXArgs.from_dict({name: value})
+
+
+def test_notices_name_the_satisfied_hints_that_are_set(small):
+    assert NeoXArgs.from_dict(small).notices() == []
+    hints = {"scaled_upper_triang_masked_softmax_fusion": True, "attention_config": [[["flash"], 2]]}
+    notices = NeoXArgs.from_dict({**small, **hints}).notices()
+    assert [notice.split(":")[0] for notice in notices] == list(hints)[::-1]
