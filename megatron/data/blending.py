@@ -1,0 +1,89 @@
+"""Several datasets as one, interleaved so that every prefix holds them as nearly as possible in their
+weights.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+
+from megatron.data.gpt_dataset import GPTDataset
+from megatron.errors import DataError
+
+
+def normalize_weights(weights: Sequence[float]) -> list[float]:
+    """Weights that add up to 1. DataError unless they are finite, not negative, and not all zero."""
+    total = math.fsum(weights)
+    if not all(math.isfinite(w) and w >= 0 for w in weights) or not total > 0:
+        raise DataError(f"data weights {list(weights)} must be finite, not negative, and not all zero")
+    return [weight / total for weight in weights]
+
+
+def weights_by_num_documents(num_documents: Sequence[int], alpha: float = 1.0) -> list[float]:
+    """Weights from the number of documents n_d of each dataset, as GPT-NeoX's `weight-by-num-documents` has
+    them.
+
+    With p_d = n_d / sum(n): weight_d ~ p_d^alpha / sum(p^alpha) * (1 - p_d), normalized. alpha < 1 raises
+    rare datasets (the multinomial smoothing of Conneau et al. 2019, arXiv:1911.02116, section 3.1). One
+    dataset alone has weight 1.
+    """
+    if len(num_documents) == 1:
+        return [1.0]  # the formula would be 0 / 0
+    total = sum(num_documents)
+    if total <= 0:
+        raise DataError("weight-by-num-documents: the datasets hold no documents")
+    shares = np.asarray(num_documents, dtype=np.float64) / total
+    smoothed = np.where(shares > 0, shares**alpha, 0.0)
+    return normalize_weights((smoothed / smoothed.sum() * (1 - shares)).tolist())
+
+
+def blend_index(weights: Sequence[float], num_samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which dataset sample i comes from [num_samples] i16, and which of that dataset's samples it is
+    [num_samples] i64.
+
+    Each sample goes to the dataset that is furthest behind, the one with the largest weight * max(i, 1) -
+    (samples it has given), the first of equals: Megatron-LM's rule. A longer blend begins with the shorter
+    one.
+    """
+    normalized = normalize_weights(weights)
+    # A weight of 0 would tie with a dataset that is exactly on time, and win if it came first.
+    positive = [dataset for dataset, weight in enumerate(normalized) if weight]
+    shares, counts = [normalized[dataset] for dataset in positive], [0] * len(positive)
+    order = array("h")
+    for i in range(num_samples):
+        position = i or 1
+        errors = [share * position - count for share, count in zip(shares, counts, strict=False)]
+        furthest = errors.index(max(errors))
+        counts[furthest] += 1
+        order.append(furthest)
+    chosen = np.array(positive, np.int16)[np.frombuffer(order, np.int16)]
+    within = np.empty(num_samples, np.int64)
+    for dataset, count in zip(positive, counts, strict=True):
+        within[chosen == dataset] = np.arange(count)
+    return chosen, within
+
+
+class BlendedDataset:
+    """`num_samples` samples out of `datasets` by `weights`. DataError if a dataset holds fewer than its
+    share.
+    """
+
+    def __init__(self, datasets: Sequence[GPTDataset], weights: Sequence[float], num_samples: int) -> None:
+        if len(datasets) != len(weights):
+            raise DataError(f"{len(weights)} data weights for {len(datasets)} data paths: give one each")
+        self.datasets = list(datasets)
+        self.weights = normalize_weights(weights)
+        self.dataset_index, self.sample_index = blend_index(weights, num_samples)
+        needed = np.bincount(self.dataset_index, minlength=len(datasets))
+        for dataset, need in zip(self.datasets, needed, strict=True):
+            if need > len(dataset):
+                raise DataError(f"{dataset.indexed.prefix}: {len(dataset)} samples where the blend takes {need}")
+
+    def __len__(self) -> int:
+        return len(self.dataset_index)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.datasets[self.dataset_index[index]][int(self.sample_index[index])]

@@ -1,0 +1,150 @@
+"""Train, valid and test datasets from the data keys of the configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from megatron.data.blending import BlendedDataset, normalize_weights, weights_by_num_documents
+from megatron.data.gpt_dataset import GPTDataset
+from megatron.data.indexed_dataset import IndexedDataset
+from megatron.errors import ConfigError, DataError
+
+Dataset = GPTDataset | BlendedDataset
+SPLITS = ("train", "valid", "test")
+
+
+def split_documents(split: str, num_documents: int) -> tuple[int, int, int, int]:
+    """First document of train, valid and test, and the end, for a `split` such as "969, 30, 1" (or with
+    slashes).
+
+    Rounds as Megatron-LM does. ConfigError if `split` is not one to three numbers, none negative and not all
+    zero.
+    """
+    try:
+        shares = [float(part) for part in split.replace("/", ",").split(",")]
+        if len(shares) > 3 or not all(math.isfinite(s) and s >= 0 for s in shares) or not sum(shares) > 0:
+            raise ValueError
+    except ValueError:
+        raise ConfigError(f"split: {split!r} is not up to three weights, such as '969, 30, 1'") from None
+    shares += [0.0] * (3 - len(shares))
+    bounds = [0]
+    for share in shares:
+        bounds.append(bounds[-1] + round(share / sum(shares) * num_documents))
+    excess = bounds[-1] - num_documents
+    first, second, third, end = [bounds[0], *(max(0, bound - excess) for bound in bounds[1:])]
+    return first, second, third, end
+
+
+def check_vocab(indexed: IndexedDataset, vocab_size: int, full: bool = False) -> None:
+    """Raise DataError if a token id of the data is not below `vocab_size`: the data is of another tokenizer.
+
+    Looks at about a million tokens spread over the file, or at all of them if `full`.
+    """
+    tokens, block = indexed.tokens, 1 << 16
+    step = block if full or len(tokens) <= 16 * block else len(tokens) // 16
+    for start in range(0, len(tokens), step):
+        piece = tokens[start : start + block]
+        for extreme in (int(piece.min()), int(piece.max())):
+            if not 0 <= extreme < vocab_size:
+                raise DataError(
+                    f"{indexed.prefix}.bin holds token id {extreme}, and the vocabulary has {vocab_size}: "
+                    "it was made with another tokenizer than `vocab-file` and `tokenizer-type` tell"
+                )
+
+
+def build_train_valid_test_datasets(
+    *,
+    data_path: str | Path | None = None,
+    train_data_paths: Sequence[str | Path] | None = None,
+    valid_data_paths: Sequence[str | Path] | None = None,
+    test_data_paths: Sequence[str | Path] | None = None,
+    train_data_weights: Sequence[float] | None = None,
+    valid_data_weights: Sequence[float] | None = None,
+    test_data_weights: Sequence[float] | None = None,
+    weight_by_num_documents: bool = False,
+    weighted_sampler_alpha: float = 1.0,
+    split: str = "969, 30, 1",
+    seq_length: int,
+    seed: int,
+    num_samples: tuple[int, int, int],
+    cache_dir: Path | None = None,
+    vocab_size: int | None = None,
+) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
+    """The three datasets; None for each of which no samples are asked.
+
+    Either `data_path`, whose documents `split` divides, or a list of paths for each, blended by their weights
+    (default: equal, or by numbers of documents). With `vocab_size` the data is checked against it, see
+    `check_vocab`.
+
+    Raises ConfigError where the keys contradict each other; DataError if a file is missing or corrupt, or
+    nothing is left for a dataset of which samples are asked.
+    """
+    paths = dict(zip(SPLITS, (train_data_paths, valid_data_paths, test_data_paths), strict=True))
+    weights = dict(zip(SPLITS, (train_data_weights, valid_data_weights, test_data_weights), strict=True))
+    if data_path and any(paths.values()):
+        raise ConfigError("data-path and train-, valid- or test-data-paths exclude each other: give one of the two")
+    if not data_path and not any(paths.values()):
+        raise ConfigError("no data: set data-path (`python prepare_data.py` makes a corpus) or train-data-paths")
+    options = {"seq_length": seq_length, "seed": seed, "cache_dir": cache_dir}
+    if data_path:
+        return _split_one(data_path, split, num_samples, vocab_size, options)
+    built: list[Dataset | None] = []
+    for name, count in zip(SPLITS, num_samples, strict=True):
+        if count <= 0:
+            built.append(None)
+            continue
+        given = paths[name]
+        if not given:
+            raise DataError(f"{name}-data-paths is not set, and {count} {name} samples are asked for: set it")
+        corpora = [_open(path, vocab_size) for path in given]
+        if weight_by_num_documents:
+            weight = weights_by_num_documents([len(corpus) for corpus in corpora], weighted_sampler_alpha)
+        else:
+            weight = list(weights[name] or [1.0] * len(corpora))
+        if len(weight) != len(corpora):
+            raise ConfigError(f"{name}-data-weights has {len(weight)} entries for {len(corpora)} {name}-data-paths")
+        built.append(_blend(corpora, weight, count, options))
+    return built[0], built[1], built[2]
+
+
+def _open(path: str | Path, vocab_size: int | None) -> IndexedDataset:
+    indexed = IndexedDataset(path)
+    if vocab_size is not None:
+        check_vocab(indexed, vocab_size)
+    return indexed
+
+
+def _split_one(
+    path: str | Path, split: str, num_samples: Sequence[int], vocab_size: int | None, options: dict
+) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
+    indexed = _open(path, vocab_size)
+    bounds = split_documents(split, len(indexed))
+    built: list[Dataset | None] = []
+    for name, count, first, end in zip(SPLITS, num_samples, bounds[:3], bounds[1:], strict=True):
+        if count <= 0:
+            built.append(None)
+            continue
+        documents = np.arange(first, end, dtype=np.int32)
+        if not indexed.sizes[documents].sum(dtype=np.int64) > 1:
+            raise DataError(
+                f"{indexed.prefix}: split '{split}' leaves {end - first} of its {len(indexed)} documents, "
+                f"and no text, to {name}, of which {count} samples are asked: change `split`, cut the text "
+                f"into more documents, or ask for no {name} samples"
+            )
+        built.append(GPTDataset(indexed, documents, count, **options))
+    return built[0], built[1], built[2]
+
+
+def _blend(corpora: list[IndexedDataset], weights: list[float], count: int, options: dict) -> Dataset:
+    """Blend whole corpora; each gives its share of `count` samples, and half a percent more as in
+    Megatron-LM.
+    """
+    datasets = [
+        GPTDataset(corpus, np.arange(len(corpus), dtype=np.int32), math.ceil(count * share * 1.005), **options)
+        for corpus, share in zip(corpora, normalize_weights(weights), strict=True)
+    ]
+    return BlendedDataset(datasets, weights, count)

@@ -1,0 +1,213 @@
+"""Documents out of text files: .txt and other plain text, .jsonl, .json, each also compressed as .zst or .gz;
+folders.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from megatron.errors import DataError
+
+TextSplit = Literal["file", "paragraph", "line"]
+_JSON_LINES = (".jsonl", ".ndjson")
+COMPRESSED = (".zst", ".gz")
+
+
+def find_files(inputs: Sequence[str | Path]) -> list[Path]:
+    """The files named, in the order given; a folder stands for all files below it, sorted, hidden ones left
+    out.
+    """
+    files: list[Path] = []
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            below = (file for file in path.rglob("*") if file.is_file())
+            found = sorted(
+                file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)
+            )
+            if not found:
+                raise DataError(f"{path}: the folder holds no files")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise DataError(f"{path} does not exist")
+    return files
+
+
+class DocumentReader:
+    """Iterates over documents, each a dict of the text of every key of `keys`; empty documents are left out.
+
+    JSON objects are documents with the text under `keys`; plain text is a document per file, or per paragraph
+    (blank lines between) or line, and needs exactly one key. While iterating, `bytes_read` counts bytes of
+    the files, out of `total_bytes`, and `skipped` the bad JSON lines that `skip_bad_lines` forgave.
+
+    Raises DataError that names file and line for text that is not UTF-8, bad JSON, a missing key, a corrupt
+    archive.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        keys: Sequence[str] = ("text",),
+        text_split: TextSplit = "file",
+        skip_bad_lines: bool = False,
+    ) -> None:
+        self.files, self.keys, self.text_split, self.skip_bad_lines = (
+            list(files),
+            list(keys),
+            text_split,
+            skip_bad_lines,
+        )
+        self.total_bytes = sum(file.stat().st_size for file in self.files)
+        self.bytes_read = 0
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        self.bytes_read = self.skipped = 0
+        for path in self.files:
+            before = self.bytes_read
+            for document in self._read(path):
+                if any(text.strip() for text in document.values()):
+                    yield document
+            self.bytes_read = before + path.stat().st_size
+
+    def _read(self, path: Path) -> Iterator[dict[str, str]]:
+        kind = _suffix(path)
+        try:
+            with open(path, "rb") as raw, _decompressed(raw, path) as stream:
+                if kind in _JSON_LINES:
+                    yield from self._json_lines(path, raw, stream)
+                elif kind == ".json":
+                    yield from self._json(path, stream)
+                else:
+                    yield from self._text(path, raw, stream)
+        except UnicodeDecodeError as error:
+            where = f" at byte {error.start}" if self.text_split == "file" else ""
+            raise DataError(f"{path} is not UTF-8 text: {error.reason}{where}") from error
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: cannot read: {getattr(error, 'strerror', None) or error}") from error
+
+    def _json_lines(self, path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[dict[str, str]]:
+        before = self.bytes_read
+        for number, line in enumerate(stream, start=1):
+            self.bytes_read = before + raw.tell()
+            if not line.strip():
+                continue
+            try:
+                document = self._document(json.loads(line), f"{path}:{number}")
+            except (ValueError, DataError) as error:
+                if not self.skip_bad_lines:
+                    message = str(error) if isinstance(error, DataError) else f"{path}:{number}: not JSON: {error}"
+                    raise DataError(f"{message} (--skip-bad-lines leaves such lines out)") from error
+                self.skipped += 1
+                continue
+            yield document
+
+    def _json(self, path: Path, stream: IO[bytes]) -> Iterator[dict[str, str]]:
+        try:
+            content = json.loads(stream.read())
+        except ValueError as error:
+            raise DataError(f"{path}: not JSON (one object a line is called .jsonl): {error}") from error
+        for number, entry in enumerate(content if isinstance(content, list) else [content], start=1):
+            yield self._document(entry, f"{path}: entry {number}")
+
+    def _text(self, path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[dict[str, str]]:
+        if len(self.keys) != 1:
+            raise DataError(f"{path} is plain text, which has no keys {', '.join(self.keys)}: give one")
+        key, before = self.keys[0], self.bytes_read
+        if self.text_split == "file":
+            yield {key: stream.read().decode("utf-8-sig")}
+            return
+        paragraph: list[bytes] = []
+        for line in stream:
+            self.bytes_read = before + raw.tell()
+            if self.text_split == "line":
+                yield {key: line.decode("utf-8").rstrip("\r\n")}
+            elif line.strip():
+                paragraph.append(line)
+            elif paragraph:
+                yield {key: b"".join(paragraph).decode("utf-8")}
+                paragraph = []
+        yield {key: b"".join(paragraph).decode("utf-8")}
+
+    def _document(self, entry: Any, where: str) -> dict[str, str]:
+        if isinstance(entry, str) and len(self.keys) == 1:
+            return {self.keys[0]: _encodable(entry)}
+        if not isinstance(entry, dict):
+            raise DataError(f"{where}: not an object with the key {self.keys[0]!r}")
+        for key in self.keys:
+            if not isinstance(entry.get(key), str):
+                problem = "is no text" if key in entry else f"is missing (there are: {', '.join(list(entry)[:10])})"
+                raise DataError(f"{where}: the key {key!r} {problem}")
+        return {key: _encodable(entry[key]) for key in self.keys}
+
+
+def _encodable(text: str) -> str:
+    """JSON can hold halves of surrogate pairs, which are no characters: they become question marks."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return text.encode(errors="replace").decode()
+
+
+def _suffix(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _decompressed(raw: IO[bytes], path: Path) -> IO[bytes]:
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return gzip.open(raw)  # type: ignore[return-value]
+    if suffix != ".zst":
+        return raw
+    try:
+        import zstandard
+    except ImportError as error:
+        raise DataError(f"{path}: reading .zst needs the library zstandard: pip install zstandard") from error
+    return io.BufferedReader(_ZstdFrames(raw, zstandard), buffer_size=1 << 20)
+
+
+class _ZstdFrames(io.RawIOBase):
+    """Decompressed bytes of all frames of a .zst. Unlike the library's own reader it tells a truncated file
+    from its end.
+    """
+
+    def __init__(self, raw: IO[bytes], zstandard: Any) -> None:
+        self._raw, self._error = raw, zstandard.ZstdError
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        self._frame: Any = None
+        self._compressed = b""
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            self._compressed = self._compressed or self._raw.read(1 << 17)
+            if not self._compressed:
+                if self._frame is not None:
+                    raise EOFError("corrupt or truncated .zst file: it ends within a frame")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            try:
+                self._ready = memoryview(self._frame.decompress(self._compressed))
+            except self._error as error:
+                raise EOFError(f"corrupt .zst file: {error}") from error
+            self._compressed = self._frame.unused_data if self._frame.eof else b""
+            self._frame = None if self._frame.eof else self._frame
+        size = min(len(buffer), len(self._ready))
+        buffer[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size

@@ -1,0 +1,154 @@
+"""Documents to token files: tokenizes in batches, in one process or several, and writes in the order of the
+input.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron.data.indexed_dataset import IndexedDatasetBuilder, best_fitting_dtype
+from megatron.errors import DataError
+from megatron.tokenizer import Tokenizer, build_tokenizer
+
+_BATCH_CHARACTERS = 1 << 20
+_BATCH_DOCUMENTS = 1000
+
+Batch = list[dict[str, str]]
+Encoded = dict[str, tuple[np.ndarray, np.ndarray]]  # key -> tokens of all documents, tokens of each
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """Names a tokenizer, so that worker processes can build it."""
+
+    tokenizer_type: str
+    vocab_file: str | None = None
+    merge_file: str | None = None
+
+    def build(self) -> Tokenizer:
+        return build_tokenizer(self.tokenizer_type, self.vocab_file, self.merge_file)
+
+
+@dataclass
+class EncodingStats:
+    """What was encoded so far. `text_bytes` is of UTF-8, over all keys; tokens include end-of-document
+    tokens.
+    """
+
+    documents: int = 0
+    text_bytes: int = 0
+    tokens: dict[str, int] = field(default_factory=dict)
+
+
+def encode_documents(
+    documents: Iterable[dict[str, str]],
+    prefixes: dict[str, Path],
+    spec: TokenizerSpec,
+    *,
+    append_eod: bool = False,
+    workers: int = 1,
+    on_batch: Callable[[EncodingStats], None] = lambda stats: None,
+) -> EncodingStats:
+    """Write the texts under every key of `prefixes` as the dataset at its prefix, one sequence a document.
+
+    Output does not depend on `workers`. With one, tokenization happens here, where the tokenizers library
+    uses threads. `on_batch` is called as batches are written. An interruption or error leaves no files, and
+    older ones as they were.
+    """
+    tokenizer = spec.build()
+    dtype = best_fitting_dtype(tokenizer.vocab_size)
+    eod = tokenizer.eod if append_eod else None
+    stats = EncodingStats(tokens=dict.fromkeys(prefixes, 0))
+    with ExitStack() as stack:
+        builders = {
+            key: stack.enter_context(IndexedDatasetBuilder(prefix, dtype, tokenizer.vocab_size))
+            for key, prefix in prefixes.items()
+        }
+        if workers > 1:
+            encoded = _encode_in_workers(_batches(documents), spec, eod, workers)
+        else:
+            encoded = ((batch, _encode(tokenizer, batch, eod)) for batch in _batches(documents))
+        for batch, arrays in encoded:
+            for key, (tokens, sizes) in arrays.items():
+                builders[key].add_documents(tokens, sizes)
+                stats.tokens[key] += tokens.size
+            stats.documents += len(batch)
+            stats.text_bytes += sum(len(text.encode()) for document in batch for text in document.values())
+            on_batch(stats)
+        if not stats.documents:
+            raise DataError("the input holds no documents: nothing was written")
+        for builder in builders.values():
+            builder.finalize()
+    return stats
+
+
+def _batches(documents: Iterable[dict[str, str]]) -> Iterator[Batch]:
+    batch: Batch = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += sum(map(len, document.values()))
+        if characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_DOCUMENTS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(tokenizer: Tokenizer, batch: Batch, eod: int | None) -> Encoded:
+    encoded: Encoded = {}
+    for key in batch[0]:
+        ids = tokenizer.tokenize_batch([document[key] for document in batch])
+        if eod is not None:
+            for document_ids in ids:
+                document_ids.append(eod)
+        sizes = np.fromiter(map(len, ids), np.int64, len(ids))
+        tokens = np.fromiter(chain.from_iterable(ids), np.int32, int(sizes.sum()))
+        encoded[key] = (tokens, sizes)
+    return encoded
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(spec: TokenizerSpec, eod: int | None) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    _worker.update(tokenizer=spec.build(), eod=eod)
+
+
+def _encode_in_worker(batch: Batch) -> Encoded:
+    return _encode(_worker["tokenizer"], batch, _worker["eod"])
+
+
+def _encode_in_workers(
+    batches: Iterator[Batch], spec: TokenizerSpec, eod: int | None, workers: int
+) -> Iterator[tuple[Batch, Encoded]]:
+    """Batches and their tokens in order; at most two batches a worker are under way, to bound the memory."""
+    # Not fork: a forked copy of the tokenizers library's thread pool hangs.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(spec, eod))
+    pending: deque[tuple[Batch, Future[Encoded]]] = deque()
+    try:
+        for batch in batches:
+            pending.append((batch, pool.submit(_encode_in_worker, batch)))
+            if len(pending) >= 2 * workers:
+                done, future = pending.popleft()
+                yield done, future.result()
+        for done, future in pending:
+            yield done, future.result()
+    except BrokenProcessPool as error:
+        raise DataError("a tokenizer process died, for want of memory perhaps: use fewer --workers") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,201 @@
+"""Samples of `seq_length + 1` tokens out of shuffled, concatenated documents, as in Megatron-LM and GPT-NeoX.
+
+Three indices say which tokens sample i holds: the document index (the documents of all epochs, shuffled), the
+sample index (where in it each sample starts) and the shuffle index (the order in which samples are given
+out).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron.data.indexed_dataset import IndexedDataset
+from megatron.errors import DataError
+
+INDEX_VERSION = 1  # part of the names of cached indices: raise it when the meaning of an index changes
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """The three indices.
+
+    doc_idx [epochs * documents] i32: sequences of the dataset in reading order; sample_idx [samples + 1, 2]:
+    entry of `doc_idx` and token offset in it at which a sample starts; shuffle_idx [samples]: the samples as
+    they are given out.
+    """
+
+    doc_idx: np.ndarray
+    sample_idx: np.ndarray
+    shuffle_idx: np.ndarray
+
+
+class GPTDataset:
+    """`dataset[i]` is an int64 array [seq_length + 1]; there are at least `num_samples`, over as many epochs
+    as that takes.
+
+    The last token of one sample is the first of the next in reading order, so that every token but the first
+    is once a target. `documents` are the sequences of `indexed` that take part. The order depends on the
+    sizes of the documents, `num_samples`, `seq_length` and `seed` only. Indices are kept in `cache_dir`
+    (default: `index_cache` beside the data) when that can be written, and memory-mapped from there.
+
+    Raises DataError if the documents hold too few tokens for one sample to be made of.
+    """
+
+    def __init__(
+        self,
+        indexed: IndexedDataset,
+        documents: np.ndarray,
+        num_samples: int,
+        seq_length: int,
+        seed: int,
+        cache_dir: Path | None = None,
+    ) -> None:
+        if indexed.dtype.kind not in "iu":
+            raise DataError(f"{indexed.prefix}: holds {indexed.dtype.name}, not token ids")
+        documents = np.ascontiguousarray(documents, dtype=np.int32)
+        if documents.size and not (0 <= documents.min() and documents.max() < len(indexed)):
+            raise IndexError(f"documents reach beyond the {len(indexed)} of {indexed.prefix}")
+        if indexed.sizes[documents].sum(dtype=np.int64) < 2:
+            raise DataError(
+                f"{indexed.prefix}: {documents.size} documents hold fewer than 2 tokens: nothing to train on"
+            )
+        self.indexed = indexed
+        self.seq_length = seq_length
+        self.order = load_or_build_order(indexed, documents, num_samples, seq_length, seed, cache_dir)
+
+    def __len__(self) -> int:
+        return len(self.order.shuffle_idx)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        sample = int(self.order.shuffle_idx[index])
+        (entry, offset), (last_entry, last_offset) = self.order.sample_idx[sample : sample + 2].tolist()
+        tokens = np.empty(self.seq_length + 1, np.int64)
+        filled = 0
+        while entry <= last_entry:
+            length = last_offset + 1 - offset if entry == last_entry else None
+            piece = self.indexed.get(int(self.order.doc_idx[entry]), offset, length)
+            tokens[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            entry, offset = entry + 1, 0
+        return tokens
+
+
+def build_order(sizes: np.ndarray, documents: np.ndarray, num_samples: int, seq_length: int, seed: int) -> SampleOrder:
+    """The indices for at least `num_samples` samples, by Megatron-LM's rules and in its draws of random
+    numbers.
+    """
+    tokens_per_epoch = int(sizes[documents].sum(dtype=np.int64))
+    num_epochs = max(1, -(-(num_samples * seq_length + 1) // tokens_per_epoch))
+    total = (num_epochs * tokens_per_epoch - 1) // seq_length
+    shuffled_together = total
+    rng = np.random.RandomState(seed)
+    # When little of the last epoch is needed, mixing it into the others would show some documents once less
+    # often.
+    if num_epochs > 1:
+        without_last = ((num_epochs - 1) * tokens_per_epoch - 1) // seq_length
+        per_epoch = (tokens_per_epoch - 1) // seq_length
+        if num_samples - without_last < int(0.8 * per_epoch):
+            shuffled_together = without_last
+    doc_idx = np.tile(documents, num_epochs)
+    if shuffled_together < total:
+        rng.shuffle(doc_idx[: -len(documents)])
+        rng.shuffle(doc_idx[-len(documents) :])
+    else:
+        rng.shuffle(doc_idx)
+    shuffle_idx = np.arange(total, dtype=np.uint32 if total < np.iinfo(np.uint32).max - 1 else np.int64)
+    rng.shuffle(shuffle_idx[:shuffled_together])
+    rng.shuffle(shuffle_idx[shuffled_together:])
+    return SampleOrder(doc_idx, build_sample_idx(sizes[doc_idx], seq_length), shuffle_idx)
+
+
+def build_sample_idx(lengths: np.ndarray, seq_length: int) -> np.ndarray:
+    """Where each sample starts, for documents of `lengths` tokens read one after another.
+
+    Returns [samples + 1, 2]: document (position in `lengths`) and offset in it. Row k is where token k *
+    seq_length of the concatenation lies: the rows of Megatron-LM's C++ helper `build_sample_idx`, without its
+    loop.
+    """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    num_samples = (int(ends[-1]) - 1) // seq_length
+    # A document ends before sample k starts where ceil(end / seq_length) <= k: counting these is a search for
+    # all k at once.
+    ended_before = np.bincount((ends + (seq_length - 1)) // seq_length, minlength=num_samples + 1)
+    entries = np.cumsum(ended_before[: num_samples + 1])
+    offsets = np.arange(num_samples + 1, dtype=np.int64) * seq_length
+    offsets += lengths[entries] - ends[entries]
+    small = max(len(lengths), int(lengths.max())) <= np.iinfo(np.int32).max
+    rows = np.empty((num_samples + 1, 2), np.int32 if small else np.int64)
+    rows[:, 0], rows[:, 1] = entries, offsets
+    rows[0] = 0  # the helper starts at the first document even when that is empty
+    return rows
+
+
+def load_or_build_order(
+    indexed: IndexedDataset,
+    documents: np.ndarray,
+    num_samples: int,
+    seq_length: int,
+    seed: int,
+    cache_dir: Path | None = None,
+) -> SampleOrder:
+    """The order from the cache, or built and, where the folder can be written, put there."""
+    folder = (cache_dir or indexed.prefix.parent / "index_cache") / (
+        f"{indexed.prefix.name}_{num_samples}ns_{seq_length}sl_{seed}s_{_digest(indexed, documents)}"
+    )
+    cached = _load_order(folder)
+    if cached is not None:
+        return cached
+    order = build_order(indexed.sizes, documents, num_samples, seq_length, seed)
+    return order if not _save_order(order, folder) else _load_order(folder) or order
+
+
+def _digest(indexed: IndexedDataset, documents: np.ndarray) -> str:
+    """Names, with num_samples, seq_length and seed, all that an order depends on: which documents, and their
+    lengths.
+    """
+    digest = hashlib.blake2b(f"order {INDEX_VERSION}".encode(), digest_size=12)
+    digest.update(documents.tobytes())
+    digest.update(indexed.sizes[documents].tobytes())
+    return digest.hexdigest()
+
+
+def _load_order(folder: Path) -> SampleOrder | None:
+    """The cached order, memory-mapped, or None where there is none or it is damaged."""
+    names = ("doc_idx", "sample_idx", "shuffle_idx")
+    try:
+        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in names]
+    except (OSError, ValueError, EOFError):
+        return None
+    order = SampleOrder(*arrays)
+    return order if order.sample_idx.shape == (len(order.shuffle_idx) + 1, 2) else None
+
+
+def _save_order(order: SampleOrder, folder: Path) -> bool:
+    """Put the order in the cache as a whole; True if it is there now. Several processes may do so at once."""
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        temporary.chmod(0o755)  # mkdtemp's 0700 would lock other users of a shared corpus out
+        for name in ("doc_idx", "sample_idx", "shuffle_idx"):
+            with open(temporary / f"{name}.npy", "wb") as file:
+                np.save(file, getattr(order, name))
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists() and _load_order(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        os.rename(temporary, folder)
+        return True
+    except OSError:  # read-only folder, full disc, or another process was first: the order in memory serves
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return False

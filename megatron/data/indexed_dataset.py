@@ -1,0 +1,300 @@
+"""Token files `<prefix>.bin` and `<prefix>.idx`, in the format of Megatron-LM and GPT-NeoX (`MMIDIDX`,
+version 1).
+
+Everything is little-endian. The `.bin` is the tokens of all sequences, one after another. The `.idx` is
+
+    magic `MMIDIDX\\0\\0` | u64 version = 1 | u8 dtype code | u64 sequences n | u64 entries of the document
+    index d i32 sizes[n] (tokens) | i64 pointers[n] (bytes into the .bin) | i64 document index[d] (starts at
+    0, ends at n)
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from megatron.errors import DataError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+DTYPES: dict[int, np.dtype] = {
+    code: np.dtype(name) for code, name in enumerate(["<u1", "<i1", "<i2", "<i4", "<i8", "<f4", "<f8", "<u2"], start=1)
+}
+_HEADER = struct.Struct("<9sQBQQ")
+_CHECK_CHUNK = 1 << 20
+_PREPARE_HINT = "make the default corpus with `python prepare_data.py`, yours with tools/datasets/preprocess_data.py"
+
+
+def best_fitting_dtype(vocab_size: int) -> np.dtype:
+    """Smallest dtype of the format that holds token ids below `vocab_size` (the threshold is GPT-NeoX's)."""
+    return DTYPES[8] if vocab_size < 65500 else DTYPES[4]
+
+
+def check_dtype_holds(dtype: np.dtype, vocab_size: int, name: str | Path) -> None:
+    """Raise DataError if a token id below `vocab_size` could overflow `dtype`."""
+    largest = np.iinfo(dtype).max if dtype.kind in "iu" else 0
+    if vocab_size - 1 > largest:
+        raise DataError(
+            f"{name}: a vocabulary of {vocab_size} tokens does not fit dtype {dtype.name} "
+            f"(ids up to {largest}): use {best_fitting_dtype(vocab_size).name}"
+        )
+
+
+def data_file(prefix: str | Path, suffix: str) -> Path:
+    """`<prefix>.bin` or `<prefix>.idx`; a prefix that already ends so is taken as meant."""
+    text = os.fspath(prefix)
+    if text.endswith((".bin", ".idx")):
+        text = text[:-4]
+    return Path(text + suffix)
+
+
+class IndexedDataset:
+    """Read-only, memory-mapped sequences of token ids.
+
+    `sizes` [n] i32 is the tokens of each sequence, `doc_idx` [d] i64 the sequence at which each document
+    starts, `dtype` that of the tokens. Files are verified when opened: DataError names the file that is
+    missing, truncated or corrupt. Pickles as its path, so that it travels to worker processes for free.
+    """
+
+    def __init__(self, prefix: str | Path) -> None:
+        self.prefix = data_file(prefix, "")
+        self._open()
+        self._verify()
+
+    def _open(self) -> None:
+        idx_path, bin_path = data_file(self.prefix, ".idx"), data_file(self.prefix, ".bin")
+        for path in (idx_path, bin_path):
+            if not path.is_file():
+                raise DataError(f"{path} does not exist: {_PREPARE_HINT}")
+        try:
+            raw, tokens = _map_file(idx_path), _map_file(bin_path)
+        except OSError as error:
+            raise DataError(f"{self.prefix}: cannot read: {error.strerror or error}") from error
+        self.dtype, n, d = _read_header(raw, idx_path)
+        offset = _HEADER.size
+        self.sizes = np.frombuffer(raw, "<i4", n, offset)
+        self._pointers = np.frombuffer(raw, "<i8", n, offset + 4 * n)
+        self.doc_idx = np.frombuffer(raw, "<i8", d, offset + 12 * n)
+        if tokens.size % self.dtype.itemsize:
+            raise DataError(f"{bin_path}: {tokens.size} bytes is no whole number of {self.dtype.name}: truncated?")
+        self._tokens = tokens.view(self.dtype)
+
+    def _verify(self) -> None:
+        idx_path = data_file(self.prefix, ".idx")
+        end = 0
+        for first in range(0, len(self), _CHECK_CHUNK):  # in chunks: an index of gigabytes need not fit in memory
+            sizes = self.sizes[first : first + _CHECK_CHUNK].astype(np.int64)
+            if sizes.min() < 0:
+                raise DataError(f"{idx_path}: corrupt, a sequence has a negative size")
+            ends = end + np.cumsum(sizes * self.dtype.itemsize)
+            starts = np.concatenate(([end], ends[:-1]))
+            if not np.array_equal(self._pointers[first : first + _CHECK_CHUNK], starts):
+                raise DataError(f"{idx_path}: corrupt, its pointers and its sizes disagree")
+            end = int(ends[-1])
+        doc_idx = self.doc_idx
+        monotonic = all(
+            (np.diff(doc_idx[first : first + _CHECK_CHUNK + 1]) >= 0).all()
+            for first in range(0, len(doc_idx), _CHECK_CHUNK)
+        )
+        if not (len(doc_idx) and doc_idx[0] == 0 and doc_idx[-1] == len(self) and monotonic):
+            raise DataError(f"{idx_path}: corrupt, its document index does not rise from 0 to {len(self)}")
+        if end != self._tokens.nbytes:
+            raise DataError(
+                f"{data_file(self.prefix, '.bin')}: {self._tokens.nbytes} bytes where its .idx tells {end}: "
+                "truncated, or of another .idx"
+            )
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.get(index)
+
+    def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
+        """Tokens [offset, offset + length) of sequence `index`, or from `offset` to its end: a view into the
+        file.
+        """
+        size = int(self.sizes[index])
+        length = size - offset if length is None else length
+        if offset < 0 or length < 0 or offset + length > size:
+            raise IndexError(f"tokens [{offset}, {offset + length}) of a sequence of {size}")
+        start = int(self._pointers[index]) // self.dtype.itemsize + offset
+        return self._tokens[start : start + length]
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """All tokens in file order, flat: a view into the file."""
+        return self._tokens
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"prefix": self.prefix}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.prefix = state["prefix"]
+        self._open()  # verified already, by the process that pickled it
+
+
+def _map_file(path: Path) -> np.ndarray:
+    """Bytes of the file as a read-only array; mmap refuses empty files."""
+    if path.stat().st_size == 0:
+        return np.empty(0, np.uint8)
+    return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
+
+
+def _read_header(raw: np.ndarray, path: Path) -> tuple[np.dtype, int, int]:
+    """Token dtype, number of sequences and of document-index entries, checked against the file's length."""
+    if raw.size < _HEADER.size:
+        raise DataError(f"{path}: truncated, {raw.size} bytes is less than a header")
+    magic, version, code, n, d = _HEADER.unpack(raw[: _HEADER.size].tobytes())
+    if magic != MAGIC:
+        raise DataError(f"{path}: not an index of token data (its magic is {magic!r}, not {MAGIC!r})")
+    if version != VERSION:
+        raise DataError(f"{path}: version {version} of the format is not supported, only {VERSION}")
+    if code not in DTYPES:
+        raise DataError(f"{path}: corrupt, no dtype has code {code}")
+    expected = _HEADER.size + 12 * n + 8 * d
+    if raw.size != expected:
+        raise DataError(f"{path}: truncated or corrupt, {raw.size} bytes where its header tells {expected}")
+    return DTYPES[code], n, d
+
+
+class IndexedDatasetBuilder:
+    """Writes `<prefix>.bin` and `<prefix>.idx`: under temporary names until `finalize`, so that an
+    interrupted or failed build leaves whatever was there before. Use it in a `with` block, which cleans up
+    after an exception.
+
+    Raises DataError when a token or the vocabulary does not fit `dtype`, or the disc is full.
+    """
+
+    def __init__(self, prefix: str | Path, dtype: Any, vocab_size: int | None = None) -> None:
+        self.prefix = data_file(prefix, "")
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        if self.dtype not in DTYPES.values():
+            raise DataError(f"{self.prefix}: the format has no dtype {self.dtype.name}")
+        if vocab_size is not None:
+            check_dtype_holds(self.dtype, vocab_size, self.prefix)
+        self._sizes, self._doc_idx = array("i"), array("q", [0])
+        parent, tag = self.prefix.parent, f"{self.prefix.name}.{os.getpid()}.tmp"
+        self._temporary = {suffix: parent / f".{tag}{suffix}" for suffix in (".bin", ".idx")}
+        with self._telling_errors():
+            parent.mkdir(parents=True, exist_ok=True)
+            self._bin: IO[bytes] | None = open(self._temporary[".bin"], "wb", buffering=1 << 20)
+
+    def add_item(self, tokens: Sequence[int] | np.ndarray) -> None:
+        """Append one sequence of token ids."""
+        items = np.asarray(tokens)
+        if items.ndim != 1:
+            raise ValueError(f"a sequence of tokens has one dimension, not {items.ndim}")
+        self._append(items, [len(items)])
+
+    def add_documents(self, tokens: np.ndarray, sizes: Sequence[int] | np.ndarray) -> None:
+        """Append documents of one sequence each: `tokens` [sum(sizes)] holds them one after another."""
+        first = len(self._sizes)
+        self._append(tokens, sizes)
+        self._doc_idx.extend(range(first + 1, len(self._sizes) + 1))
+
+    def _append(self, tokens: np.ndarray, sizes: Sequence[int] | np.ndarray) -> None:
+        assert self._bin is not None, "finalized"
+        if tokens.size and tokens.dtype != self.dtype and self.dtype.kind in "iu":
+            limits = np.iinfo(self.dtype)
+            for extreme in (int(tokens.min()), int(tokens.max())):
+                if not limits.min <= extreme <= limits.max:
+                    raise DataError(f"{self.prefix}: token id {extreme} does not fit dtype {self.dtype.name}")
+        if int(np.sum(sizes)) != tokens.size:
+            raise ValueError(f"sizes add up to {np.sum(sizes)}, tokens are {tokens.size}")
+        with self._telling_errors():
+            self._bin.write(tokens.astype(self.dtype, copy=False).tobytes())
+        self._sizes.extend(int(size) for size in sizes)
+
+    def end_document(self) -> None:
+        """The sequences added since the last call are one document."""
+        self._doc_idx.append(len(self._sizes))
+
+    def merge(self, prefix: str | Path) -> None:
+        """Append all sequences and documents of another dataset of the same dtype."""
+        assert self._bin is not None, "finalized"
+        other = IndexedDataset(prefix)
+        if other.dtype != self.dtype:
+            raise DataError(
+                f"{prefix}: dtype {other.dtype.name} cannot be merged into {self.dtype.name} of {self.prefix}"
+            )
+        first = len(self._sizes)
+        with self._telling_errors():
+            for start in range(0, other.tokens.size, 1 << 24):
+                self._bin.write(other.tokens[start : start + (1 << 24)].tobytes())
+        self._sizes.frombytes(other.sizes.astype("=i4").tobytes())
+        self._doc_idx.frombytes((other.doc_idx[1:] + first).astype("=i8").tobytes())
+
+    def finalize(self) -> None:
+        """Write the index, flush both files to disc and give them their names."""
+        assert self._bin is not None, "finalized"
+        if self._doc_idx[-1] != len(self._sizes):
+            self.end_document()
+        with self._telling_errors():
+            with open(self._temporary[".idx"], "wb") as idx:
+                self._write_index(idx)
+                _sync(idx)
+            _sync(self._bin)
+            self._bin.close()
+            # A kill between the two renames must not leave an old index beside new tokens.
+            data_file(self.prefix, ".idx").unlink(missing_ok=True)
+            for suffix in (".bin", ".idx"):
+                os.replace(self._temporary[suffix], data_file(self.prefix, suffix))
+        self._bin = None
+
+    def _write_index(self, idx: IO[bytes]) -> None:
+        sizes = np.frombuffer(self._sizes, np.intc).astype("<i4")
+        pointers = np.zeros(len(sizes), "<i8")
+        np.cumsum(sizes[:-1].astype(np.int64) * self.dtype.itemsize, out=pointers[1:])
+        doc_idx = np.frombuffer(self._doc_idx, np.int64).astype("<i8")
+        code = next(code for code, dtype in DTYPES.items() if dtype == self.dtype)
+        idx.write(_HEADER.pack(MAGIC, VERSION, code, len(sizes), len(doc_idx)))
+        for part in (sizes, pointers, doc_idx):
+            idx.write(part.tobytes())
+
+    def abort(self) -> None:
+        """Drop what was written; what stood at `prefix` before stays."""
+        if self._bin is not None:
+            try:
+                self._bin.close()
+            except OSError:  # the flush of a full disc fails once more: the file is closed all the same
+                pass
+            self._bin = None
+        for path in self._temporary.values():
+            path.unlink(missing_ok=True)
+
+    def __enter__(self) -> IndexedDatasetBuilder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None or self._bin is not None:
+            self.abort()
+
+    def _telling_errors(self) -> _TellOSErrors:
+        return _TellOSErrors(self)
+
+
+class _TellOSErrors:
+    """Turns an OSError while writing into a DataError, after cleaning up."""
+
+    def __init__(self, builder: IndexedDatasetBuilder) -> None:
+        self.builder = builder
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError):
+            if hasattr(self.builder, "_bin"):
+                self.builder.abort()
+            raise DataError(f"{self.builder.prefix}: cannot write: {error.strerror or error}") from error
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())

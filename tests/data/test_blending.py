@@ -1,0 +1,83 @@
+"""Blends: Megatron-LM's rule, near the weights at every prefix."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron.data.blending import BlendedDataset, blend_index, normalize_weights, weights_by_num_documents
+from megatron.errors import DataError
+
+weight_lists = st.lists(st.floats(0.01, 10), min_size=1, max_size=6)
+
+
+@given(weights=weight_lists, num_samples=st.integers(0, 200))
+def test_each_sample_goes_to_the_dataset_furthest_behind(weights, num_samples):
+    chosen, within = blend_index(weights, num_samples)
+    shares = np.array(normalize_weights(weights))
+    counts = np.zeros(len(weights))
+    for i in range(num_samples):
+        assert chosen[i] == np.argmax(shares * max(i, 1) - counts)
+        assert within[i] == counts[chosen[i]]
+        counts[chosen[i]] += 1
+        assert np.abs(counts - shares * (i + 1)).max() < len(weights)
+    assert (counts <= np.ceil(shares * num_samples * 1.005)).all(), "what Megatron-LM asks of each dataset suffices"
+
+
+@given(weights=weight_lists, lengths=st.tuples(st.integers(0, 100), st.integers(0, 100)))
+def test_a_longer_blend_begins_with_the_shorter(weights, lengths):
+    short, long = sorted(lengths)
+    for part, whole in zip(blend_index(weights, short), blend_index(weights, long), strict=True):
+        assert part.tolist() == whole[:short].tolist()
+
+
+def test_dataset_of_weight_zero_is_never_chosen():
+    assert 0 not in blend_index([0.0, 1.0, 1.0], 100)[0]
+
+
+@pytest.mark.parametrize("weights", [[0, 0], [1, -1], [1, float("nan")], [float("inf")], []])
+def test_bad_weights(weights):
+    with pytest.raises(DataError, match="weights"):
+        normalize_weights(weights)
+
+
+class Constant:
+    """Stands for a dataset: sample i is [value, i]."""
+
+    def __init__(self, value: int, length: int) -> None:
+        self.value, self.length = value, length
+        self.indexed = type("Indexed", (), {"prefix": f"corpus{value}"})
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> list[int]:
+        return [self.value, index]
+
+
+def test_blended_dataset_gives_the_samples_of_each_in_order():
+    blend = BlendedDataset([Constant(0, 100), Constant(1, 100)], [3, 1], 80)
+    samples = [blend[i] for i in range(len(blend))]
+    assert [s[1] for s in samples if s[0] == 0] == list(range(60))
+    assert [s[1] for s in samples if s[0] == 1] == list(range(20))
+
+
+def test_blend_of_datasets_that_are_too_short_or_too_many():
+    with pytest.raises(DataError, match="corpus1: 19 samples where the blend takes 20"):
+        BlendedDataset([Constant(0, 100), Constant(1, 19)], [3, 1], 80)
+    with pytest.raises(DataError, match="1 data weights for 2"):
+        BlendedDataset([Constant(0, 1), Constant(1, 1)], [1], 1)
+
+
+def test_weights_by_number_of_documents():
+    # by hand: p = (.9, .1); alpha 1: (.9 * .1, .1 * .9) -> equal; alpha 0: (.5 * .1, .5 * .9)
+    assert weights_by_num_documents([900, 100], 1.0) == pytest.approx([0.5, 0.5])
+    assert weights_by_num_documents([900, 100], 0.0) == pytest.approx([0.1, 0.9])
+    # p = (.5, .3, .2), alpha .5: sqrt(p) * (1 - p), normalized
+    raw = np.sqrt([0.5, 0.3, 0.2]) * [0.5, 0.7, 0.8]
+    assert weights_by_num_documents([50, 30, 20], 0.5) == pytest.approx((raw / raw.sum()).tolist())
+    assert weights_by_num_documents([7]) == [1.0]
+    with pytest.raises(DataError, match="no documents"):
+        weights_by_num_documents([0, 0])

@@ -1,0 +1,231 @@
+"""prepare_data.py: the default corpus, your own text, what is up to date, and no network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sysconfig
+import urllib.error
+import urllib.request
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from megatron.data import corpora
+from megatron.data.data_utils import build_train_valid_test_datasets, split_documents
+from megatron.data.indexed_dataset import IndexedDataset
+from megatron.errors import ConfigError, DataError
+from megatron.tokenizer import build_tokenizer
+from prepare_data import main
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A standard library of 600 small modules, one of them broken as some tests of the real one are."""
+    root = tmp_path / "library"
+    (root / "site-packages").mkdir(parents=True)
+    (root / "site-packages" / "foreign.py").write_text("FOREIGN = 1\n")
+    for i in range(600):
+        (root / f"module{i}.py").write_text(f"def function_{i}(x):\n    return x + {i}\n")
+    (root / "latin.py").write_bytes("# coding: latin-1\nx = 'ä'\n".encode("latin-1"))
+    (root / "broken.py").write_bytes(b"# coding: nonsense\n")
+    paths = dict(sysconfig.get_paths(), stdlib=str(root))
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: paths)
+    return root
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    def run(*flags):
+        return main(["-d", str(tmp_path / "data"), "--vocab-size", "300", *map(str, flags)])
+
+    return run
+
+
+def decoded(folder, prefix="text_document"):
+    indexed = IndexedDataset(folder / prefix)
+    tokenizer = build_tokenizer("HFTokenizer", folder / "tokenizer.json")
+    return [tokenizer.detokenize(indexed[i].tolist()) for i in range(len(indexed))]
+
+
+def test_default_corpus_is_the_standard_library_shuffled(tmp_path, library, prepare):
+    facts = prepare()
+    folder = tmp_path / "data" / "corpus"
+    modules = [path.read_text() for path in sorted(library.glob("module*.py"))]
+    expected = ["# coding: latin-1\nx = 'ä'\n", *modules]
+    documents = decoded(folder)
+    assert sorted(documents) == sorted(expected) and documents != expected
+    tokenizer, indexed = (
+        build_tokenizer("HFTokenizer", folder / "tokenizer.json"),
+        IndexedDataset(folder / "text_document"),
+    )
+    assert facts["append_eod"] and all(indexed[i][-1] == tokenizer.eod for i in range(len(indexed)))
+    assert facts == json.loads((folder / "corpus.json").read_text())
+    assert facts["vocab_size"] == tokenizer.vocab_size <= 300
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "corpus.json", "text_document.bin", "text_document.idx", "tokenizer.json",
+    ]  # fmt: skip
+    for name, digest in facts["sha256"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+
+
+def test_facts_are_those_of_the_files(tmp_path, library, prepare):
+    facts = prepare("--split", "80,15,5")
+    folder = tmp_path / "data" / "corpus"
+    indexed, documents = IndexedDataset(folder / "text_document"), decoded(folder)
+    bounds = split_documents("80,15,5", len(documents))
+    for name, first, end in zip(("train", "valid", "test"), bounds, bounds[1:], strict=False):
+        part = facts[name]
+        assert part["documents"] == end - first
+        assert part["bytes"] == sum(len(text.encode()) for text in documents[first:end])
+        assert part["tokens"] == sum(len(indexed[i]) for i in range(first, end))
+        assert part["bytes_per_token"] == part["bytes"] / part["tokens"]
+    train = Counter(t for i in range(bounds[1]) for t in indexed[i].tolist())
+    valid = [t for i in range(bounds[1], bounds[2]) for t in indexed[i].tolist()]
+    ids = set(indexed.tokens.tolist())
+    nats = -sum(math.log((train[t] + 1) / (sum(train.values()) + len(ids))) for t in valid) / len(valid)
+    assert facts["unigram_entropy"]["nats_per_token"] == pytest.approx(nats)
+    assert facts["unigram_entropy"]["nats_per_byte"] == pytest.approx(nats * len(valid) / facts["valid"]["bytes"])
+
+
+def test_prepared_corpus_trains_with_the_default_split(tmp_path, library, prepare):
+    facts = prepare()
+    datasets = build_train_valid_test_datasets(
+        data_path=tmp_path / "data/corpus/text_document", seq_length=16, seed=1, num_samples=(100, 10, 5),
+        vocab_size=facts["vocab_size"],
+    )  # fmt: skip
+    assert all(datasets)
+
+
+def test_second_time_nothing_is_done(tmp_path, library, prepare, capsys):
+    facts = prepare()
+    folder = tmp_path / "data" / "corpus"
+    times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    capsys.readouterr()
+    assert prepare() == facts
+    assert "up to date" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == times
+
+
+@pytest.mark.parametrize("change", ["force", "seed", "source", "damage", "missing", "facts"])
+def test_what_changed_is_prepared_again(tmp_path, library, prepare, capsys, change):
+    prepare()
+    folder = tmp_path / "data" / "corpus"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    flags = []
+    if change == "force":
+        flags = ["--force"]
+    elif change == "seed":
+        flags = ["--seed", 2]
+    elif change == "source":
+        (library / "module3.py").write_text("changed = True\n")
+    elif change == "damage":
+        (folder / "text_document.bin").write_bytes(before["text_document.bin"][:-2])
+    elif change == "missing":
+        (folder / "tokenizer.json").unlink()
+    else:
+        (folder / "corpus.json").write_text("{")
+    capsys.readouterr()
+    prepare(*flags)
+    assert "up to date" not in capsys.readouterr().out
+    same = {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert same == (change not in ("seed", "source")), "the same request makes the same bytes"
+
+
+def test_failure_leaves_the_old_corpus(tmp_path, library, prepare, monkeypatch):
+    facts = prepare()
+    monkeypatch.setattr(
+        "prepare_data.encode_documents", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space"))
+    )
+    with pytest.raises(DataError, match="corpus: cannot write: No space"):
+        prepare("--force")
+    monkeypatch.undo()
+    folder = tmp_path / "data" / "corpus"
+    assert json.loads((folder / "corpus.json").read_text()) == facts and len(list(folder.iterdir())) == 4
+
+
+def test_facts_never_stand_beside_other_files_than_they_tell_of(tmp_path, library, prepare, monkeypatch):
+    prepare()
+    folder = tmp_path / "data" / "corpus"
+
+    def only_the_first(source, target):
+        if Path(target).parent == folder and Path(target).name == "text_document.idx":
+            raise OSError(28, "No space")
+        os.rename(source, target)
+
+    monkeypatch.setattr("prepare_data.os.replace", only_the_first)
+    with pytest.raises(DataError, match="No space"):
+        prepare("--force", "--seed", 2)
+    assert not (folder / "corpus.json").exists()
+
+
+def test_own_file_is_cut_into_documents_that_can_be_split(tmp_path, prepare):
+    text = "".join(f"line {i} of a single long file\n" for i in range(20_000))
+    (tmp_path / "book.txt").write_text(text)
+    facts = prepare("--input", tmp_path / "book.txt", "-t", "byte", "--output-dir", tmp_path / "mine")
+    assert not facts["append_eod"] and facts["test"]["documents"] >= 1 and facts["valid"]["bytes_per_token"] == 1
+    indexed = IndexedDataset(tmp_path / "mine" / "text_document")
+    pieces = [bytes(indexed[i].tolist()).decode() for i in range(len(indexed))]
+    assert sorted("".join(pieces).splitlines()) == sorted(text.splitlines())
+
+
+def test_binary_files_of_a_folder_are_left_out(tmp_path, prepare):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "a.md").write_text("some text\n" * 500)
+    (folder / "b.png").write_bytes(b"\x89PNG\0\0\xff")
+    assert prepare("--input", folder)["bytes"] == 5000
+    with pytest.raises(DataError, match="b.png is not UTF-8"):
+        prepare("--input", folder / "b.png")
+
+
+def test_cut_keeps_every_character():
+    for text in ("", "abc", "a\n" * 5000, "x" * 5000, "long " * 900 + "\n" + "y" * 3000):
+        pieces = corpora.cut(text, 1000)
+        assert "".join(pieces) == text and all(0 < len(piece) <= 1000 for piece in pieces)
+    assert all(piece.endswith("\n") for piece in corpora.cut("line\n" * 5000, 999))
+
+
+def test_named_download(tmp_path, prepare, monkeypatch):
+    archive = tmp_path / "enwik8.zip"
+    text = "".join(f"<page>{i} of the encyclopedia</page>\n" for i in range(5000))
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("enwik8", text)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: open(archive, "rb"))
+    facts = prepare("enwik8")
+    folder = tmp_path / "data" / "enwik8"
+    assert "".join(decoded(folder, "enwik8_text_document")) == text, "in its own order"
+    assert facts["request"]["prefix"] == "enwik8_text_document"
+    assert not list(folder.glob(".*"))
+
+
+def test_without_a_network_one_sentence_tells_the_way_out(tmp_path, prepare, monkeypatch):
+    def offline(url, timeout):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    with pytest.raises(DataError, match=r"cannot download http.*Name or service.*`python prepare_data\.py`"):
+        prepare("text8")
+    assert not [path for path in Path(tmp_path).rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "flags, error, message",
+    [
+        (["enwik9"], ConfigError, "no data set is called 'enwik9'; there are enwik8"),
+        (["enwik8", "--input", "x"], ConfigError, "not both"),
+        (["--input", "nowhere"], DataError, "nowhere does not exist"),
+        (["--tokenizer", "wordpiece"], ConfigError, "--tokenizer: 'wordpiece'"),
+        (["--vocab-size", "100"], ConfigError, "--vocab-size"),
+        (["--split", "a"], ConfigError, "split"),
+        (["--workers", "0"], ConfigError, "--workers"),
+        (["-t", "HFTokenizer", "-v", "nowhere.json"], DataError, "vocab-file: nowhere.json does not exist"),
+    ],
+)
+def test_bad_arguments(library, prepare, flags, error, message):
+    with pytest.raises(error, match=message):
+        prepare(*flags)
