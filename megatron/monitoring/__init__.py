@@ -1,0 +1,26 @@
+"""Where a run's numbers go: console, JSONL, Weights & Biases, TensorBoard, behind one small protocol.
+
+The trainer makes one `record` a log step and knows nothing of who reads it. Names that the monitors
+understand: `step`, `tokens`, `train/loss`, `valid/loss`, `test/loss` (nats a token), `lr` (base rate),
+`grad_norm`, and what `ThroughputTimer.window` returns; any other name is recorded as it is.
+"""
+
+from megatron.monitoring.base import Monitor, MonitorGroup, Record
+from megatron.monitoring.build import build_monitors, default_log_dir
+from megatron.monitoring.flops import PEAK_TFLOPS, flops_per_token, peak_tflops
+from megatron.monitoring.jsonl import JsonlMonitor, read_metrics
+from megatron.monitoring.throughput import ThroughputTimer
+
+__all__ = [
+    "PEAK_TFLOPS",
+    "JsonlMonitor",
+    "Monitor",
+    "MonitorGroup",
+    "Record",
+    "ThroughputTimer",
+    "build_monitors",
+    "default_log_dir",
+    "flops_per_token",
+    "peak_tflops",
+    "read_metrics",
+]

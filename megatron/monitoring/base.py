@@ -1,0 +1,71 @@
+"""The protocol, and the group that keeps a monitor's trouble away from the training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+logger = logging.getLogger(__name__)
+
+Record = Mapping[str, float | int | None]
+
+
+class Monitor(Protocol):
+    """Takes a run's header once, then one record a log step. A record holds at least an int `step`."""
+
+    def start(self, header: Mapping[str, Any]) -> None: ...
+
+    def log(self, record: Record) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MonitorGroup:
+    """Several monitors as one, and a context manager that closes them all, whatever happens.
+
+    No monitor can stop the training: one that fails to start is dropped, one that fails later is tried again
+    at the next record; either is told once, as a warning.
+    """
+
+    def __init__(self, monitors: Sequence[Monitor] = ()) -> None:
+        self.monitors = list(monitors)
+        self._warned: set[str] = set()
+
+    def start(self, header: Mapping[str, Any]) -> None:
+        self.monitors = [monitor for monitor in self.monitors if self._attempt(monitor, "start", header)]
+
+    def log(self, record: Record) -> None:
+        for monitor in self.monitors:
+            self._attempt(monitor, "log", record)
+
+    def tick(self, step: int) -> None:
+        """Tell the monitors that show progress (those with a `tick`) that `step` updates are done."""
+        for monitor in self.monitors:
+            if hasattr(monitor, "tick"):
+                self._attempt(monitor, "tick", step)
+
+    def close(self) -> None:
+        """Close every monitor; closing twice does nothing."""
+        while self.monitors:
+            self._attempt(self.monitors.pop(), "close")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _attempt(self, monitor: Monitor, method: str, *args: Any) -> bool:
+        try:
+            getattr(monitor, method)(*args)
+        except Exception as error:
+            name = type(monitor).__name__
+            if name not in self._warned:
+                self._warned.add(name)
+                logger.warning("%s failed to %s, and training goes on: %r", name, method, error)
+            return False
+        return True

@@ -1,0 +1,84 @@
+"""The run on a terminal: a live line that moves with every step, and a line that stays for every log step."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from megatron.monitoring.base import Record
+
+# name in the record -> how it reads
+_FIELDS = {
+    "train/loss": "loss {:.4f}",
+    "lr": "lr {:.3e}",
+    "grad_norm": "grad norm {:.3f}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "tflops": "{:.3g} TFLOP/s",
+}
+
+
+class ConsoleMonitor:
+    """Plain lines where the output is no terminal (a file, a CI log), a live line besides where it is.
+
+    total_steps: updates of the whole training, to show beside the step.
+    """
+
+    def __init__(self, total_steps: int | None = None, console: Console | None = None) -> None:
+        self.total_steps = total_steps
+        self.console = console or Console()
+        self._live: Live | None = None
+        self._last: Record = {}
+
+    def start(self, header: Mapping[str, Any]) -> None:
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+            self._live.start()
+
+    def log(self, record: Record) -> None:
+        self._last = record
+        step = self._step(record["step"])
+        # A record of an evaluation alone has no training loss to show.
+        if record.get("train/loss") is not None:
+            self._print(f"{step} | {format_record(record)}")
+        for name in ("valid", "test"):
+            if (loss := record.get(f"{name}/loss")) is not None:
+                self._print(f"{step} | {name} loss {loss:.4f} | perplexity {_perplexity(loss):.4g}")
+        self.tick(record["step"])
+
+    def tick(self, step: int | float | None) -> None:
+        if self._live is not None:
+            line = f"{self._step(step)} | {format_record(self._last)}".rstrip(" |")
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+
+    def close(self) -> None:
+        if self._live is not None:
+            live, self._live = self._live, None
+            live.stop()
+
+    def _step(self, step: int | float | None) -> str:
+        return f"step {step}/{self.total_steps}" if self.total_steps else f"step {step}"
+
+    def _print(self, line: str) -> None:
+        self.console.print(Text(line), soft_wrap=True)
+        self.console.file.flush()
+
+
+def format_record(record: Record) -> str:
+    """The fields that a record has, in the usual order: loss, lr, grad norm, tokens/s, TFLOP/s, ETA."""
+    shown = [form.format(value) for name, form in _FIELDS.items() if (value := record.get(name)) is not None]
+    if (eta := record.get("eta_seconds")) is not None:
+        shown.append(f"ETA {datetime.timedelta(seconds=round(eta))}" if math.isfinite(eta) else "ETA unknown")
+    return " | ".join(shown)
+
+
+def _perplexity(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

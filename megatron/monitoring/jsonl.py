@@ -1,0 +1,163 @@
+"""metrics.jsonl: the run's header on the first line, then one object a log step. Every run writes it.
+
+A value that is not finite, which JSON cannot say, is written as null, with its kind ("nan", "inf", "-inf")
+beside it under `<name>_nonfinite`; `read_metrics` puts the two together again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from megatron.errors import DataError
+from megatron.monitoring.base import Record
+
+NONFINITE = "_nonfinite"
+
+
+class JsonlMonitor:
+    """Appends to `path`, each line flushed: a killed process loses at most the line that it was writing.
+
+    resume_step: None for a new run, which moves a file of an earlier run aside (`metrics.1.jsonl`, ...). A
+    number continues the file: records after that step are dropped, so that it holds each step once, and the
+    new header replaces the old one and lists the steps of all resumes under `resumed_from`. The rewriting is
+    atomic.
+    """
+
+    def __init__(self, path: Path, resume_step: int | None = None) -> None:
+        self.path = path
+        self.resume_step = resume_step
+        self._file: BinaryIO | None = None
+
+    def start(self, header: Mapping[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        header, records = dict(header), []
+        if self.path.exists():
+            earlier = self._earlier()
+            if earlier is None:
+                _move_aside(self.path)
+            else:
+                header["resumed_from"] = [*earlier[0].get("resumed_from", []), self.resume_step]
+                records = earlier[1]
+        _write_atomically(self.path, (_line(entry) for entry in (to_plain(header), *records)))
+        self._file = self.path.open("ab")
+
+    def log(self, record: Record) -> None:
+        if not isinstance(record.get("step"), int):
+            raise ValueError(f"a record needs an int `step`: {dict(record)}")
+        if self._file is None:
+            raise ValueError(f"{self.path} is not open")
+        self._file.write(_line(_encode(record)))
+        self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
+
+    def _earlier(self) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+        """Header and kept records of the file to continue; None if it is to be moved aside."""
+        if self.resume_step is None:
+            return None
+        try:
+            header, records = _parse(self.path)
+        except DataError:
+            return None  # unreadable, but not ours to delete
+        return header, [record for record in records if record["step"] <= self.resume_step]
+
+
+def read_metrics(path: Path | str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Header and records of a metrics.jsonl, one a step, non-finite values restored.
+
+    Lines of the same step, as of a test after the last step, become one record, the later value counting.
+    A half-written last line, as a killed run leaves, is left out. Raises DataError for anything else that is
+    not such a file, naming it and the line.
+    """
+    header, records = _parse(Path(path))
+    return header, [_decode(record) for record in records]
+
+
+def _parse(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    entries: list[dict[str, Any]] = []
+    # What follows the last newline is empty, or the line that a kill cut off.
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not JSON") from error
+        if not isinstance(entry, dict) or (entries and not isinstance(entry.get("step"), int)):
+            raise DataError(f"{path}, line {number}: not a record of a run's metrics")
+        entries.append(entry)
+    if not entries:
+        raise DataError(f"{path} has no header line: not a run's metrics, or of a run killed at its start")
+    by_step: dict[int, dict[str, Any]] = {}
+    for record in entries[1:]:
+        by_step.setdefault(record["step"], {}).update(record)
+    return entries[0], list(by_step.values())
+
+
+def _encode(record: Record) -> dict[str, Any]:
+    encoded: dict[str, Any] = {}
+    for name, value in record.items():
+        if value is not None and not isinstance(value, int):
+            value = float(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            encoded[name], encoded[name + NONFINITE] = None, str(value)
+        else:
+            encoded[name] = value
+    return encoded
+
+
+def _decode(record: Mapping[str, Any]) -> dict[str, Any]:
+    decoded = dict(record)
+    for name in record:
+        if name.endswith(NONFINITE) and (plain := name.removesuffix(NONFINITE)) in record:
+            kind = decoded.pop(name)
+            if record[plain] is None:
+                decoded[plain] = float(kind)
+    return decoded
+
+
+def to_plain(value: Any) -> Any:
+    """A header as JSON can say it: what it does not know becomes its text."""
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(entry, allow_nan=False).encode() + b"\n"
+
+
+def _write_atomically(path: Path, lines: Iterable[bytes]) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _move_aside(path: Path) -> None:
+    number = 1
+    while (target := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(target)

@@ -1,0 +1,120 @@
+"""Weights & Biases and TensorBoard: optional libraries, imported when asked for."""
+
+from __future__ import annotations
+
+import importlib
+import netrc
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from megatron.errors import ConfigError
+from megatron.monitoring.base import Record
+from megatron.monitoring.jsonl import to_plain
+
+
+class WandbMonitor:
+    """One run on Weights & Biases, with the header as its configuration. Offline where there is no login.
+
+    mode: `online`, `offline` or `disabled`; None leaves it to WANDB_MODE, then to whether there is an API key
+    for `host` in WANDB_API_KEY or in netrc. Offline runs lie in `log_dir`/wandb, for `wandb sync`.
+    Raises ConfigError at construction if the package is missing.
+    """
+
+    def __init__(
+        self,
+        *,
+        log_dir: Path,
+        project: str | None,
+        group: str | None = None,
+        team: str | None = None,
+        run_name: str | None = None,
+        host: str = "https://api.wandb.ai",
+        mode: str | None = None,
+    ) -> None:
+        self._wandb = _optional("wandb", "use_wandb", "wandb")
+        self._log_dir, self._host = log_dir, host
+        self._identity = {"project": project, "group": group, "entity": team, "name": run_name}
+        self._mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_login(host) else "offline")
+        self._run: Any = None
+        self._last_step = -1
+
+    def start(self, header: Mapping[str, Any]) -> None:
+        # `console="off"`: wandb would otherwise redirect stdout, live line and all.
+        settings = self._wandb.Settings(base_url=self._host, console="off", silent=True)
+        self._run = self._wandb.init(
+            **self._identity,
+            dir=str(self._log_dir),
+            mode=self._mode,
+            config=to_plain(header),
+            settings=settings,
+        )
+
+    def log(self, record: Record) -> None:
+        step = int(record["step"] or 0)
+        if step < self._last_step:
+            raise ValueError(f"wandb's steps only grow: step {step} after {self._last_step}")
+        self._last_step = step
+        self._run.log({name: value for name, value in record.items() if value is not None}, step=step)
+
+    def close(self) -> None:
+        if self._run is not None:
+            run, self._run = self._run, None
+            # Closed by a crash on its way out, the run is shown as failed.
+            run.finish(exit_code=int(isinstance(sys.exception(), Exception)))
+
+
+def has_login(host: str) -> bool:
+    """Whether wandb would find an API key for `host` without asking: in the environment or in netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        try:
+            if path and netrc.netrc(os.path.expanduser(path)).authenticators(urlsplit(host).hostname or host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+class TensorBoardMonitor:
+    """Scalars by step into `directory`, the header as text. `resume_step`: events after it are purged.
+
+    Raises ConfigError at construction if the package is missing.
+    """
+
+    def __init__(self, directory: Path, resume_step: int | None = None) -> None:
+        _optional("tensorboard", "tensorboard_dir", "tensorboard")
+        self._writer_class = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+        self._directory, self._resume_step = directory, resume_step
+        self._writer: Any = None
+
+    def start(self, header: Mapping[str, Any]) -> None:
+        purge = None if self._resume_step is None else self._resume_step + 1
+        self._writer = self._writer_class(log_dir=str(self._directory), purge_step=purge)
+        for name, value in header.items():
+            self._writer.add_text(name, f"```\n{to_plain(value)}\n```")
+
+    def log(self, record: Record) -> None:
+        for name, value in record.items():
+            if name != "step" and value is not None:
+                self._writer.add_scalar(name, value, record["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            writer.close()
+
+
+def _optional(package: str, key: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ConfigError(
+            f"{key} needs the package {package}, which cannot be imported ({error}): "
+            f"`pip install -e .[{extra}]`, or unset {key}"
+        ) from error
