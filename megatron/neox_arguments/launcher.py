@@ -107,6 +107,8 @@ def _override(option: str, wanted: Any, inline: str | None, rest: list[str]) -> 
             raise ConfigError(f"command line: {option} needs true or false, not {inline!r}")
         return inline.lower() in _TRUE
     text = _value(option, inline, rest)
+    if text == "null":  # back to the default, whatever the files say
+        return None
     if str in kinds - {types.NoneType} and not kinds & {int, list, dict}:
         return text
     return parse_scalar(text)

@@ -408,3 +408,9 @@ assert not heavy, heavy
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_null_on_the_command_line_takes_a_key_back_to_its_default(tmp_path):
+    (tmp_path / "a.yml").write_text("save: checkpoints\neval-interval: 7\n")
+    args = NeoXArgs.consume_neox_args([str(tmp_path / "a.yml"), "--save", "null", "--eval-interval=null"])
+    assert args.save is None and args.eval_interval == 1000

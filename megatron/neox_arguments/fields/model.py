@@ -131,13 +131,7 @@ class NeoXArgsModel:
         "gelu", "geglu", "relu", "softsign", "swish", "mish", "silu", "reglu", "swiglu", "bilinear", "glu"
     ] = supported(
         "gelu",
-        "Activation of the MLP; geglu, reglu and swiglu are gated.",
-        refuse={
-            "softsign": "not supported; use gelu, relu or silu",
-            "mish": "not supported; use silu",
-            "bilinear": "not supported; use swiglu, geglu or reglu",
-            "glu": "not supported; use swiglu, geglu or reglu",
-        },
+        "Activation of the MLP; geglu, swiglu, reglu, bilinear and glu are gated.",
     )
     use_flashattn_swiglu: bool = satisfied(
         False,
