@@ -1,0 +1,199 @@
+"""Initializers in place of torch.nn.init's, once base shapes are set.
+
+At base width they draw the same bits as torch. Elsewhere the formula is evaluated at the base width and
+multiplied by the rule of the parameter's role (mup.rules): r^-1/2 for hidden matrices, 1 for the rest.
+`generator`: as in torch.nn.init.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import init
+
+from mup.infshape import InfDim, InfShape, ShapeError
+from mup.roles import describe, infshape_of
+from mup.rules import Role
+
+__all__ = [
+    "constant_std_init_",
+    "eye_",
+    "kaiming_normal_",
+    "kaiming_uniform_",
+    "normal_",
+    "ones_",
+    "trunc_normal_",
+    "uniform_",
+    "xavier_normal_",
+    "xavier_uniform_",
+]
+
+
+class Sampler(Protocol):
+    """Fills a tensor in place, its numbers multiplied by `scale`."""
+
+    def __call__(self, tensor: Tensor, *, scale: float = 1.0) -> Any: ...
+
+
+def _hidden_mult(tensor: Tensor) -> float | None:
+    """r of a hidden matrix; None for every other role."""
+    role, r, _, _ = describe("", tensor)
+    return r if role is Role.HIDDEN and infshape_of(tensor).ninf() > 0 else None
+
+
+def _require_zero_mean(tensor: Tensor, what: str) -> None:
+    if _hidden_mult(tensor) is not None:
+        raise ShapeError(f"{what} of a hidden matrix, {infshape_of(tensor)!r}: its mean must be 0 in muP")
+
+
+def constant_std_init_(tensor: Tensor, sampler_: Sampler) -> Tensor:
+    """Fill by a sampler whose numbers do not depend on the width. Raises ShapeError before set_base_shapes."""
+    r = _hidden_mult(tensor)
+    if r is None:
+        sampler_(tensor)
+    else:
+        sampler_(tensor, scale=r**-0.5)
+    return tensor
+
+
+def uniform_(tensor: Tensor, a: float = 0, b: float = 1, generator: Generator | None = None) -> Tensor:
+    """U(a, b), times r^-1/2 for hidden matrices, for which a must be -b. a, b: independent of the width."""
+    if a != -b:
+        _require_zero_mean(tensor, f"uniform_({a}, {b})")
+
+    def sampler_(tensor: Tensor, *, scale: float = 1.0) -> None:
+        init.uniform_(tensor, a * scale, b * scale, generator=generator)
+
+    return constant_std_init_(tensor, sampler_)
+
+
+def normal_(tensor: Tensor, mean: float = 0, std: float = 1, generator: Generator | None = None) -> Tensor:
+    """N(mean, std^2), times r^-1/2 for hidden matrices, for which mean must be 0. std: independent of the width."""
+    if mean != 0:
+        _require_zero_mean(tensor, f"normal_ with mean {mean}")
+
+    def sampler_(tensor: Tensor, *, scale: float = 1.0) -> None:
+        init.normal_(tensor, mean * scale, std * scale, generator=generator)
+
+    return constant_std_init_(tensor, sampler_)
+
+
+def trunc_normal_(
+    tensor: Tensor,
+    mean: float = 0,
+    std: float = 1,
+    a: float = -2,
+    b: float = 2,
+    generator: Generator | None = None,
+) -> Tensor:
+    """N(mean, std^2) cut to [a, b], all times r^-1/2 for hidden matrices, for which mean is 0 and a is -b."""
+    if mean != 0 or a != -b:
+        _require_zero_mean(tensor, f"trunc_normal_ with mean {mean} in [{a}, {b}]")
+
+    def sampler_(tensor: Tensor, *, scale: float = 1.0) -> None:
+        init.trunc_normal_(tensor, mean * scale, std * scale, a * scale, b * scale, generator=generator)
+
+    return constant_std_init_(tensor, sampler_)
+
+
+def ones_(tensor: Tensor) -> Tensor:
+    """Ones, as for norm gains. Raises ShapeError for a hidden matrix."""
+    _require_zero_mean(tensor, "ones_")
+    return init.ones_(tensor)
+
+
+def eye_(tensor: Tensor) -> Tensor:
+    """The identity. Raises ShapeError for a hidden matrix."""
+    _require_zero_mean(tensor, "eye_")
+    return init.eye_(tensor)
+
+
+def _base(dim: InfDim) -> float:
+    return float(dim.base_dim if dim.base_dim is not None else dim.dim or 1)
+
+
+def _layout(shape: InfShape) -> tuple[InfDim, InfDim]:
+    """(fan-in, fan-out) as torch.nn.init computes them: from dimensions 1 and 0, unless declared otherwise."""
+    return shape.fanin_fanout()
+
+
+def _fans(tensor: Tensor) -> tuple[float, float]:
+    """(fan_in, fan_out) of the tensor, receptive field included, by the declared layout."""
+    shape = infshape_of(tensor)
+    if len(shape) < 2:
+        raise ShapeError("fan-in and fan-out are not defined for a tensor of fewer than 2 dimensions")
+    if shape.fan_in_dim is None and shape.fan_out_dim is None:
+        fan_in, fan_out = init._calculate_fan_in_and_fan_out(tensor)
+        return float(fan_in), float(fan_out)
+    pair = shape.fanin_fanout()
+    own = [i for i, dim in enumerate(shape) if any(dim is one for one in pair)]
+    batch = range(min(own))  # dimensions before fan-in and fan-out count matrices, such as experts; those after, taps
+    taps = math.prod(tensor.shape[i] for i in range(tensor.dim()) if i not in own and i not in batch)
+    return float(taps * (pair[0].dim or 1)), float(taps * (pair[1].dim or 1))
+
+
+def _xavier_std(tensor: Tensor, gain: float) -> float:
+    fan_in, fan_out = _layout(infshape_of(tensor))
+    fans = _fans(tensor)
+    std = gain * math.sqrt(2.0 / float(fans[0] + fans[1]))
+    to_base = ((fan_in.dim or 1) + (fan_out.dim or 1)) / (_base(fan_in) + _base(fan_out))
+    return std * math.sqrt(to_base / (_hidden_mult(tensor) or 1.0))
+
+
+def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: Any) -> float:
+    if mode not in ("fan_in", "fan_out"):
+        raise ValueError(f"mode {mode!r} is neither fan_in nor fan_out")
+    which = 0 if mode == "fan_in" else 1
+    std = init.calculate_gain(nonlinearity, a) / math.sqrt(_fans(tensor)[which])
+    to_base = _layout(infshape_of(tensor))[which].width_mult()
+    return std * math.sqrt(to_base / (_hidden_mult(tensor) or 1.0))
+
+
+def _draw_normal(tensor: Tensor, std: float, generator: Generator | None) -> Tensor:
+    with torch.no_grad():
+        return tensor.normal_(0, std, generator=generator)
+
+
+def _draw_uniform(tensor: Tensor, std: float, generator: Generator | None) -> Tensor:
+    bound = math.sqrt(3.0) * std
+    with torch.no_grad():
+        return tensor.uniform_(-bound, bound, generator=generator)
+
+
+def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
+    """Glorot's uniform init at base width, times the rule. gain: independent of the width."""
+    return _draw_uniform(tensor, _xavier_std(tensor, gain), generator)
+
+
+def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
+    """Glorot's normal init at base width, times the rule. gain: independent of the width."""
+    return _draw_normal(tensor, _xavier_std(tensor, gain), generator)
+
+
+def kaiming_normal_(
+    tensor: Tensor,
+    a: float = 0,
+    mode: Literal["fan_in", "fan_out"] = "fan_in",
+    nonlinearity: Any = "leaky_relu",
+    generator: Generator | None = None,
+) -> Tensor:
+    """He's normal init at base width, times the rule. Raises ShapeError before set_base_shapes."""
+    if 0 in tensor.shape:
+        return tensor
+    return _draw_normal(tensor, _kaiming_std(tensor, a, mode, nonlinearity), generator)
+
+
+def kaiming_uniform_(
+    tensor: Tensor,
+    a: float = 0,
+    mode: Literal["fan_in", "fan_out"] = "fan_in",
+    nonlinearity: Any = "leaky_relu",
+    generator: Generator | None = None,
+) -> Tensor:
+    """He's uniform init at base width, times the rule. Raises ShapeError before set_base_shapes."""
+    if 0 in tensor.shape:
+        return tensor
+    return _draw_uniform(tensor, _kaiming_std(tensor, a, mode, nonlinearity), generator)

@@ -1,0 +1,262 @@
+"""The static audit: what each parameter's init, learning rate, eps, decay and forward factor are, and should be.
+
+It sees what a short coordinate check cannot, such as attention scaled by 1/sqrt(d), and it takes no training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
+
+from mup.layer import MuOutput
+from mup.roles import Parameter, parameters
+from mup.rules import Options, Role, Scaling, attention_scale, parameter_scaling, readout_mult
+
+__all__ = ["Audit", "AuditRow", "attention_scales", "audit"]
+
+_CLOSE = 1e-6  # relative, for numbers that are computed and not drawn
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One thing audited: a parameter, a readout's forward factor, or an attention call.
+
+    shape, base_shape: sizes, None where finite. measured, expected: by quantity (init_std, lr, eps, weight_decay,
+    forward, attention_scale). faults: one sentence for each measured value that departs from its rule.
+    """
+
+    name: str
+    role: str
+    shape: list[int | None] = field(default_factory=list)
+    base_shape: list[int | None] = field(default_factory=list)
+    fan_in_mult: float = 1.0
+    measured: dict[str, float] = field(default_factory=dict)
+    expected: dict[str, float] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+
+@dataclass(frozen=True)
+class Audit:
+    """passed: no row has a fault."""
+
+    rows: list[AuditRow]
+
+    @property
+    def passed(self) -> bool:
+        return all(row.ok for row in self.rows)
+
+    def table(self, only_faults: bool = False) -> str:
+        """One line a row: measured values with the expected one in brackets where it differs; then the verdict."""
+        quantities = list(dict.fromkeys(q for row in self.rows for q in row.measured))
+        lines = [["name", "role", "shape", "base", "r", *quantities, "verdict"]]
+        for row in self.rows:
+            if only_faults and row.ok:
+                continue
+            cells = [row.name, row.role, _size(row.shape), _size(row.base_shape), f"{row.fan_in_mult:g}"]
+            cells += [_cell(row.measured.get(q), row.expected.get(q)) for q in quantities]
+            verdict = "; ".join(["ok"] * row.ok + [f"FAIL: {fault}" for fault in row.faults] + row.notes)
+            lines.append([*cells, verdict])
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        text = ["  ".join(cell.ljust(n) for cell, n in zip(line, widths)).rstrip() for line in lines]
+        bad = sum(not row.ok for row in self.rows)
+        return "\n".join([*text, f"FAIL: {bad} of {len(self.rows)} rows" if bad else f"PASS: {len(self.rows)} rows"])
+
+
+def _size(shape: list[int | None]) -> str:
+    return "x".join("-" if size is None else str(size) for size in shape)
+
+
+def _cell(measured: float | None, expected: float | None) -> str:
+    if measured is None:
+        return ""
+    same = expected is None or math.isclose(measured, expected, rel_tol=_CLOSE, abs_tol=1e-12)
+    return f"{measured:.4g}" + ("" if same else f" [{expected:.4g}]")
+
+
+def audit(
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    *,
+    base: nn.Module | Mapping[str, float] | None = None,
+    options: Options = Options(eps_scaling=False),
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    eps: float | None = None,
+    width_mult: float | None = None,
+    forward: Callable[[], Any] | None = None,
+    base_head_dim: int | None = None,
+    attention_temperature: float = 1.0,
+) -> Audit:
+    """Compare a freshly initialised model, whose base shapes are set, and its optimizer with the rules.
+
+    base: the base model, initialised by the same code, or name -> init std at base width: expected std is that times
+        the rule; without it init is measured but not judged. options: the rules that the optimizer follows.
+    lr, weight_decay, eps: base values; by default those of the optimizer's groups whose rule is 1, else its defaults.
+    width_mult: m of the model, for the readout and eps; by default each matrix's own.
+    forward: runs the model once, so that every call of scaled_dot_product_attention is audited against
+        base_head_dim (sqrt(base) / (d * temperature)).
+    Raises ShapeError before set_base_shapes.
+    """
+    stds = {name: _std(p) for name, p in base.named_parameters()} if isinstance(base, nn.Module) else base
+    everything = list(parameters(model))
+    groups = _groups_of(optimizer)
+    known = {"lr": lr, "weight_decay": weight_decay, "eps": eps}
+    bases = {key: _base_value(key, known[key], everything, groups, optimizer, options) for key in known}
+    rows = [_parameter_row(p, groups.get(id(p.parameter)), bases, stds, options, width_mult) for p in everything]
+    rows += _readout_rows(model, width_mult)
+    if forward is not None:
+        rows += _attention_rows(forward, base_head_dim, attention_temperature)
+    return Audit(rows)
+
+
+def _scaling(p: Parameter, options: Options, width_mult: float | None = None) -> Scaling:
+    m = p.width_mult if width_mult is None or p.role is not Role.HIDDEN else width_mult
+    return parameter_scaling(
+        p.role, fan_in_mult=p.fan_in_mult, fan_out_mult=p.fan_out_mult, width_mult=m, options=options
+    )
+
+
+def _groups_of(optimizer: Optimizer | None) -> dict[int, dict[str, Any]]:
+    groups = [] if optimizer is None else optimizer.param_groups
+    return {id(p): group for group in groups for p in group["params"]}
+
+
+def _base_value(
+    key: str,
+    given: float | None,
+    everything: list[Parameter],
+    groups: Mapping[int, dict[str, Any]],
+    optimizer: Optimizer | None,
+    options: Options,
+) -> float | None:
+    """The base value of lr, weight_decay or eps that the optimizer's groups imply."""
+    if given is not None or optimizer is None:
+        return given
+    found = [
+        float(groups[id(p.parameter)][key])
+        for p in everything
+        if key in groups.get(id(p.parameter), {})
+        and not (key == "weight_decay" and p.role is Role.VECTOR)
+        and getattr(_scaling(p, options), key) == 1.0
+    ]
+    if optimizer.defaults.get(key) is not None:  # one more voice: where groups disagree, what the user passed
+        found.append(float(optimizer.defaults[key]))
+    return Counter(found).most_common(1)[0][0] if found else None
+
+
+def _parameter_row(
+    p: Parameter,
+    group: dict[str, Any] | None,
+    bases: Mapping[str, float | None],
+    stds: Mapping[str, float] | None,
+    options: Options,
+    width_mult: float | None,
+) -> AuditRow:
+    scaling = _scaling(p, options, width_mult)
+    base_shape = [d.base_dim if d.isinf() else None for d in p.shape]
+    row = AuditRow(p.name, p.role.value, p.shape.shape(), base_shape, p.fan_in_mult)
+    row.notes.extend(f"dimension {i} is finite but not as in the base" for i in p.shape.forgotten())
+    if not p.parameter.is_meta:
+        row.measured["init_std"] = _std(p.parameter)
+        if stds is not None and p.name in stds:
+            row.expected["init_std"] = stds[p.name] * scaling.init_std
+            _judge(row, "init_std", _noise(p))
+    if group is None:
+        return row
+    for key, base in bases.items():
+        if key not in group or base is None:
+            continue
+        row.measured[key] = float(group[key])
+        decayed_vector = key == "weight_decay" and p.role is Role.VECTOR  # the caller's choice: no rule in the width
+        row.expected[key] = float(group[key]) if decayed_vector else base * getattr(scaling, key)
+        _judge(row, key, _CLOSE)
+    return row
+
+
+def _std(parameter: Tensor) -> float:
+    """Root mean square about the mean, over all elements; 0 for a single one."""
+    values = parameter.detach().double()
+    return float(values.std(correction=0)) if values.numel() > 1 else 0.0
+
+
+def _noise(p: Parameter) -> float:
+    """Relative tolerance of a measured std: five standard errors of the smaller of the two samples, and 2 %."""
+    base_size = math.prod(d.base_dim or d.dim or 1 for d in p.shape)
+    return 0.02 + 5.0 / math.sqrt(2.0 * max(min(base_size, p.parameter.numel()), 1))
+
+
+def _judge(row: AuditRow, key: str, tolerance: float) -> None:
+    measured, expected = row.measured[key], row.expected[key]
+    if not math.isclose(measured, expected, rel_tol=tolerance, abs_tol=1e-12):
+        factor = f", {measured / expected:.3g} times too large" if expected and measured > expected else ""
+        row.faults.append(f"{key} is {measured:.4g}, the rule says {expected:.4g}{factor}")
+
+
+def _readout_rows(model: nn.Module, width_mult: float | None) -> Iterator[AuditRow]:
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        shape = getattr(module.weight, "infshape", None)
+        undeclared = shape is not None and shape.role is None and shape.ninf() == 1 and shape[1].isinf()
+        if not isinstance(module, MuOutput) and not undeclared:
+            continue
+        m = shape[1].width_mult() if width_mult is None else width_mult  # type: ignore[index]
+        row = AuditRow(f"{name}()", "readout", fan_in_mult=m)
+        row.expected["forward"] = getattr(module, "output_mult", 1.0) * readout_mult(m)
+        row.measured["forward"] = _forward_factor(module)
+        _judge(row, "forward", 1e-4)
+        yield row
+
+
+def _forward_factor(linear: nn.Linear) -> float:
+    """What a linear layer multiplies W x by, measured on a probe weight and input."""
+    weight, x = torch.ones(linear.weight.shape), torch.ones(1, linear.in_features)
+    probe = {"weight": weight} | ({} if linear.bias is None else {"bias": torch.zeros(linear.out_features)})
+    with torch.no_grad():
+        return float(functional_call(linear, probe, (x,))[0, 0]) / linear.in_features
+
+
+class _AttentionScales(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[int, float]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.functional.scaled_dot_product_attention:
+            query = args[0] if args else kwargs["query"]
+            scale = kwargs.get("scale")
+            self.calls.append((query.shape[-1], query.shape[-1] ** -0.5 if scale is None else float(scale)))
+        return func(*args, **kwargs)
+
+
+def attention_scales(forward: Callable[[], Any]) -> list[tuple[int, float]]:
+    """(head dimension, scale) of every torch scaled_dot_product_attention call that `forward` makes."""
+    with _AttentionScales() as mode, torch.no_grad():
+        forward()
+    calls: list[tuple[int, float]] = mode.calls
+    return calls
+
+
+def _attention_rows(forward: Callable[[], Any], base_head_dim: int | None, temperature: float) -> Iterator[AuditRow]:
+    for i, (head_dim, scale) in enumerate(attention_scales(forward)):
+        base = head_dim if base_head_dim is None else base_head_dim
+        row = AuditRow(f"attention {i}", "attention", [head_dim], [base], head_dim / base)
+        row.measured["attention_scale"] = scale
+        row.expected["attention_scale"] = attention_scale(head_dim, base, temperature)
+        _judge(row, "attention_scale", _CLOSE)
+        yield row

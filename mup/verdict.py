@@ -1,0 +1,238 @@
+"""The verdict of a coordinate check: do activations and their changes keep their size when the model grows?
+
+For every module, statistic and step the slope of log2(statistic) on log2(width) is fitted by ordinary least squares.
+In muP it is near 0; a mistake in the parametrization shows as a power of the width (Tensor Programs V,
+arXiv:2203.03466, Appendix D.1). The uncertainty is a bootstrap over seeds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["Row", "Thresholds", "Verdict", "verdict"]
+
+# What may shrink as the width grows in correct muP (Tensor Programs V, Appendix D.1): query times key before the
+# softmax, and the network's output at init, where its weights are not zero (as when tied to the embedding).
+ATTENTION_LOGITS = re.compile(r"(attn|attention)[._]?(logits|scores)|(^|\.)(scores|attn_weights_pre_softmax)\Z", re.I)
+OUTPUT = re.compile(r"(^|\.)(readout|lm_head|head|logits|output_layer|embed_out|final_linear)?(\[\w+\])*\Z", re.I)
+
+
+def may_vanish_in_mup(module: str, statistic: str, t: int) -> bool:
+    """Whether a module's statistic may shrink with the width: attention logits, and the output at init."""
+    at_init = t == 0 and OUTPUT.search(module.split(":")[0]) is not None
+    return at_init or ATTENTION_LOGITS.search(module) is not None
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When a slope fails (powers of the width), and how much data a verdict needs.
+
+    A row fails above `max_slope` when the lower bound is above `max_low` too, and below `min_slope`.
+    """
+
+    max_slope: float = 0.15
+    max_low: float = 0.05
+    min_slope: float = -0.30
+    min_widths: int = 4
+    min_range: float = 8.0
+    min_seeds: int = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fitted slope. low, high: its 95 % bootstrap interval over seeds. reason: why it fails, else empty."""
+
+    module: str
+    statistic: str
+    t: int
+    slope: float
+    low: float
+    high: float
+    ok: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """passed: no row fails and the check is not powerless. powerless: the reference (SP) passed too, or None."""
+
+    passed: bool
+    rows: list[Row]
+    axis: str = "width"
+    values: list[float] = field(default_factory=list)
+    seeds: int = 0
+    powerless: bool | None = None
+
+    @property
+    def failures(self) -> list[Row]:
+        return [row for row in self.rows if not row.ok]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, fit for JSON."""
+        return asdict(self)
+
+    def table(self, only_failures: bool = False) -> str:
+        """One line per row, then the verdict."""
+        shown = self.failures if only_failures else self.rows
+        head = ("module", "statistic", "t", "slope", "95 % interval", "verdict")
+        lines = [head] + [
+            (
+                row.module or "(model)",
+                row.statistic,
+                str(row.t),
+                f"{row.slope:+.3f}",
+                f"[{row.low:+.3f}, {row.high:+.3f}]",
+                "ok" if row.ok else f"FAIL: {row.reason}",
+            )
+            for row in shown
+        ]
+        size = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        text = ["  ".join(cell.ljust(n) for cell, n in zip(line, size)).rstrip() for line in lines]
+        return "\n".join([*text, self.summary()])
+
+    def summary(self) -> str:
+        """The verdict in one sentence."""
+        scope = (
+            f"{len(self.rows)} slopes over {self.axis} {', '.join(f'{v:g}' for v in self.values)}, {self.seeds} seeds"
+        )
+        if self.failures:
+            worst = max(self.failures, key=lambda row: abs(row.slope) if math.isfinite(row.slope) else math.inf)
+            where = f"{worst.module or '(model)'} {worst.statistic}: {worst.reason}"
+            return f"FAIL: {len(self.failures)} of {scope}; worst: {where}"
+        if self.powerless:
+            return f"FAIL: powerless: the standard parametrization passes as well ({scope}): train longer or wider"
+        return f"PASS: {scope}"
+
+
+def verdict(
+    records: Any,
+    *,
+    reference: Any = None,
+    axis: str = "width",
+    thresholds: Thresholds = Thresholds(),
+    may_vanish: Callable[[str, str, int], bool] = may_vanish_in_mup,
+    resamples: int = 2000,
+) -> Verdict:
+    """Judge a coordinate check.
+
+    records: a list of mappings, a mapping of columns or a DataFrame with module, `axis`, seed, t, statistic, value.
+        Several values of one cell (a module called twice) are averaged.
+    reference: records of the same check in the standard parametrization; it must fail, or this check is powerless.
+    axis: the column that grows, width or depth. may_vanish(module, statistic, t): what may
+        shrink; by default attention logits, and the output at t = 0.
+    Statistics that are zero everywhere (a readout that starts at zero) are left out.
+    Raises ValueError for missing columns and for too few values, too narrow a range or too few seeds.
+    """
+    cells, values, seeds = _collect(records, axis)
+    _require_power(values, seeds, axis, thresholds)
+    rows = []
+    for (module, statistic, t), points in cells.items():
+        if all(value == 0 for _, _, value in points):
+            continue
+        vanish = may_vanish(module, statistic, t)
+        rows.append(_row(module, statistic, t, points, values, thresholds, vanish, resamples))
+    if not rows:
+        raise ValueError("nothing to judge: every statistic is zero at every width, so nothing was trained")
+    powerless = None
+    if reference is not None:
+        options: dict[str, Any] = {"axis": axis, "thresholds": thresholds, "may_vanish": may_vanish}
+        powerless = verdict(reference, resamples=resamples, **options).passed
+    passed = all(row.ok for row in rows) and not powerless
+    return Verdict(passed, rows, axis, values, len(seeds), powerless)
+
+
+Point = tuple[float, Any, float]  # (width, seed, value)
+
+
+def as_records(records: Any) -> Iterable[Mapping[str, Any]]:
+    """Rows of a list of mappings, of a mapping of columns, or of a DataFrame."""
+    if hasattr(records, "to_dict") and hasattr(records, "columns"):
+        rows: list[Mapping[str, Any]] = records.to_dict("records")
+        return rows
+    if isinstance(records, Mapping):
+        return [dict(zip(records, row)) for row in zip(*records.values(), strict=True)]
+    return list(records)
+
+
+def _collect(records: Any, axis: str) -> tuple[dict[tuple[str, str, int], list[Point]], list[float], list[Any]]:
+    sums: dict[tuple[str, str, int], dict[tuple[float, Any], tuple[float, int]]] = {}
+    try:
+        for record in as_records(records):
+            cell = sums.setdefault((str(record["module"]), str(record["statistic"]), int(record["t"])), {})
+            at = (float(record[axis]), record["seed"])
+            total, count = cell.get(at, (0.0, 0))
+            cell[at] = (total + float(record["value"]), count + 1)
+    except KeyError as missing:
+        raise ValueError(f"a record of a coordinate check lacks {missing}") from None
+    cells = {key: [(x, seed, total / n) for (x, seed), (total, n) in cell.items()] for key, cell in sums.items()}
+    values = sorted({x for points in cells.values() for x, _, _ in points})
+    seeds = list(dict.fromkeys(seed for points in cells.values() for _, seed, _ in points))
+    return cells, values, seeds
+
+
+def _require_power(values: Sequence[float], seeds: Sequence[Any], axis: str, need: Thresholds) -> None:
+    if len(values) < max(2, need.min_widths):
+        raise ValueError(f"a verdict needs {need.min_widths} or more {axis}s, not {len(values)}")
+    if values[0] <= 0 or values[-1] / values[0] < need.min_range:
+        raise ValueError(f"a verdict needs {axis}s over a {need.min_range:g}x range or wider, not {values}")
+    if len(seeds) < need.min_seeds:
+        raise ValueError(f"a verdict needs {need.min_seeds} or more seeds, not {len(seeds)}")
+
+
+def _row(
+    module: str,
+    statistic: str,
+    t: int,
+    points: list[Point],
+    values: Sequence[float],
+    need: Thresholds,
+    may_vanish: bool,
+    resamples: int,
+) -> Row:
+    def fail(reason: str) -> Row:
+        return Row(module, statistic, t, math.nan, math.nan, math.nan, False, reason)
+
+    if missing := sorted(set(values) - {x for x, _, _ in points}):
+        return fail(f"not recorded at {_listed(missing)}")
+    if broken := sorted({x for x, _, value in points if not math.isfinite(value)}):
+        return fail(f"not finite at {_listed(broken)}")
+    if zero := sorted({x for x, _, value in points if value <= 0}):
+        return fail(f"zero only at {_listed(zero)}")
+    slope, low, high = _fit(points, resamples)
+    reason = ""
+    if slope > need.max_slope and low > need.max_low:
+        reason = f"grows as the power {slope:+.2f}"
+    elif slope < need.min_slope and not may_vanish:
+        reason = f"vanishes as the power {slope:+.2f}"
+    return Row(module, statistic, t, slope, low, high, not reason, reason)
+
+
+def _listed(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _fit(points: list[Point], resamples: int) -> tuple[float, float, float]:
+    """OLS slope of log2(value) on log2(x) and its 95 % percentile interval, resampling whole seeds."""
+    import numpy as np
+
+    seeds = list(dict.fromkeys(seed for _, seed, _ in points))
+    moments = np.zeros((len(seeds), 5))  # per seed: n, sum x, sum y, sum xx, sum xy
+    middle = sum(math.log2(x) for x, _, _ in points) / len(points)  # centred: no cancellation in the sums
+    for x, seed, value in points:
+        u, v = math.log2(x) - middle, math.log2(value)
+        moments[seeds.index(seed)] += (1.0, u, v, u * u, u * v)
+
+    def slope(total: Any) -> Any:
+        n, sx, sy, sxx, sxy = np.moveaxis(total, -1, 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (n * sxy - sx * sy) / (n * sxx - sx * sx)
+
+    rng = np.random.default_rng(0)  # a verdict is a function of its data
+    counts = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=resamples)
+    drawn = slope(counts @ moments)
+    low, high = np.quantile(drawn[np.isfinite(drawn)], [0.025, 0.975])
+    return float(slope(moments.sum(axis=0))), float(low), float(high)

@@ -1,0 +1,117 @@
+"""The static audit finds each departure from the rules, and none in correct models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import mup
+from mup import MuAdamW, MuReadout, MuSGD, MuSharedReadout, Options, audit, param_groups
+from tests.mup.small_gpt import BASE_WIDTH, EPS, LR, Shape, batch, build, optimizer
+
+WIDE = Shape(width=256, growing_heads=True)
+
+
+def audited(shape: Shape = WIDE, mutation: str = "", zero_init: bool = False) -> mup.Audit:
+    torch.manual_seed(0)
+    model, base = build(shape, mutation, zero_init), build(replace(shape, width=BASE_WIDTH), "", zero_init)
+    return audit(
+        model,
+        optimizer(model, mutation),
+        base=base,
+        options=Options(),
+        forward=lambda: model(batch()[0]),
+        base_head_dim=base.blocks[0].attn.head_dim,
+    )
+
+
+@pytest.mark.parametrize(
+    "shape", [WIDE, Shape(width=256, tied=True, swiglu=True, kv_group=2), Shape(width=256, fixed_kv_heads=2)]
+)
+@pytest.mark.parametrize("zero_init", [False, True])
+def test_correct_models_pass(shape: Shape, zero_init: bool) -> None:
+    told = audited(shape, zero_init=zero_init)
+    assert told.passed, told.table(only_faults=True)
+    assert told.table().endswith(f"PASS: {len(told.rows)} rows")
+    names = [row.name for row in told.rows]
+    assert "readout()" in names and "attention 1" in names and "blocks.0.mlp.up.weight" in names
+
+
+FAULTS = {  # mutation: (row, quantity)
+    "hidden_lr_unscaled": ("blocks.0.attn.q.weight", "lr"),
+    "hidden_init_unscaled": ("blocks.1.mlp.down.weight", "init_std"),
+    "no_readout_mult": ("readout()", "forward"),
+    "readout_sqrt": ("readout()", "forward"),
+    "embedding_lr_scaled": ("embed.weight", "lr"),
+    "tied_sqrt": ("embed.weight", "init_std"),
+    "attention_sqrt": ("attention 0", "attention_scale"),
+}
+
+
+@pytest.mark.parametrize("mutation", FAULTS)
+def test_each_mutation_is_found_where_it_is(mutation: str) -> None:
+    shape = replace(WIDE, tied=mutation == "tied_sqrt")
+    if "readout" in mutation:  # output_mult is the user's: the mutation must change what the layer does
+        model = build(shape)
+        model.readout._width_mult = {"no_readout_mult": 1.0, "readout_sqrt": 2.0}[mutation]
+        told = audit(model, optimizer(model), options=Options())
+    else:
+        told = audited(shape, mutation)
+    name, quantity = FAULTS[mutation]
+    assert not told.passed and "FAIL" in told.table()
+    faulty = {row.name: row.faults for row in told.rows if not row.ok}
+    assert any(fault.startswith(quantity) for fault in faulty[name]), told.table(only_faults=True)
+    correct = {row.name for row in audited(shape).rows}
+    assert set(faulty) < correct  # not everything is blamed
+
+
+def test_sp_optimizer_on_a_model_in_mup_fails_and_a_plain_readout_too() -> None:
+    make = lambda w: nn.Sequential(nn.Linear(3, w), nn.Linear(w, w), nn.Linear(w, 2))  # noqa: E731
+    model = mup.set_base_shapes(make(32), make(4), delta=make(8), do_assert=False)
+    told = audit(model, torch.optim.AdamW(model.parameters(), lr=0.1))
+    assert {row.name for row in told.rows if not row.ok} == {"1.weight", "2()"}
+    assert "8 times too large" in told.table(only_faults=True)
+
+
+@pytest.mark.parametrize("make_optimizer", [MuAdamW, MuSGD])
+def test_our_optimizers_pass_by_default(make_optimizer: Any) -> None:
+    make = lambda w: nn.Sequential(nn.Linear(3, w), nn.Linear(w, 4 * w), MuReadout(4 * w, 2, output_mult=3.0))  # noqa: E731
+    model = mup.set_base_shapes(make(32), make(4), delta=make(8))
+    kind = "sgd" if make_optimizer is MuSGD else "adamw"
+    told = audit(
+        model,
+        make_optimizer(model, lr=0.1, weight_decay=0.1),
+        options=Options(optimizer=kind, eps_scaling=False),
+    )
+    assert told.passed, told.table()
+    groups = param_groups(model, lr=0.1, weight_decay=0.1, eps=1e-8, width_mult=8.0)
+    assert audit(model, torch.optim.AdamW(groups), options=Options(), width_mult=8.0).passed
+    groups[0]["weight_decay"] = 0.3
+    assert not audit(model, torch.optim.AdamW(groups), options=Options(), weight_decay=0.1, width_mult=8.0).passed
+
+
+def test_a_scheduler_that_resets_the_groups_is_found() -> None:
+    torch.manual_seed(0)
+    model = build(WIDE)
+    opt = optimizer(model)
+    for group in opt.param_groups:
+        group["lr"] = LR
+    told = audit(model, opt, options=Options())
+    assert {row.role for row in told.rows if not row.ok} == {"hidden"}
+
+
+def test_forgotten_dimensions_meta_and_a_model_alone() -> None:
+    make = lambda v, w: nn.Sequential(nn.Embedding(v, w), MuReadout(w, 2))  # noqa: E731
+    with pytest.warns(mup.ForgottenDimensionWarning), torch.device("meta"):
+        model = mup.set_base_shapes(make(20, 32), make(10, 4), delta=make(10, 8))
+    told = audit(model)
+    assert told.passed and "dimension 0 is finite but not as in the base" in told.table()
+    assert told.rows[0].measured == {} and told.rows[0].shape == [20, 32] and told.rows[0].base_shape == [None, 4]
+    embedding = nn.Embedding(5, 4)
+    tied = mup.set_base_shapes(nn.Sequential(embedding, MuSharedReadout(embedding.weight)), None)
+    assert audit(tied, base={"0.weight": 1.0}).passed is (abs(float(embedding.weight.detach().std()) - 1) < 0.8)
+    assert EPS == 1e-8

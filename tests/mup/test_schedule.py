@@ -1,0 +1,125 @@
+"""MuScheduler: under any torch scheduler, group lr = base rate x lr_mult."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler as S
+
+import mup
+from mup import MuAdam, MuReadout, MuScheduler, MuSGD
+
+
+def in_mup(width: int = 32) -> nn.Module:
+    make = lambda w: nn.Sequential(nn.Linear(5, w), nn.Linear(w, w), MuReadout(w, 3))  # noqa: E731
+    return mup.set_base_shapes(make(width), make(4), delta=make(8))
+
+
+def sequence(optimizer: torch.optim.Optimizer) -> S.LRScheduler:
+    parts = [S.LinearLR(optimizer, 0.1, total_iters=3), S.CosineAnnealingLR(optimizer, 7, eta_min=1e-3)]
+    return S.SequentialLR(optimizer, parts, milestones=[3])
+
+
+SCHEDULES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "lambda": (S.LambdaLR, {"lr_lambda": lambda t: 0.9**t}),
+    "cosine": (S.CosineAnnealingLR, {"T_max": 10, "eta_min": 0.02}),
+    "restarts": (S.CosineAnnealingWarmRestarts, {"T_0": 4, "eta_min": 0.02}),
+    "one_cycle": (S.OneCycleLR, {"max_lr": 0.3, "total_steps": 12}),
+    "sequence": (sequence, {}),
+}
+
+
+def reference(kind: str, optimizer: type, steps: int) -> list[float]:
+    """The schedule of a single group at the base rate."""
+    cls, kwargs = SCHEDULES[kind]
+    single = optimizer([nn.Parameter(torch.zeros(()))], lr=0.1)
+    scheduler, rates = cls(single, **kwargs), []
+    for _ in range(steps):
+        rates.append(single.param_groups[0]["lr"])
+        single.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize(("make", "plain"), [(MuAdam, torch.optim.Adam), (MuSGD, torch.optim.SGD)])
+def test_multipliers_hold_at_every_step_and_after_a_resume(kind: str, make: Any, plain: Any) -> None:
+    cls, kwargs = SCHEDULES[kind]
+    optimizer = make(in_mup(), lr=0.1)
+    scheduler = MuScheduler(optimizer, cls, **kwargs)
+    mults = [g["lr_mult"] for g in optimizer.param_groups]
+    assert len(set(mults)) > 1
+    for t, rate in enumerate(reference(kind, plain, 10)):
+        assert scheduler.get_last_lr() == pytest.approx([rate * mult for mult in mults]), t
+        assert scheduler.get_base_lr() == pytest.approx([rate] * len(mults))
+        if t == 5:
+            saved = (optimizer.state_dict(), scheduler.state_dict())
+            optimizer = make(in_mup(), lr=0.1)
+            scheduler = MuScheduler(optimizer, cls, **kwargs)
+            optimizer.load_state_dict(saved[0])
+            scheduler.load_state_dict(saved[1])
+            assert scheduler.get_last_lr() == pytest.approx([rate * mult for mult in mults])
+        optimizer.step()
+        scheduler.step()
+
+
+def test_torchs_own_cosine_loses_the_multipliers_which_is_why_this_exists() -> None:
+    optimizer = MuAdam(in_mup(), lr=0.1)
+    scheduler = S.CosineAnnealingLR(optimizer, 10, eta_min=0.02)
+    for _ in range(10):
+        optimizer.step()
+        scheduler.step()
+    assert len({g["lr"] for g in optimizer.param_groups}) == 1
+
+
+def test_one_cycle_also_cycles_the_momentum() -> None:
+    optimizer = MuAdam(in_mup(), lr=0.1)
+    scheduler = MuScheduler(optimizer, S.OneCycleLR, max_lr=0.3, total_steps=10)
+    first = optimizer.param_groups[0]["betas"]
+    optimizer.step()
+    scheduler.step()
+    assert optimizer.param_groups[0]["betas"] != first
+
+
+def test_reduce_on_plateau() -> None:
+    optimizer = MuAdam(in_mup(), lr=0.1)
+    scheduler = MuScheduler(optimizer, S.ReduceLROnPlateau, patience=0, factor=0.5, min_lr=0.01)
+    for _ in range(8):
+        scheduler.step(1.0)
+    assert scheduler.get_last_lr() == pytest.approx([0.01 * g["lr_mult"] for g in optimizer.param_groups])
+
+
+def test_tensor_rates_are_written_in_place() -> None:
+    optimizer = MuAdam(in_mup(), lr=torch.tensor(0.1))
+    held = optimizer.param_groups[0]["lr"]
+    scheduler = MuScheduler(optimizer, S.LambdaLR, lr_lambda=lambda t: 0.5**t)
+    optimizer.step()
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] is held and float(held) == pytest.approx(0.05 / 8)
+
+
+def test_groups_without_multiplier_and_a_state_of_other_groups() -> None:
+    plain = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.1)
+    scheduler = MuScheduler(plain, S.LambdaLR, lr_lambda=lambda t: 0.5**t)
+    scheduler.step()
+    assert scheduler.get_last_lr() == [0.05]
+    with pytest.raises(ValueError, match="1 parameter groups, this optimizer has 2"):
+        MuScheduler(MuAdam(in_mup(), lr=0.1), S.LambdaLR, lr_lambda=float).load_state_dict(scheduler.state_dict())
+
+
+def test_a_scheduler_made_after_the_optimizer_state_was_loaded() -> None:
+    schedule = {"lr_lambda": lambda t: 0.5**t}
+    optimizer = MuAdam(in_mup(), lr=0.1)
+    scheduler = MuScheduler(optimizer, S.LambdaLR, **schedule)
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+    again = MuAdam(in_mup(), lr=0.1)
+    again.load_state_dict(optimizer.state_dict())
+    resumed = MuScheduler(again, S.LambdaLR, **schedule)
+    resumed.load_state_dict(scheduler.state_dict())
+    assert resumed.get_last_lr() == pytest.approx(scheduler.get_last_lr())

@@ -1,0 +1,163 @@
+"""The verdict: slopes, intervals, thresholds and bad data, on made-up records."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mup.coord_check import plot_verdict, verdict
+from mup.verdict import Thresholds
+
+WIDTHS = (64, 128, 256, 512)
+
+
+def records(
+    slopes: dict[str, float],
+    noise: float = 0.0,
+    seeds: int = 3,
+    statistic: str = "rms_delta",
+    t: int = 4,
+    **extra: Any,
+) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    return [
+        {"module": module, "width": w, "seed": seed, "t": t, "statistic": statistic, **extra}
+        | {"value": w**slope * float(np.exp(noise * rng.normal()))}
+        for module, slope in slopes.items()
+        for w in WIDTHS
+        for seed in range(seeds)
+    ]
+
+
+@settings(deadline=None)
+@given(st.floats(-2, 2))
+def test_a_power_law_is_found_exactly_and_judged_by_the_thresholds(slope: float) -> None:
+    [row] = verdict(records({"a": slope})).rows
+    assert (row.slope, row.low, row.high) == pytest.approx((slope, slope, slope), abs=1e-9)
+    if abs(slope - 0.15) > 1e-6 and abs(slope + 0.30) > 1e-6:
+        assert row.ok == (-0.30 < slope < 0.15)
+
+
+def test_ols_and_interval_agree_with_numpy() -> None:
+    data = records({"a": 0.1}, noise=0.3, seeds=5)
+    [row] = verdict(data).rows
+    x, y = [math.log2(r["width"]) for r in data], [math.log2(r["value"]) for r in data]
+    assert row.slope == pytest.approx(np.polyfit(x, y, 1)[0])
+    per_seed = [np.polyfit(x[s::5], y[s::5], 1)[0] for s in range(5)]
+    means = np.mean(np.random.default_rng(1).choice(per_seed, (20000, 5)), axis=1)
+    assert (row.low, row.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.02)
+    assert verdict(data) == verdict(data)
+
+
+def test_an_uncertain_slope_does_not_fail() -> None:
+    data = [
+        {"module": "a", "width": w, "seed": s, "t": 1, "statistic": "rms_delta", "value": w ** (0.25 * s)}
+        for w in WIDTHS
+        for s in (0, 1, 2)
+    ]
+    [row] = verdict(data).rows
+    assert row.slope == pytest.approx(0.25) and row.low < 0.05 and row.ok
+    assert not verdict(data, thresholds=Thresholds(max_low=-1)).passed
+
+
+@pytest.mark.parametrize(
+    ("module", "statistic", "t", "ok"),
+    [
+        ("blocks.0.attn.logits", "rms_delta", 4, True),
+        ("attention_scores", "mean_abs", 0, True),
+        ("layers.3.attention.scores", "rms_delta", 1, True),
+        ("readout", "mean_abs", 0, True),
+        ("", "mean_abs", 0, True),
+        ("[0]", "mean_abs", 0, True),
+        ("readout", "rms_delta", 4, False),
+        ("blocks.0.attn", "mean_abs", 0, False),
+        ("blocks.0", "mean_abs", 0, False),
+    ],
+)
+def test_what_may_vanish(module: str, statistic: str, t: int, ok: bool) -> None:
+    assert verdict(records({module: -0.5}, statistic=statistic, t=t)).passed == ok
+    assert not verdict(records({module: 0.5}, statistic=statistic, t=t)).passed
+    assert verdict(records({module: -0.5}), may_vanish=lambda *row: True).passed
+
+
+def test_powerless() -> None:
+    good, bad = records({"a": 0.0}), records({"a": 1.0})
+    assert verdict(good, reference=bad).passed and verdict(good, reference=bad).powerless is False
+    told = verdict(good, reference=good)
+    assert not told.passed and told.powerless and "powerless" in told.table()
+    assert verdict(good).powerless is None
+
+
+def test_zeros() -> None:
+    def zeroed(where: Any) -> list[dict[str, Any]]:
+        return [
+            r | {"value": 0.0 if r["module"] == "a" and where(r) else r["value"]} for r in records({"a": 0, "b": 0})
+        ]
+
+    assert [row.module for row in verdict(zeroed(lambda r: True)).rows] == ["b"]
+    told = verdict(zeroed(lambda r: r["width"] == 128))
+    assert not told.passed and "zero only at 128" in told.table()
+    assert not verdict(zeroed(lambda r: r["width"] == 128 and r["seed"] == 1)).passed
+    with pytest.raises(ValueError, match="nothing to judge"):
+        verdict([r | {"value": 0.0} for r in records({"a": 0})])
+
+
+def test_nan_and_missing_widths_fail() -> None:
+    data = records({"a": 0.0, "b": 0.0, "c": 0.0})
+    for r in data:
+        if (r["module"], r["width"]) == ("a", 512):
+            r["value"] = math.nan
+    told = verdict([r for r in data if (r["module"], r["width"]) != ("b", 256)])
+    assert {row.module: row.reason for row in told.failures} == {
+        "a": "not finite at 512",
+        "b": "not recorded at 256",
+    }
+    assert "3 slopes" in told.summary() and told.table(only_failures=True).count("\n") == 3
+
+
+def test_calls_of_one_module_are_averaged_and_columns_are_accepted() -> None:
+    data = records({"a": 0.0})
+    columns = {key: [r[key] for r in data + data] for key in data[0]}
+    assert verdict(columns).rows == verdict(data).rows
+    import pandas as pd
+
+    assert verdict(pd.DataFrame(data)).rows == verdict(data).rows
+
+
+def test_too_little_data_is_refused() -> None:
+    data = records({"a": 0.0})
+    with pytest.raises(ValueError, match="4 or more widths, not 3"):
+        verdict([r for r in data if r["width"] != 64])
+    with pytest.raises(ValueError, match="8x range"):
+        verdict([r | {"width": 500 + r["width"]} for r in data])
+    with pytest.raises(ValueError, match="3 or more seeds, not 2"):
+        verdict([r for r in data if r["seed"]])
+    with pytest.raises(ValueError, match="lacks 'seed'"):
+        verdict([{k: v for k, v in r.items() if k != "seed"} for r in data])
+    assert verdict([r for r in data if r["seed"]], thresholds=Thresholds(min_seeds=1)).seeds == 2
+
+
+def test_another_axis_and_plain_data() -> None:
+    data = [{("layers" if k == "width" else k): v for k, v in r.items()} for r in records({"a": 1.0})]
+    told = verdict(data, axis="layers")
+    assert not told.passed and "layers 64" in told.summary()
+    assert json.loads(json.dumps(told.as_dict()))["rows"][0]["reason"] == "grows as the power +1.00"
+
+
+def test_the_plot_marks_failing_modules(tmp_path: Path) -> None:
+    data = records({"fine": 0.0, "broken": 1.0}) + records({"fine": 0.0}, statistic="mean_abs", t=0)
+    data.append(data[0] | {"value": math.nan})
+    told = verdict([r for r in data if math.isfinite(r["value"])])
+    figure = plot_verdict(data, told, tmp_path / "check.jpg", "muP")
+    assert (tmp_path / "check.jpg").stat().st_size > 1000 and len(figure.axes) == 2
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert set(lines) == {"fine", "FAIL broken +1.00"}
+    assert lines["FAIL broken +1.00"].get_color() == "red" != lines["fine"].get_color()
+    assert "FAIL" in figure.get_suptitle() and figure.axes[0].get_xscale() == "log"
