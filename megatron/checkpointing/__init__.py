@@ -1,0 +1,27 @@
+"""Checkpoints: save, load, verify. GPT-NeoX's layout, written so that a kill at any moment breaks nothing."""
+
+from megatron.checkpointing.integrity import verify
+from megatron.checkpointing.layout import step_directories
+from megatron.checkpointing.load import (
+    LoadedCheckpoint,
+    LoadedWeights,
+    find_intact,
+    load_checkpoint,
+    load_weights,
+)
+from megatron.checkpointing.save import save_checkpoint
+from megatron.checkpointing.schedule import save_iterations
+from megatron.checkpointing.unchanged import check_unchanged
+
+__all__ = [
+    "LoadedCheckpoint",
+    "LoadedWeights",
+    "check_unchanged",
+    "find_intact",
+    "load_checkpoint",
+    "load_weights",
+    "save_checkpoint",
+    "save_iterations",
+    "step_directories",
+    "verify",
+]

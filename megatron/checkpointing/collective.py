@@ -1,0 +1,72 @@
+"""Agreement of all processes on what went wrong, so that one rank's failure hangs none of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from megatron.errors import CheckpointError, UserError
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """This process's global rank; 0 without torch.distributed."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of processes; 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(value: T) -> list[T]:
+    """`value` of every rank, in rank order, on every rank. Collective."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_rank_0(action: Callable[[], T]) -> T:
+    """Run `action` on rank 0 and return its (picklable) result on every rank.
+
+    Collective. Where it raises, every rank raises CheckpointError.
+    """
+    result: Any = None
+    error: Exception | None = None
+    if rank() == 0:
+        try:
+            result = action()
+        except Exception as caught:
+            error = caught
+    result, problem = gather((result, describe(error) if error else None))[0]
+    if problem is not None:
+        raise CheckpointError(problem) from error
+    return result
+
+
+def on_all_ranks(action: Callable[[], T]) -> T:
+    """Run `action` on each rank and return each its own result. Collective: where one raises, all raise."""
+    result: Any = None
+    error: Exception | None = None
+    try:
+        result = action()
+    except Exception as caught:
+        error = caught
+    problems = sorted({p for p in gather(describe(error) if error else None) if p is not None})
+    if problems:
+        raise CheckpointError("; ".join(problems)) from error
+    return result
+
+
+def describe(error: BaseException) -> str:
+    """The text for a message: a UserError's own, an OSError's reason and file, else the first line."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

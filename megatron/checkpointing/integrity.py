@@ -1,0 +1,233 @@
+"""Files that can be trusted: hashed while written, listed in a manifest, verified before they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from megatron.checkpointing.layout import LATEST, MANIFEST, read_latest, step_directories, step_of
+from megatron.errors import CheckpointError
+
+# DeepSpeed's own classes inside ZeRO shards. Everything else that is not plain data is refused.
+ALLOWED_CLASSES = (
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+)
+_MANIFEST_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and SHA-256 (hex) of one file."""
+
+    size: int
+    sha256: str
+
+
+class HashingWriter:
+    """A binary file for writing that hashes what was meant to be written, whatever the disk makes of it.
+
+    An OSError is kept for `close`: raised inside torch's zip writer, "no space left" would become "unexpected
+    pos".
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "wb")
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        count = memoryview(data).nbytes
+        self._hash.update(data)
+        self._size += count
+        self._attempt(lambda: self._file.write(data))
+        return count
+
+    def flush(self) -> None:
+        self._attempt(self._file.flush)
+
+    def close(self) -> FileRecord:
+        """Bring the file to the disk itself. Raises the first OSError met since the file was opened."""
+        self.flush()
+        self._attempt(lambda: os.fsync(self._file.fileno()))
+        try:
+            self._file.close()
+        except OSError as error:
+            self._error = self._error or error
+        if self._error is not None:
+            raise self._error
+        return FileRecord(self._size, self._hash.hexdigest())
+
+    def _attempt(self, action: Any) -> None:
+        if self._error is None:
+            try:
+                action()
+            except OSError as error:
+                self._error = error
+
+
+def write_bytes(path: Path, content: bytes) -> FileRecord:
+    """Write and fsync one small file. Raises OSError."""
+    writer = HashingWriter(path)
+    writer.write(content)
+    return writer.close()
+
+
+def write_torch(path: Path, state: Any) -> FileRecord:
+    """`torch.save` and fsync. Raises OSError, and ValueError where `state` could not be loaded safely."""
+    writer = HashingWriter(path)
+    try:
+        torch.save(state, cast(IO[bytes], writer))
+    finally:
+        record = writer.close()
+    unsafe = _unsafe_classes(path)
+    if unsafe:
+        raise ValueError(
+            f"{path.name} would hold {', '.join(unsafe)}: save only plain values, lists, dicts and tensors"
+        )
+    return record
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the entries of `directory` (creations, renames) survive a power loss. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_safely(path: Path, *, map_location: Any = "cpu", mmap: bool = False, deepspeed_classes: bool = False) -> Any:
+    """`torch.load` with `weights_only=True`, always: no code in the file runs.
+
+    `deepspeed_classes` admits the few classes of ZeRO shards. Raises CheckpointError naming the file.
+    """
+    allowed = _import_allowed() if deepspeed_classes else []
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
+    except Exception as error:  # a zip, pickle, storage or file-system fault: torch raises many types
+        raise CheckpointError(f"{path} cannot be loaded: {_first_line(error)}") from error
+
+
+def write_manifest(directory: Path, iteration: int, records: Mapping[str, FileRecord]) -> None:
+    """Write `manifest.json`: size and SHA-256 by path relative to `directory`, and its own hash.
+
+    Raises OSError.
+    """
+    files = {name: {"size": r.size, "sha256": r.sha256} for name, r in sorted(records.items())}
+    body = {"format": _MANIFEST_FORMAT, "iteration": iteration, "files": files}
+    write_bytes(directory / MANIFEST, _render_manifest(body))
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint. Raises CheckpointError where it is missing or any byte of it changed."""
+    path = directory / MANIFEST
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        manifest = json.loads(content)
+        body = {key: value for key, value in manifest.items() if key != "sha256"}
+        intact = _render_manifest(body) == content
+    except (ValueError, AttributeError):
+        intact = False
+    if not intact:
+        raise CheckpointError(f"{path} is damaged")
+    if manifest["format"] != _MANIFEST_FORMAT:
+        raise CheckpointError(f"{path} has format {manifest['format']}, and this version reads {_MANIFEST_FORMAT}")
+    return manifest
+
+
+def verify(directory: str | Path) -> list[str]:
+    """Problems of one checkpoint (`global_step{N}`), or of all steps of a save directory and its `latest`.
+
+    Each problem names its file. An empty list means that each byte is as it was written, and that nothing
+    in it asks to run code.
+    """
+    directory = Path(directory).absolute()
+    if step_of(directory) is not None:
+        return verify_share(directory)
+    steps = step_directories(directory)
+    if not steps:
+        return [f"{directory}: holds no checkpoint"]
+    problems = [problem for path in steps.values() for problem in verify_share(path)]
+    if read_latest(directory) not in steps:
+        problems.append(f"{directory / LATEST}: missing, or names no checkpoint of this directory")
+    return problems
+
+
+def verify_share(directory: Path, rank: int = 0, world_size: int = 1) -> list[str]:
+    """Like `verify` for one step, with the costly reading of files shared out over `world_size` processes.
+
+    Every process checks that every file is there with the right size, so a directory that only some hosts
+    see is found as well; file i is hashed by process i mod `world_size`.
+    """
+    try:
+        manifest = read_manifest(directory)
+    except CheckpointError as error:
+        return [str(error)]
+    if manifest["iteration"] != step_of(directory):
+        return [f"{directory / MANIFEST}: is of step {manifest['iteration']}"]
+    problems = []
+    for index, (name, expected) in enumerate(manifest["files"].items()):
+        mine = index % world_size == rank
+        problem = _file_problem(directory / name, FileRecord(**expected), read=mine)
+        if problem:
+            problems.append(f"{directory / name}: {problem}")
+    # DeepSpeed finds files by pattern, so one that nobody vouches for could take part in a load.
+    strangers = {path.name for path in directory.glob("*.pt")} - manifest["files"].keys()
+    return problems + [f"{directory / name}: not in the manifest" for name in sorted(strangers)]
+
+
+def _file_problem(path: Path, expected: FileRecord, *, read: bool) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != expected.size:
+            return f"{size} bytes instead of {expected.size}"
+        if not read:
+            return None
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    if digest != expected.sha256:
+        return "SHA-256 differs from the manifest"
+    unsafe = _unsafe_classes(path) if path.suffix == ".pt" else []
+    return f"asks to run or build {', '.join(unsafe)}: refused" if unsafe else None
+
+
+def _unsafe_classes(path: Path) -> list[str]:
+    """Names of functions and classes in a torch file, less plain data's and DeepSpeed's; runs nothing."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception as error:
+        return [f"unreadable contents ({_first_line(error)})"]
+    return sorted(set(names) - set(ALLOWED_CLASSES))
+
+
+def _import_allowed() -> list[Any]:
+    import importlib
+
+    split = (name.rpartition(".") for name in ALLOWED_CLASSES)
+    return [getattr(importlib.import_module(module), attribute) for module, _, attribute in split]
+
+
+def _render_manifest(body: Mapping[str, Any]) -> bytes:
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**body, "sha256": digest}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,66 @@
+"""Names inside a save directory: GPT-NeoX's layout, and the hidden names a save passes through.
+
+<save_dir>/latest                       the step to resume from, such as "global_step100"
+<save_dir>/global_step100/...           one complete checkpoint, with `manifest.json`
+<save_dir>/.tmp-global_step100/...      being written, or left by a crash
+<save_dir>/.old-global_step100/...      the former checkpoint of a step that is being replaced
+<save_dir>/.trash-global_step50/...     being deleted
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+LATEST = "latest"
+MANIFEST = "manifest.json"
+CONFIGS = "configs"
+TEMPORARY_PREFIX, OLD_PREFIX, TRASH_PREFIX = ".tmp-", ".old-", ".trash-"
+
+_STEP = re.compile(rf"(?:{re.escape(OLD_PREFIX)})?global_step(\d+)")
+
+
+def step_name(iteration: int) -> str:
+    """Directory name (and DeepSpeed tag) of the checkpoint taken after `iteration` optimizer steps."""
+    return f"global_step{iteration}"
+
+
+def step_of(directory: Path) -> int | None:
+    """Step number of a checkpoint directory, or None where `directory` is not named like one."""
+    match = _STEP.fullmatch(directory.name)
+    return int(match[1]) if match else None
+
+
+def step_directories(save_dir: Path) -> dict[int, Path]:
+    """Every checkpoint in `save_dir` by step, oldest first, complete or damaged.
+
+    A crash in the middle of replacing a step leaves the former one as `.old-global_step{N}`: it counts as
+    step N until a `global_step{N}` stands in its place.
+    """
+    if not save_dir.is_dir():
+        return {}
+    found = {}
+    for path in sorted(save_dir.iterdir()):  # ".old-..." sorts before "global_...", which then replaces it
+        step = step_of(path)
+        if step is not None and path.is_dir():
+            found[step] = path
+    return dict(sorted(found.items()))
+
+
+def read_latest(save_dir: Path) -> int | None:
+    """Step named by `latest`; None where the file is missing or names no step."""
+    try:
+        text = (save_dir / LATEST).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    match = re.fullmatch(r"global_step(\d+)", text)
+    return int(match[1]) if match else None
+
+
+def locate(directory: Path, iteration: int | None = None) -> tuple[Path, int | None]:
+    """Split what a user points at: `save/global_step100` is step 100 of `save`."""
+    directory = Path(directory).absolute()
+    step = step_of(directory)
+    if iteration is None and step is not None and directory.is_dir():
+        return directory.parent, step
+    return directory, iteration

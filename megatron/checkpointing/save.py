@@ -1,0 +1,170 @@
+"""Writing a checkpoint: complete or not at all, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron.checkpointing import collective
+from megatron.checkpointing.integrity import FileRecord, sync_directory, write_bytes, write_manifest
+from megatron.checkpointing.layout import (
+    CONFIGS,
+    LATEST,
+    OLD_PREFIX,
+    TEMPORARY_PREFIX,
+    TRASH_PREFIX,
+    step_directories,
+    step_name,
+)
+from megatron.checkpointing.rng import rng_state
+from megatron.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+def save_checkpoint(
+    engine: Any,
+    save_dir: str | Path,
+    iteration: int,
+    *,
+    client_state: Mapping[str, Any],
+    config_files: Mapping[str, str] | None = None,
+    keep_last_n: int | None = None,
+    rank_state: Mapping[str, Any] | None = None,
+    save_rng: bool = True,
+) -> Path:
+    """Save model, optimizer, schedule, generators and `client_state` as `<save_dir>/global_step{iteration}`.
+
+    Collective: every rank calls it. `client_state` is the same on all ranks and holds plain values and
+    tensors (the loader's consumed samples, a `mup` section ...); `rank_state` is this rank's own.
+    `config_files` maps file names to YAML text, for `configs/`. With `keep_last_n`, older steps are deleted
+    once this one is complete.
+
+    The files are written and fsynced in a temporary directory beside, listed with size and SHA-256 in
+    `manifest.json`, renamed, and then named in `latest`; at each moment, `save_dir` holds an intact
+    checkpoint if it held one before. Returns the new directory. Raises CheckpointError on every rank when
+    any rank cannot write; what was there before stays good, and the temporary directory is removed.
+    """
+    save_dir = Path(save_dir).absolute()
+    temporary = save_dir / f"{TEMPORARY_PREFIX}{step_name(iteration)}"
+    try:
+        collective.from_rank_0(lambda: _prepare(save_dir, temporary, iteration))
+        records = _write_all(engine, temporary, iteration, dict(client_state), rank_state, save_rng)
+        collective.from_rank_0(lambda: _publish(save_dir, temporary, iteration, records, config_files or {}))
+    except CheckpointError as error:
+        collective.from_rank_0(lambda: _tidy(save_dir, temporary))
+        raise CheckpointError(
+            f"The checkpoint of step {iteration} could not be written to {save_dir} ({error}). "
+            "Earlier ones are untouched; make room or mend the directory, then resume from the last one."
+        ) from error
+    if collective.rank() == 0:
+        _tidy(save_dir, temporary)
+        if keep_last_n:
+            _prune(save_dir, iteration, keep_last_n)
+    return save_dir / step_name(iteration)
+
+
+def _prepare(save_dir: Path, temporary: Path, iteration: int) -> None:
+    """Clear what a crash left and make an empty temporary directory."""
+    save_dir.mkdir(parents=True, exist_ok=True)
+    for stale in save_dir.glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(stale)
+    for old in save_dir.glob(f"{OLD_PREFIX}*"):
+        place = save_dir / old.name.removeprefix(OLD_PREFIX)
+        if not place.exists():  # killed between the two renames of a replacement
+            os.rename(old, place)
+    (temporary / step_name(iteration)).mkdir(parents=True)
+
+
+def _write_all(
+    engine: Any,
+    temporary: Path,
+    iteration: int,
+    client_state: dict[str, Any],
+    rank_state: Mapping[str, Any] | None,
+    save_rng: bool,
+) -> dict[str, FileRecord]:
+    """All ranks write their files; the records of all of them, by path inside the step directory."""
+    from megatron.checkpointing.deepspeed_io import install
+
+    root = temporary / step_name(iteration)
+    writer = install(engine)
+    writer.begin(root)
+    header = {"iteration": iteration, "client_state": client_state}
+    engine.save_checkpoint(str(temporary), tag=root.name, client_state=header, save_latest=False)
+    own = {"rng": rng_state() if save_rng else None, "rank_state": dict(rank_state or {})}
+    writer.save(own, str(root / rng_file(collective.rank())))
+    records = collective.gather(collective.on_all_ranks(writer.finish))
+    return {name: record for part in records for name, record in part.items()}
+
+
+def rng_file(rank: int) -> str:
+    """Name of the file with one rank's generators and own state."""
+    return f"rng_rank_{rank:02d}.pt"
+
+
+def _publish(
+    save_dir: Path,
+    temporary: Path,
+    iteration: int,
+    records: dict[str, FileRecord],
+    config_files: Mapping[str, str],
+) -> None:
+    """Rank 0: seal the temporary directory, put it in its place and name it in `latest`."""
+    root = temporary / step_name(iteration)
+    for name, record in records.items():
+        path = root / name
+        if not path.is_file() or path.stat().st_size != record.size:
+            raise CheckpointError(f"{name} is not visible on rank 0: all hosts must share the save directory")
+    if config_files:
+        (root / CONFIGS).mkdir()
+        for name, text in config_files.items():
+            records[f"{CONFIGS}/{Path(name).name}"] = write_bytes(root / CONFIGS / Path(name).name, text.encode())
+        sync_directory(root / CONFIGS)
+    write_manifest(root, iteration, records)
+    write_bytes(temporary / LATEST, step_name(iteration).encode())  # before the renames: they need no space
+    sync_directory(root)
+    _put_in_place(root, save_dir / root.name)
+    os.replace(temporary / LATEST, save_dir / LATEST)
+    sync_directory(save_dir)
+
+
+def _put_in_place(new: Path, final: Path) -> None:
+    """Rename `new` to `final`; until that is done a former `final` is `.old-...`, where loading finds it."""
+    old = final.with_name(f"{OLD_PREFIX}{final.name}")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(final, old)
+    try:
+        os.rename(new, final)
+    except OSError:
+        if old.exists():
+            os.rename(old, final)
+        raise
+    sync_directory(final.parent)
+
+
+def _tidy(save_dir: Path, temporary: Path) -> None:
+    """Delete what is left of this save, what was replaced, and deletions that a crash cut short."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    for old in save_dir.glob(f"{OLD_PREFIX}*"):
+        if (save_dir / old.name.removeprefix(OLD_PREFIX)).exists():
+            shutil.rmtree(old, ignore_errors=True)
+    for trash in save_dir.glob(f"{TRASH_PREFIX}*"):
+        shutil.rmtree(trash, ignore_errors=True)
+
+
+def _prune(save_dir: Path, iteration: int, keep_last_n: int) -> None:
+    """Keep this step and the `keep_last_n - 1` before it. Later steps, of a run that was wound back, stay."""
+    earlier = [path for step, path in step_directories(save_dir).items() if step < iteration]
+    for path in earlier[: max(0, len(earlier) - (keep_last_n - 1))]:
+        trash = path.with_name(f"{TRASH_PREFIX}{path.name}")
+        try:
+            os.rename(path, trash)  # at once, so that a half-deleted directory never looks like a checkpoint
+            shutil.rmtree(trash)
+        except OSError as error:
+            logger.warning("could not delete the old checkpoint %s: %s", path, collective.describe(error))

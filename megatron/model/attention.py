@@ -1,0 +1,103 @@
+"""Causal self-attention with a fused QKV projection and grouped key-value heads."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megatron.model.layers import linear, make_norm
+from megatron.model.rotary import RotaryEmbedding
+from megatron.parametrization.declare import Declaration
+from mup.rules import Role
+
+
+class KeyValueCache:
+    """Keys and values of one layer for the positions seen so far: [b, kv_heads, length, head_dim] each."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return 0 if self.keys is None else self.keys.shape[-2]
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append and return all keys and values."""
+        if self.keys is not None and self.values is not None:
+            keys = torch.cat((self.keys, keys), dim=-2)
+            values = torch.cat((self.values, values), dim=-2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+class CoreAttention(nn.Module):
+    """softmax(scale * q k^T) v, causal. A module of its own so that a hook sees q, k and v."""
+
+    def __init__(self, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.dropout = dropout
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q: [b, heads, s, d]; k, v: [b, kv_heads, t, d] with t >= s, the queries being the last s positions."""
+        groups = q.shape[1] // k.shape[1]
+        if groups > 1:
+            k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+        s, t = q.shape[-2], k.shape[-2]
+        mask = None if s in (1, t) else torch.ones(s, t, dtype=torch.bool, device=q.device).tril(t - s)
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=s == t and s > 1, scale=self.scale
+        )
+
+
+class Attention(nn.Module):
+    """Rows of `query_key_value` are ordered by key-value head: its queries, its key, its value, head_dim rows each.
+
+    With one query a key-value head this is GPT-NeoX's order. Sharding by whole key-value heads keeps rows contiguous.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        *,
+        scale: float,
+        bias: bool,
+        rotary: RotaryEmbedding | None,
+        dropout: float,
+        qk_norm: tuple[str, float, bool] | None,
+    ) -> None:
+        super().__init__()
+        self.num_kv_heads = num_kv_heads
+        self.queries_per_kv = num_heads // num_kv_heads
+        self.head_dim = hidden_size // num_heads
+        period = (self.queries_per_kv + 2) * self.head_dim
+        queries = (period, self.queries_per_kv * self.head_dim)
+        self.query_key_value = linear(
+            hidden_size, num_kv_heads * period, bias, Declaration(Role.HIDDEN, zero_blocks=queries)
+        )
+        self.dense = linear(hidden_size, hidden_size, bias, Declaration(Role.HIDDEN, "output_matrix"))
+        self.q_norm = make_norm(qk_norm[0], self.head_dim, *qk_norm[1:]) if qk_norm else None
+        self.k_norm = make_norm(qk_norm[0], self.head_dim, *qk_norm[1:]) if qk_norm else None
+        self.rotary = rotary
+        self.core = CoreAttention(scale, dropout)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """x: [b, s, h] -> [b, s, h]."""
+        b, s, _ = x.shape
+        qkv = self.query_key_value(x).view(b, s, self.num_kv_heads, self.queries_per_kv + 2, self.head_dim)
+        q = qkv[:, :, :, :-2].reshape(b, s, -1, self.head_dim).transpose(1, 2)  # [b, heads, s, d]
+        k, v = (qkv[:, :, :, i].transpose(1, 2) for i in (-2, -1))  # [b, kv_heads, s, d]
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotary is not None:
+            offset = cache.length if cache is not None else 0
+            q, k = self.rotary(q, offset), self.rotary(k, offset)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        context = self.core(q, k, v).transpose(1, 2).reshape(b, s, -1)  # [b, s, h]
+        return self.dense(context)

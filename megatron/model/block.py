@@ -1,0 +1,52 @@
+"""One Transformer block, with sequential or parallel residual."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megatron.model.attention import Attention, KeyValueCache
+from megatron.model.mlp import MLP
+
+
+class Block(nn.Module):
+    """Pre-norm block. Sequential: x + a(n1 x), then x + f(n2 x). Parallel (GPT-J): x + a(n1 x) + f(n2 x).
+
+    `residual_mult` multiplies each branch (depth-muP, CompleteP). With a shared norm both branches read n1.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        mlp: MLP,
+        input_norm: nn.Module,
+        post_attention_norm: nn.Module | None,
+        *,
+        parallel_residual: bool,
+        residual_mult: float,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.input_layernorm = input_norm
+        self.attention = attention
+        self.post_attention_layernorm = post_attention_norm
+        self.mlp = mlp
+        self.parallel_residual = parallel_residual
+        self.residual_mult = residual_mult
+        self.dropout = dropout
+
+    def _branch(self, x: Tensor) -> Tensor:
+        x = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return x if self.residual_mult == 1.0 else x * self.residual_mult
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """x: [b, s, h] -> [b, s, h]."""
+        normed = self.input_layernorm(x)
+        attended = self._branch(self.attention(normed, cache))
+        if self.parallel_residual:
+            if self.post_attention_layernorm is not None:
+                normed = self.post_attention_layernorm(x)
+            return x + attended + self._branch(self.mlp(normed))
+        x = x + attended
+        assert self.post_attention_layernorm is not None
+        return x + self._branch(self.mlp(self.post_attention_layernorm(x)))

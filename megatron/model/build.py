@@ -1,0 +1,80 @@
+"""From a GPTConfig and a parametrization to plans (no weights), and from plans to a model with its initial weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from megatron.model.config import GPTConfig
+from megatron.model.gpt import GPT
+from megatron.parametrization.declare import Declaration, declarations
+from megatron.parametrization.init import initialise
+from megatron.parametrization.plan import ParameterPlan, Parametrization, Shape
+from megatron.parametrization.widths import ForwardFactors, Widths, forward_factors
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """Everything about a model that is known before a weight exists."""
+
+    config: GPTConfig
+    parametrization: Parametrization
+    factors: ForwardFactors
+    parameters: Mapping[str, ParameterPlan]
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters, vocabulary padding not counted, a tied readout counted once."""
+        return sum(torch.Size(plan.shape).numel() for plan in self.parameters.values())
+
+    @property
+    def num_non_embedding_parameters(self) -> int:
+        """Parameters less token and position embeddings and an untied readout."""
+        outside = ("embedding.", "readout.")
+        kept = (plan for plan in self.parameters.values() if not plan.name.startswith(outside))
+        return sum(torch.Size(plan.shape).numel() for plan in kept)
+
+
+def meta_model(config: GPTConfig, factors: ForwardFactors) -> GPT:
+    """The model without weights: shapes and declarations only."""
+    with torch.device("meta"):
+        return GPT(config, factors)
+
+
+def shapes_of(model: nn.Module) -> dict[str, Shape]:
+    """Global shapes by name."""
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def shapes_at(config: GPTConfig, widths: Widths, factors: ForwardFactors) -> dict[str, Shape]:
+    """Shapes of the same model, unpadded, with other widths."""
+    return shapes_of(meta_model(config.without_padding().with_widths(widths), factors))
+
+
+def plan_model(config: GPTConfig, parametrization: Parametrization) -> ModelPlan:
+    """Plan every parameter from its global shape and the shape that it has in the base model."""
+    factors = forward_factors(
+        parametrization.widths, parametrization.base, parametrization.options, parametrization.multipliers
+    )
+    model = meta_model(config.without_padding(), factors)
+    declared: dict[str, Declaration] = declarations(model)
+    deep_base = Widths(
+        parametrization.base.hidden_size,
+        parametrization.base.num_attention_heads,
+        parametrization.base.num_kv_heads,
+        parametrization.base.ffn_hidden_size,
+        config.widths.num_layers,  # every layer of a deeper target has its counterpart in the base
+    )
+    base_shapes = shapes_at(config, deep_base, factors)
+    return ModelPlan(config, parametrization, factors, parametrization.plan(declared, shapes_of(model), base_shapes))
+
+
+def materialise(plan: ModelPlan, seed: int, device: torch.device | str = "cpu") -> GPT:
+    """The model with initial weights in fp32 on `device`; the weights depend on the seed and the names only."""
+    model = meta_model(plan.config, plan.factors)
+    model.to_empty(device=device)
+    initialise(model, plan.parameters, seed, plan.parametrization.query_zero_init)
+    return model

@@ -1,0 +1,134 @@
+"""The GPT: a flat list of named layers, and the plain module that runs them in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from megatron.model.attention import Attention, KeyValueCache
+from megatron.model.block import Block
+from megatron.model.config import GPTConfig
+from megatron.model.embedding import Embedding, Readout
+from megatron.model.layers import make_norm
+from megatron.model.mlp import MLP
+from megatron.model.rotary import RotaryEmbedding
+from megatron.parametrization.widths import ForwardFactors
+
+LayerFactory = Callable[[], nn.Module]
+
+
+def _make_block(config: GPTConfig, factors: ForwardFactors) -> Block:
+    widths = config.widths
+
+    def norm() -> nn.Module:
+        return make_norm(config.norm, widths.hidden_size, config.norm_epsilon, config.norm_bias)
+
+    rotary = None
+    if config.pos_emb == "rotary":
+        rotary = RotaryEmbedding(int(widths.head_dim * config.rotary_pct), config.rotary_base)
+    attention = Attention(
+        widths.hidden_size,
+        widths.num_attention_heads,
+        widths.num_kv_heads,
+        scale=factors.attention,
+        bias=config.attention_bias,
+        rotary=rotary,
+        dropout=config.attention_dropout,
+        qk_norm=(config.norm, config.norm_epsilon, config.norm_bias) if config.qk_norm else None,
+    )
+    shared = config.parallel_residual and config.shared_norm
+    return Block(
+        attention,
+        MLP(widths.hidden_size, widths.ffn_hidden_size, config.activation, config.mlp_bias),
+        norm(),
+        None if shared else norm(),
+        parallel_residual=config.parallel_residual,
+        residual_mult=factors.residual,
+        dropout=config.hidden_dropout,
+    )
+
+
+def layer_list(config: GPTConfig, factors: ForwardFactors) -> list[tuple[str, LayerFactory]]:
+    """The model as (global name, factory) from tokens to logits; a pipeline may cut it anywhere."""
+    widths = config.widths
+    positions = config.max_position_embeddings if config.pos_emb == "learned" else None
+    layers: list[tuple[str, LayerFactory]] = [
+        (
+            "embedding",
+            lambda: Embedding(
+                config.padded_vocab_size,
+                widths.hidden_size,
+                positions,
+                mult=factors.embedding,
+                dropout=config.hidden_dropout,
+            ),
+        )
+    ]
+    layers += [(f"layers.{i}", lambda: _make_block(config, factors)) for i in range(widths.num_layers)]
+    layers += [
+        (
+            "final_norm",
+            lambda: make_norm(config.norm, widths.hidden_size, config.norm_epsilon, config.norm_bias),
+        ),
+        (
+            "readout",
+            lambda: Readout(
+                widths.hidden_size,
+                config.padded_vocab_size,
+                config.vocab_size,
+                mult=factors.logits,
+                tied=config.tied_readout,
+            ),
+        ),
+    ]
+    return layers
+
+
+class GPT(nn.Module):
+    """Tokens int64 [b, s] -> logits [b, s, vocab_size]."""
+
+    embedding: Embedding
+    layers: nn.ModuleList
+    final_norm: nn.Module
+    readout: Readout
+
+    def __init__(self, config: GPTConfig, factors: ForwardFactors) -> None:
+        super().__init__()
+        self.config = config
+        self.factors = factors
+        blocks = nn.ModuleList()
+        for name, factory in layer_list(config, factors):
+            if name.startswith("layers."):
+                self.layers = blocks  # registered here, so that parameters are listed in the order of the computation
+                blocks.append(factory())
+            else:
+                self.add_module(name, factory())
+
+    def forward(self, tokens: Tensor, caches: Sequence[KeyValueCache] | None = None) -> Tensor:
+        offset = caches[0].length if caches else 0
+        x = self.embedding(tokens, offset)
+        x = self._run_checkpointed(x) if self.config.checkpoint_every and self.training else self._run(x, caches)
+        tied = self.embedding.word_embeddings.weight if self.config.tied_readout else None
+        return self.readout(self.final_norm(x), tied)
+
+    def _run(self, x: Tensor, caches: Sequence[KeyValueCache] | None) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            x = layer(x, caches[i] if caches else None)
+        return x
+
+    def _run_checkpointed(self, x: Tensor) -> Tensor:
+        """Keep only every `checkpoint_every`-th block's input and recompute the rest in the backward pass."""
+
+        def span(start: int) -> Callable[[Tensor], Tensor]:
+            def run(x: Tensor) -> Tensor:
+                for layer in self.layers[start : start + self.config.checkpoint_every]:
+                    x = layer(x)
+                return x
+
+            return run
+
+        for start in range(0, len(self.layers), self.config.checkpoint_every):
+            x = checkpoint(span(start), x, use_reentrant=False)
+        return x

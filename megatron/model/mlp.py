@@ -1,0 +1,57 @@
+"""The feed-forward block, plain or gated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megatron.errors import ConfigError
+from megatron.model.layers import linear
+from megatron.parametrization.declare import Declaration
+from mup.rules import Role
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "mish": F.mish,
+    "softsign": F.softsign,
+}
+# Shazeer, GLU Variants Improve Transformer, arXiv:2002.05202, eq. 5 and 6
+GATED: dict[str, Callable[[Tensor], Tensor]] = {
+    "geglu": F.gelu,
+    "reglu": F.relu,
+    "swiglu": F.silu,
+    "glu": torch.sigmoid,
+    "bilinear": _identity,
+}
+
+
+class MLP(nn.Module):
+    """[b, s, h] -> [b, s, ffn] -> [b, s, h]. Gated: the first matrix holds the up half, then the gate half."""
+
+    def __init__(self, hidden_size: int, ffn_hidden_size: int, activation: str, bias: bool) -> None:
+        super().__init__()
+        if activation not in PLAIN and activation not in GATED:
+            raise ConfigError(f"activation {activation!r} is unknown; known: {', '.join([*PLAIN, *GATED])}")
+        self.gated = activation in GATED
+        self.activation = GATED[activation] if self.gated else PLAIN[activation]
+        width = 2 * ffn_hidden_size if self.gated else ffn_hidden_size
+        self.dense_h_to_4h = linear(hidden_size, width, bias, Declaration(Role.HIDDEN))
+        self.dense_4h_to_h = linear(ffn_hidden_size, hidden_size, bias, Declaration(Role.HIDDEN, "output_matrix"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dense_h_to_4h(x)
+        if self.gated:
+            up, gate = x.chunk(2, dim=-1)
+            return self.dense_4h_to_h(self.activation(gate) * up)
+        return self.dense_4h_to_h(self.activation(x))

@@ -1,0 +1,47 @@
+"""Rotary position embedding, in the half-rotation form of GPT-NeoX and Llama."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from megatron.errors import ConfigError
+
+
+class RotaryEmbedding:
+    """Rotates the first `dim` entries of every head. Source: Su et al., RoFormer, arXiv:2104.09864, eq. 34.
+
+    No module and no buffer: the fp32 table must survive meta construction and casts of the model to half
+    precision.
+    """
+
+    def __init__(self, dim: int, base: float = 10000.0) -> None:
+        if dim % 2:
+            raise ConfigError(f"rotary-pct: rotates {dim} entries of each head; make that an even number")
+        self.dim = dim
+        self.base = base
+        self._table: tuple[Tensor, Tensor] | None = None
+
+    def _tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos and sin, fp32 [length, dim]."""
+        if self._table is None or self._table[0].shape[0] < length or self._table[0].device != device:
+            rows = 1 << (length - 1).bit_length()  # not anew for each token that is sampled
+            with torch.inference_mode(False):  # a table first made while sampling must serve in training too
+                self._table = self._make_tables(rows, device)
+        cos, sin = self._table
+        return cos[:length], sin[:length]
+
+    def _make_tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        inverse_frequency = self.base ** -(torch.arange(0, self.dim, 2, dtype=torch.float32) / self.dim)
+        angle = torch.outer(torch.arange(length, dtype=torch.float32), inverse_frequency)
+        angle = torch.cat((angle, angle), dim=-1)
+        return angle.cos().to(device), angle.sin().to(device)
+
+    def __call__(self, x: Tensor, offset: int = 0) -> Tensor:
+        """x: [b, heads, s, head_dim], positions offset .. offset + s - 1; same shape and dtype returned."""
+        length = offset + x.shape[-2]
+        cos, sin = (table[offset:length] for table in self._tables(length, x.device))
+        rotated, passed = x[..., : self.dim].float(), x[..., self.dim :]
+        first, second = rotated.chunk(2, dim=-1)
+        turned = torch.cat((-second, first), dim=-1)
+        return torch.cat(((rotated * cos + turned * sin).to(x.dtype), passed), dim=-1)

@@ -1,0 +1,186 @@
+"""Base-shape files: what `save-base-shapes` writes and a target run reads, in microsoft/mup's `.bsh` format.
+
+One file a rank, `<base-shapes-file>.<rank>`, with global dimensions under layout-independent names, so that a run
+under any layout reads what it needs. Comment lines carry the base dimensions that shapes alone do not tell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron.errors import BaseShapeError
+from megatron.parametrization.plan import Shape
+from megatron.parametrization.widths import Widths
+from mup.bsh import BaseShape, read_bsh, read_comments, write_bsh
+
+# configuration key of each base dimension, also its name in the files' comment lines
+BASE_KEYS: Mapping[str, str] = {
+    "hidden_size": "mup-base-hidden-size",
+    "num_attention_heads": "mup-base-num-attention-heads",
+    "num_kv_heads": "mup-base-num-kv-heads",
+    "ffn_hidden_size": "base ffn hidden size",
+    "num_layers": "mup-base-num-layers",
+}
+
+
+@dataclass(frozen=True)
+class BaseShapeFiles:
+    """What all files under one prefix hold together. `dims` is empty for files that this project did not write."""
+
+    files: tuple[Path, ...]
+    shapes: Mapping[str, BaseShape]
+    dims: Mapping[str, int]
+
+    @property
+    def names(self) -> str:
+        return ", ".join(str(file) for file in self.files)
+
+
+def save_base_shapes(
+    file: Path, base_shapes: Mapping[str, Shape], delta_shapes: Mapping[str, Shape], base: Widths, layout: str
+) -> None:
+    """Write one rank's file. A dimension that differs between base and delta is infinite; the rest are null."""
+    entries = {
+        name: BaseShape(
+            [b if b != d else None for b, d in zip(shape, delta_shapes[name], strict=True)],
+            [b if b == d else None for b, d in zip(shape, delta_shapes[name], strict=True)],
+        )
+        for name, shape in base_shapes.items()
+    }
+    comments = [f"{BASE_KEYS[key]}: {value}" for key, value in dataclasses.asdict(base).items()]
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bsh(entries, file, [*comments, f"layout: {layout}"])
+    except OSError as error:
+        raise BaseShapeError(f"base-shapes-file {file} cannot be written: {error.strerror}") from error
+
+
+def load_base_shapes(prefix: Path) -> BaseShapeFiles:
+    """Read `<prefix>.<rank>` of every rank, or `<prefix>` itself (a plain `.bsh` file), and merge them."""
+    ranks = [path for path in prefix.parent.glob(f"{prefix.name}.*") if path.suffix[1:].isdigit()]
+    files = sorted(ranks, key=lambda path: int(path.suffix[1:])) or ([prefix] if prefix.is_file() else [])
+    if not files:
+        raise BaseShapeError(
+            f"base-shapes-file: neither {prefix}.0 nor {prefix} exists; write it by a run of the base model with "
+            "save-base-shapes: true, or give mup-base-hidden-size instead"
+        )
+    shapes: dict[str, BaseShape] = {}
+    dims: dict[str, int] = {}
+    for file in files:
+        try:
+            entries, comments = read_bsh(file), read_comments(file)
+        except (ValueError, OSError) as error:
+            raise BaseShapeError(f"base-shapes-file {file} cannot be read: {error}") from error
+        for raw, entry in entries.items():
+            name = canonical_name(raw)
+            if shapes.setdefault(name, entry).base != entry.base:
+                raise BaseShapeError(f"base-shapes-file: {name} has another shape in {file} than in {files[0]}")
+        for key, value in _dimensions(comments).items():
+            if dims.setdefault(key, value) != value:
+                raise BaseShapeError(
+                    f"base-shapes-file: {BASE_KEYS[key]} is {value} in {file}, {dims[key]} in {files[0]}"
+                )
+    return BaseShapeFiles(tuple(files), shapes, dims)
+
+
+def _dimensions(comments: Sequence[str]) -> dict[str, int]:
+    by_label = {label: key for key, label in BASE_KEYS.items()}
+    found = {}
+    for comment in comments:
+        label, _, value = comment.partition(":")
+        if label.strip() in by_label and value.strip().isdigit():
+            found[by_label[label.strip()]] = int(value)
+    return found
+
+
+def canonical_name(name: str) -> str:
+    """Our name of a parameter that GPT-NeoX's plain or pipeline model names by the index in its flat list."""
+    name = re.sub(r"^(module\.)?(sequential\.)?", "", name)
+    name = re.sub(r"^tied_modules\.embed\.", "0.", name)
+    match = re.fullmatch(r"(\d+)\.(.+)", name)
+    if match is None:
+        return name
+    index, rest = int(match[1]), re.sub(r"\.scale$", ".weight", match[2])
+    rest = rest.replace("mlp.linear1.", "mlp.dense_h_to_4h.").replace("mlp.linear2.", "mlp.dense_4h_to_h.")
+    if rest.startswith(("word_embeddings.", "position_embeddings.")):
+        return f"embedding.{rest}"
+    if rest.startswith("norm."):
+        return f"final_{rest}"
+    if rest.startswith("final_linear."):
+        return rest.replace("final_linear", "readout")
+    return f"layers.{index - 2}.{rest}"  # NeoX: 0 embedding, 1 a reshaping step, 2 the first block
+
+
+def base_head_counts(target: Widths, heads: int | None, kv_heads: int | None) -> tuple[int, int]:
+    """Query and key-value heads of the base where a key leaves them open: the target's, and without grouping one
+    key-value head a query head."""
+    heads = heads or target.num_attention_heads
+    if kv_heads is None:
+        grouped = target.num_kv_heads != target.num_attention_heads
+        kv_heads = target.num_kv_heads if grouped else heads
+    return heads, kv_heads
+
+
+def base_widths(loaded: BaseShapeFiles, target: Widths, base_heads: int | None, base_kv_heads: int | None) -> Widths:
+    """Base dimensions from the files: their comment lines, or, for plain files, the shapes.
+
+    Shapes do not tell the number of heads: a plain file's base has the target's, unless the two arguments say else.
+    """
+    if set(loaded.dims) == set(BASE_KEYS):
+        return Widths(**loaded.dims)
+
+    def size(name: str, dim: int, default: int) -> int:
+        if name not in loaded.shapes:
+            raise BaseShapeError(f"base-shapes-file {loaded.names}: parameter {name} is missing")
+        return loaded.shapes[name].base[dim] or default
+
+    heads, kv_heads = base_head_counts(target, base_heads, base_kv_heads)
+    blocks = [int(match[1]) for name in loaded.shapes if (match := re.match(r"layers\.(\d+)\.", name))]
+    return Widths(
+        hidden_size=size("embedding.word_embeddings.weight", 1, target.hidden_size),
+        num_attention_heads=heads,
+        num_kv_heads=kv_heads,
+        ffn_hidden_size=size("layers.0.mlp.dense_4h_to_h.weight", 1, target.ffn_hidden_size),
+        num_layers=1 + max(blocks),
+    )
+
+
+def check_base_shapes(
+    loaded: BaseShapeFiles, base_shapes: Mapping[str, Shape], shapes: Mapping[str, Shape], base_layers: int
+) -> None:
+    """Raise BaseShapeError, naming the parameter, unless the files hold exactly this model's base.
+
+    base_shapes: of the model at base widths, at the target's depth: layers from `base_layers` on are not in the files.
+    """
+    expected = {name: shape for name, shape in base_shapes.items() if _layer_of(name) < base_layers}
+    for name, shape in expected.items():
+        if name not in loaded.shapes:
+            raise BaseShapeError(f"base-shapes-file: {name} is in none of {loaded.names}: another model's file?")
+        entry = loaded.shapes[name].base
+        if len(entry) != len(shape):
+            raise BaseShapeError(
+                f"base-shapes-file: {name}: {len(entry)} dimensions in {loaded.names}, here {len(shape)}"
+            )
+        for dim, (stored, base, now) in enumerate(zip(entry, shape, shapes[name], strict=True)):
+            if stored is None and now != base:
+                raise BaseShapeError(
+                    f"base-shapes-file: dimension {dim} of {name} is finite in {loaded.names}, but is {base} in the "
+                    f"base and {now} in this model; save the base shapes again with this dimension growing"
+                )
+            if stored is not None and stored != base:
+                raise BaseShapeError(
+                    f"base-shapes-file: dimension {dim} of {name} is {stored} in {loaded.names}, but the base "
+                    f"dimensions of this configuration give {base}"
+                )
+    for name in loaded.shapes:
+        if name not in base_shapes and _layer_of(name) < base_layers:
+            raise BaseShapeError(f"base-shapes-file: {loaded.names} hold {name}, which this model does not have")
+
+
+def _layer_of(name: str) -> int:
+    match = re.match(r"layers\.(\d+)\.", name)
+    return int(match[1]) if match else -1

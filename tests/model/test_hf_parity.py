@@ -1,0 +1,166 @@
+"""Hugging Face's models are the oracle: same weights, same logits, same gradients, same greedy text."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron.model import GPT
+from megatron.sampling import generate_tokens
+from tests.model.helpers import VOCAB, build, config, tokens
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+transformers = pytest.importorskip("transformers", reason="pip install -e .[hf]")
+
+HIDDEN, HEADS, FFN, LAYERS, LENGTH = 32, 4, 48, 3, 16
+State = dict[str, Tensor]
+
+
+def gpt_neox(state: State) -> State:
+    """GPTNeoXForCausalLM's names to ours; the same for weights and for gradients."""
+    readout = "lm_head.weight" if "lm_head.weight" in state else "embed_out.weight"  # before transformers 5
+    ours = {
+        "embedding.word_embeddings.weight": state["gpt_neox.embed_in.weight"],
+        "readout.weight": state[readout],
+    }
+    for kind in ("weight", "bias"):
+        ours[f"final_norm.{kind}"] = state[f"gpt_neox.final_layer_norm.{kind}"]
+        for i in range(LAYERS):
+            for part in (
+                "input_layernorm",
+                "post_attention_layernorm",
+                "attention.query_key_value",  # one query a key-value head: both go head by head, q, k, v
+                "attention.dense",
+                "mlp.dense_h_to_4h",
+                "mlp.dense_4h_to_h",
+            ):
+                ours[f"layers.{i}.{part}.{kind}"] = state[f"gpt_neox.layers.{i}.{part}.{kind}"]
+    return ours
+
+
+def llama(state: State, kv_heads: int, tied: bool) -> State:
+    """LlamaForCausalLM's names to ours: q, k and v woven by key-value head, up before gate."""
+    ours = {
+        "embedding.word_embeddings.weight": state["model.embed_tokens.weight"],
+        "final_norm.weight": state["model.norm.weight"],
+    }
+    if not tied:
+        ours["readout.weight"] = state["lm_head.weight"]
+    for i in range(LAYERS):
+        theirs, here = f"model.layers.{i}", f"layers.{i}"
+        q, k, v = (state[f"{theirs}.self_attn.{x}_proj.weight"] for x in "qkv")
+        by_head = [x.reshape(kv_heads, -1, HIDDEN) for x in (q, k, v)]
+        ours[f"{here}.attention.query_key_value.weight"] = torch.cat(by_head, dim=1).reshape(-1, HIDDEN)
+        ours[f"{here}.attention.dense.weight"] = state[f"{theirs}.self_attn.o_proj.weight"]
+        up, gate = (state[f"{theirs}.mlp.{x}_proj.weight"] for x in ("up", "gate"))
+        ours[f"{here}.mlp.dense_h_to_4h.weight"] = torch.cat((up, gate))
+        ours[f"{here}.mlp.dense_4h_to_h.weight"] = state[f"{theirs}.mlp.down_proj.weight"]
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            ours[f"{here}.{norm}.weight"] = state[f"{theirs}.{norm}.weight"]
+    return ours
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Every parameter random, large enough that attention is far from uniform."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(0.0, 0.25)
+            if "norm" in name and name.endswith("weight"):
+                parameter.add_(1.0)
+
+
+def gradients(model: torch.nn.Module) -> State:
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def assert_same(model: GPT, oracle: torch.nn.Module, translate) -> None:  # type: ignore[no-untyped-def]
+    model.load_state_dict(translate(dict(oracle.named_parameters())), strict=True)
+    x = tokens(3, LENGTH)
+    ours, theirs = model(x), oracle(x).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert ours.std() > 0.3  # logits of some size, or equality would say little
+    cotangent = torch.randn(ours.shape, generator=torch.Generator().manual_seed(5)) / ours[0].numel() ** 0.5
+    (ours * cotangent).sum().backward()
+    (theirs * cotangent).sum().backward()
+    expected = translate(gradients(oracle))
+    for name, gradient in gradients(model).items():
+        error = (gradient - expected[name]).norm() / expected[name].norm()
+        assert error < 1e-5, (name, float(error))
+    prompt = x[:, :4]
+    greedy = oracle.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        max_new_tokens=8,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    assert generate_tokens(model, prompt, maximum_tokens=8) == greedy[:, 4:].tolist()
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_gpt_neox(parallel):
+    oracle = transformers.GPTNeoXForCausalLM(
+        transformers.GPTNeoXConfig(
+            vocab_size=VOCAB,
+            hidden_size=HIDDEN,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            intermediate_size=FFN,
+            max_position_embeddings=LENGTH,
+            use_parallel_residual=parallel,
+        )  # by default a quarter of each head is rotated, gelu is exact, the readout is not tied
+    ).eval()
+    randomise(oracle)
+    model = build(
+        config(
+            hidden_size=HIDDEN,
+            num_layers=LAYERS,
+            ffn_hidden_size=FFN,
+            padded_vocab_size=VOCAB,
+            pos_emb="rotary",
+            rotary_pct=0.25,
+            parallel_residual=parallel,
+            tied_readout=False,
+        )
+    )
+    assert_same(model, oracle, gpt_neox)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("tied", [True, False])
+def test_llama(tied, kv_heads):
+    oracle = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=VOCAB,
+            hidden_size=HIDDEN,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=kv_heads,
+            intermediate_size=FFN,
+            max_position_embeddings=LENGTH,
+            rms_norm_eps=1e-6,
+            tie_word_embeddings=tied,
+        )
+    ).eval()
+    randomise(oracle)
+    model = build(
+        config(
+            hidden_size=HIDDEN,
+            num_layers=LAYERS,
+            num_kv_heads=kv_heads,
+            ffn_hidden_size=FFN,
+            padded_vocab_size=VOCAB,
+            norm="rmsnorm",
+            norm_epsilon=1e-6,
+            activation="swiglu",
+            attention_bias=False,
+            mlp_bias=False,
+            tied_readout=tied,
+        )
+    )
+    assert_same(model, oracle, lambda state: llama(state, kv_heads, tied))
