@@ -1,0 +1,26 @@
+"""Launcher: merge configuration files and start a script on 1..N hosts through DeepSpeed's runner.
+
+python deepy.py train.py configs/mup/base.yml configs/local_setup.yml [--key value ...]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from megatron.entry import run_script
+from megatron.neox_arguments import NeoXArgs
+
+
+def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
+    """Check the configuration once, here, then hand it to every process. Returns the workers' exit code."""
+    neox_args = NeoXArgs.consume_deepy_args(input_args)
+    if overwrite_values:
+        neox_args = neox_args.replace(**overwrite_values)
+    from megatron.launch import launch
+
+    return launch(neox_args.get_deepspeed_main_args(), num_processes=neox_args.num_gpus)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,30 @@
+"""What every entry script does around its work: run it, tell a user's mistake without a traceback, exit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from megatron.errors import UserError
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Exit with main's code (None: 0); with a UserError's own after one line on stderr. The debug variable
+    MUNEOX_TRACEBACK=1 shows the traceback too."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        code = main() or 0
+    except UserError as error:
+        if os.environ.get("MUNEOX_TRACEBACK") == "1":
+            raise
+        if error.exit_code:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            print(error)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,267 @@
+"""One base learning rate a step, and the scheduler that gives each optimizer group its multiple of it.
+
+Numbering: `schedule(k)` is the rate of update k, the first update being k = 0. GPT-NeoX and Mu-scaling warm
+up with k where this module uses k + 1: their first update has rate 0 and changes nothing, ours has a W-th of
+the peak (W = warmup_iters). From update W on, constant, linear, cosine and exponential equal GPT-NeoX's;
+after `decay_iters`, linear and cosine stay at their end, where GPT-NeoX's cosine would rise again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Protocol, get_args
+
+from megatron.errors import CheckpointError, ConfigError
+
+DecayStyle = Literal["constant", "linear", "cosine", "exponential", "wsd"]
+WarmupStyle = Literal["linear", "inverse_log"]
+CooldownStyle = Literal["linear", "cosine", "sqrt"]
+
+
+@dataclass(frozen=True)
+class LearningRateSchedule:
+    """The base learning rate as a pure function of the update's number.
+
+    lr: peak rate, reached at the last warm-up update. min_lr: floor of the decay (warm-up starts below it).
+    decay_iters: updates from the first to the end of the decay, warm-up included (NeoX's `lr_decay_iters`, by
+    default the length of the training). warmup_iters: updates with a growing rate; 0 starts at the peak.
+
+    decay_style, with p = (k - warmup_iters) / (decay_iters - warmup_iters):
+      constant     lr
+      linear       max(lr (1 - p), min_lr)
+      cosine       min_lr + (lr - min_lr) (1 + cos(pi p)) / 2          (SGDR, arXiv:1608.03983, eq. 5)
+      exponential  max(lr exp(-0.693 p), min_lr): NeoX's halving, which goes on after decay_iters
+      wsd          lr until the last `cooldown_iters`, then min_lr + (lr - min_lr) f(q), q the part of
+                   that which is over: f = 1 - q (linear), (1 + cos(pi q)) / 2 (cosine), 1 - sqrt(q) (sqrt).
+                   Warmup-stable-decay: MiniCPM, arXiv:2404.06395; 1 - sqrt: arXiv:2405.18392
+
+    warmup_style, for update k with n = k + 1 in 1..warmup_iters:
+      linear       lr n / warmup_iters
+      inverse_log  lr log(n + 1) / log(warmup_iters + 1): Mu-scaling's warm-up log(n) / log(warmup_iters)
+                   (arXiv:2304.06875, its released code), moved by one so that the first update counts
+
+    Raises ConfigError where the numbers do not fit together.
+    """
+
+    lr: float
+    decay_iters: int
+    min_lr: float = 0.0
+    warmup_iters: int = 0
+    decay_style: DecayStyle = "linear"
+    warmup_style: WarmupStyle = "linear"
+    cooldown_iters: int = 0
+    cooldown_style: CooldownStyle = "linear"
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("decay_style", DecayStyle),
+            ("warmup_style", WarmupStyle),
+            ("cooldown_style", CooldownStyle),
+        ):
+            if getattr(self, name) not in get_args(choices):
+                raise ConfigError(f"lr schedule: {name} is {getattr(self, name)!r}, not one of {get_args(choices)}")
+        if not 0 <= self.min_lr <= self.lr < math.inf:
+            raise ConfigError(f"lr schedule: needs 0 <= min_lr ({self.min_lr}) <= lr ({self.lr})")
+        if self.decay_iters < 1 or self.warmup_iters < 0 or self.cooldown_iters < 0:
+            raise ConfigError("lr schedule: decay_iters must be positive, warmup_iters and cooldown_iters not negative")
+        cooldown = self.cooldown_iters if self.decay_style == "wsd" else 0
+        if self.decay_style != "constant" and self.warmup_iters + cooldown > self.decay_iters:
+            raise ConfigError(
+                f"lr schedule: warm-up ({self.warmup_iters}) and cool-down ({cooldown}) do not fit in "
+                f"{self.decay_iters} iterations"
+            )
+
+    def __call__(self, step: int) -> float:
+        """The base learning rate of update `step` (from 0)."""
+        if step < 0:
+            raise ValueError(f"update {step} does not exist: the first one is 0")
+        if step < self.warmup_iters:
+            return self.lr * self._warmup(step + 1)
+        return self._decay(step)
+
+    def _warmup(self, n: int) -> float:
+        if self.warmup_style == "inverse_log":
+            return math.log(n + 1) / math.log(self.warmup_iters + 1)
+        return n / self.warmup_iters
+
+    def _decay(self, step: int) -> float:
+        done = step - self.warmup_iters
+        span = self.decay_iters - self.warmup_iters
+        match self.decay_style:
+            case "constant":
+                return self.lr
+            case "linear":
+                return max(self.lr * (1.0 - _fraction(done, span)), self.min_lr)
+            case "cosine":
+                return self._between(_half_cosine(_fraction(done, span)))
+            case "exponential":
+                return max(self.lr * math.exp(-0.693 * done / max(span, 1)), self.min_lr)
+            case "wsd":
+                begin = self.decay_iters - self.cooldown_iters
+                if step < begin or self.cooldown_iters == 0:
+                    return self.lr
+                q = _fraction(step - begin, self.cooldown_iters)
+                return self._between(_COOLDOWN[self.cooldown_style](q))
+
+    def _between(self, weight: float) -> float:
+        # At weight 1 exactly lr, where the sum could miss it by a rounding.
+        return self.lr if weight == 1.0 else self.min_lr + (self.lr - self.min_lr) * weight
+
+
+def _fraction(done: int, span: int) -> float:
+    """Part of a phase of `span` updates that is over, at most 1; an empty phase is over."""
+    return min(done / span, 1.0) if span else 1.0
+
+
+def _half_cosine(p: float) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * p))
+
+
+_COOLDOWN = {"linear": lambda q: 1.0 - q, "cosine": _half_cosine, "sqrt": lambda q: 1.0 - math.sqrt(q)}
+
+
+class HasParamGroups(Protocol):
+    """Any optimizer: torch's, DeepSpeed's or a wrapper around one."""
+
+    param_groups: list[dict[str, Any]]
+
+
+class Scheduler:
+    """Sets every group's `lr` to base rate x `lr_mult`, at construction and after each step.
+
+    So the ratios between groups depend on no phase of the schedule, and `min_lr` is multiplied too. DeepSpeed
+    takes it as its `lr_scheduler` and calls `step()` after each update that was applied.
+
+    optimizer: its groups carry a unique `name` and an `lr_mult`; the scheduler keeps its own copy of these,
+    and raises RuntimeError when a group no longer has them.
+    lr_mults: name -> multiplier for the whole model, where this process holds only a pipeline stage of it; it
+    is saved with the state, to be compared under any layout. By default the optimizer's own groups.
+    use_checkpoint_lr_scheduler: a loaded state's schedule replaces `schedule`.
+    override_lr_scheduler: `schedule` replaces the loaded one. With neither, a difference is an error.
+    """
+
+    def __init__(
+        self,
+        optimizer: HasParamGroups,
+        schedule: LearningRateSchedule,
+        *,
+        lr_mults: Mapping[str, float] | None = None,
+        use_checkpoint_lr_scheduler: bool = False,
+        override_lr_scheduler: bool = False,
+    ) -> None:
+        if use_checkpoint_lr_scheduler and override_lr_scheduler:
+            raise ConfigError("override_lr_scheduler and use_checkpoint_lr_scheduler exclude each other")
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.num_steps = 0
+        self._use_checkpoint = use_checkpoint_lr_scheduler
+        self._override = override_lr_scheduler
+        own = _group_multipliers(optimizer)
+        self._lr_mults = dict(own if lr_mults is None else lr_mults)
+        if missing := {name: mult for name, mult in own.items() if self._lr_mults.get(name) != mult}:
+            raise ValueError(f"lr_mults of the whole model disagree with this optimizer's groups: {missing}")
+        self.apply()
+
+    def step(self, increment: int = 1) -> None:
+        """Move on by `increment` applied updates."""
+        self.num_steps += increment
+        self.apply()
+
+    def apply(self) -> None:
+        """Set the groups' rates for the next update; call it after anything that rewrites the groups."""
+        base = self.schedule(self.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = base * self._multiplier(group)
+
+    def get_lr(self) -> list[float]:
+        """Rates of the next update, one a group."""
+        base = self.schedule(self.num_steps)
+        return [base * self._multiplier(group) for group in self.optimizer.param_groups]
+
+    def get_last_lr(self) -> list[float]:
+        """The rates that the groups hold now, as torch's schedulers tell them."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def get_base_lr(self) -> float:
+        """Rate of the next update before multipliers: the one to log."""
+        return self.schedule(self.num_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "num_steps": self.num_steps,
+            "schedule": asdict(self.schedule),
+            "lr_mults": dict(self._lr_mults),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises CheckpointError, and changes nothing, where the multipliers differ, or the schedule does and
+        neither option says which one counts.
+        """
+        try:
+            num_steps, saved, mults = state["num_steps"], dict(state["schedule"]), dict(state["lr_mults"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint's learning-rate state is of another kind: {error}") from None
+        _refuse_difference(
+            "learning-rate multipliers of the parameter groups",
+            mults,
+            self._lr_mults,
+            "resume with the base shapes and muP options of the checkpoint",
+        )
+        schedule = self._choose_schedule(saved)
+        self.schedule, self.num_steps = schedule, int(num_steps)
+        self.apply()
+
+    def _choose_schedule(self, saved: dict[str, Any]) -> LearningRateSchedule:
+        if self._override:
+            return self.schedule
+        if not self._use_checkpoint:
+            _refuse_difference(
+                "learning-rate schedule",
+                saved,
+                asdict(self.schedule),
+                "set override_lr_scheduler for the configuration's or use_checkpoint_lr_scheduler",
+            )
+            return self.schedule
+        known = {field.name for field in fields(LearningRateSchedule)}
+        if unknown := saved.keys() - known:
+            raise CheckpointError(f"the checkpoint's learning-rate schedule has unknown keys: {sorted(unknown)}")
+        return LearningRateSchedule(**saved)
+
+    def _multiplier(self, group: Mapping[str, Any]) -> float:
+        name = group.get("name")
+        mult = self._lr_mults.get(name) if isinstance(name, str) else None
+        if mult is None or group.get("lr_mult") != mult:
+            raise RuntimeError(
+                f"parameter group {name!r} has lr_mult {group.get('lr_mult')!r}, but the scheduler was built "
+                f"with {mult!r}: multipliers are fixed for a run"
+            )
+        return mult
+
+
+def _group_multipliers(optimizer: HasParamGroups) -> dict[str, float]:
+    """name -> lr_mult. Raises ValueError for a group without them or a name used twice."""
+    mults: dict[str, float] = {}
+    for index, group in enumerate(optimizer.param_groups):
+        name, mult = group.get("name"), group.get("lr_mult")
+        if not isinstance(name, str) or name in mults:
+            raise ValueError(f"parameter group {index} has no name of its own: {name!r}")
+        if not isinstance(mult, int | float) or not math.isfinite(mult) or mult < 0:
+            raise ValueError(f"parameter group {name!r} has no usable lr_mult: {mult!r}")
+        mults[name] = float(mult)
+    return mults
+
+
+def _refuse_difference(what: str, saved: Mapping[str, Any], current: Mapping[str, Any], way_out: str) -> None:
+    """Raise CheckpointError with a table of the entries that differ, if any do."""
+    names = sorted(saved.keys() | current.keys())
+    rows = [
+        f"  {name}: checkpoint {saved.get(name, 'absent')}, configuration {current.get(name, 'absent')}"
+        for name in names
+        if saved.get(name) != current.get(name)
+    ]
+    if rows:
+        raise CheckpointError(f"the checkpoint has other {what}; {way_out}\n" + "\n".join(rows))

@@ -1,0 +1,96 @@
+"""Optimizers over muP's parameter groups. DeepSpeed wraps what is made here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megatron.errors import ConfigError
+
+Groups = list[dict[str, Any]]
+
+
+def _gradients(groups: Iterable[dict[str, Any]]) -> list[Tensor]:
+    return [p.grad for group in groups for p in group["params"] if p.grad is not None]
+
+
+class _Step:
+    """Mixed into a torch optimizer: clip and record the gradient norm, decay independently, then step.
+
+    DeepSpeed's wrapped optimizers (ZeRO, bf16, fp16) clip by themselves and leave `_global_grad_norm`; its plain
+    path clips without telling the norm, so there `clip_to` is set here and DeepSpeed's own clipping is off.
+    """
+
+    clip_to: float | None = None
+    _global_grad_norm: Tensor | None = None
+    param_groups: Groups
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        if self.clip_to is not None:
+            gradients = _gradients(self.param_groups)
+            self._global_grad_norm = nn.utils.get_total_norm(gradients)
+            if self.clip_to > 0:
+                parameters = [p for group in self.param_groups for p in group["params"]]
+                nn.utils.clip_grads_with_norm_(parameters, self.clip_to, self._global_grad_norm)
+        for group in self.param_groups:
+            if decay := group.get("independent_weight_decay", 0.0):
+                for p in group["params"]:
+                    if p.grad is not None:
+                        p.mul_(1.0 - decay)
+        return super().step(closure)  # type: ignore[misc]
+
+
+class AdamW(_Step, torch.optim.AdamW):  # type: ignore[misc]  # torch overloads step for a decorator
+    """torch's AdamW, fused where the parameters allow."""
+
+
+class SGD(_Step, torch.optim.SGD):  # type: ignore[misc]
+    """torch's SGD with momentum."""
+
+
+def _external(module: str, name: str, key: str) -> Any:
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"optimizer.type {key} needs {module}, which cannot be imported: {error}") from error
+
+
+def make_optimizer(
+    kind: str,
+    groups: Groups,
+    *,
+    betas: tuple[float, float],
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    implementation: str = "torch",
+    clip_to: float | None = None,
+) -> torch.optim.Optimizer:
+    """An optimizer over groups that bring their own lr, eps and weight decay.
+
+    kind: adam (decoupled decay, as GPT-NeoX's FusedAdam) or sgd. implementation: torch, deepspeed or apex.
+    clip_to: None where DeepSpeed clips; else the largest gradient norm, 0 for no clipping.
+    """
+    if kind == "sgd":
+        if implementation != "torch":
+            raise ConfigError(f"optimizer.type SGD has no {implementation} implementation here; use torch's")
+        plain = [{k: v for k, v in group.items() if k != "eps"} for group in groups]
+        sgd = SGD(plain, lr=groups[0]["lr"], momentum=momentum, nesterov=nesterov)
+        sgd.clip_to = clip_to
+        return sgd
+    if kind not in ("adam", "adamw"):
+        raise ConfigError(f"optimizer {kind!r} is not supported; use Adam or SGD")
+    if implementation == "torch":
+        adam = AdamW(groups, lr=groups[0]["lr"], betas=betas, fused=True)
+        adam.clip_to = clip_to
+        return adam
+    if implementation == "deepspeed":
+        fused: Any = _external("deepspeed.ops.adam", "FusedAdam", "FusedAdam")
+    else:
+        fused = _external("apex.optimizers", "FusedAdam", "apex.FusedAdam")
+    mixed = type("FusedAdamW", (_Step, fused), {"clip_to": clip_to})
+    return mixed(groups, lr=groups[0]["lr"], betas=betas, adam_w_mode=True)

@@ -1,0 +1,303 @@
+"""muP in the trainer: base-shape files, the coordinate check and its mutations, the audit and its mutations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megatron.errors import BaseShapeError, ConfigError
+from megatron.initialize import initialize_megatron
+from megatron.model import attention
+from megatron.parametrization.base_shapes import canonical_name, load_base_shapes
+from megatron.training.audit_run import run_audit
+from megatron.training.coord_check_run import CoordinateCheck, run_coord_check
+from megatron.training.from_args import model_plan
+from megatron.training.save_base_shapes import run_save_base_shapes
+from mup import rules
+from mup.verdict import verdict
+from tests.training.harness import arguments, configuration, run_script
+
+FILE_ONLY = {"mup_base_hidden_size": None, "mup_base_num_attention_heads": None}
+
+
+def saved(corpus, tmp_path, **changes):
+    """Base shapes of the 16-wide model, written as the guide says; the prefix."""
+    prefix = tmp_path / "shapes" / "base"
+    base = {
+        "hidden_size": 16,
+        "num_attention_heads": 1,
+        "save_base_shapes": True,
+        "base_shapes_file": str(prefix),
+    }
+    config = {**configuration(corpus, tmp_path), **FILE_ONLY, **base, **changes}
+    file = run_save_base_shapes(arguments(config), initialize_megatron())
+    assert file == tmp_path / "shapes" / "base.0" and file.is_file()
+    return prefix
+
+
+def with_file(corpus, tmp_path, prefix, **changes):
+    return arguments({**configuration(corpus, tmp_path), **FILE_ONLY, "base_shapes_file": str(prefix), **changes})
+
+
+def plan_of(args):
+    return {name: plan.scaling for name, plan in model_plan(args, 512).parameters.items()}
+
+
+def test_a_target_run_reads_the_base_from_the_files(corpus, tmp_path):
+    prefix = saved(corpus, tmp_path)
+    by_file = plan_of(with_file(corpus, tmp_path, prefix))
+    assert by_file == plan_of(arguments(configuration(corpus, tmp_path)))
+    assert by_file["layers.0.mlp.dense_h_to_4h.weight"].lr == 1 / 4
+    deeper = plan_of(with_file(corpus, tmp_path, prefix, num_layers=3))  # layers beyond the base's are like its own
+    assert deeper["layers.2.mlp.dense_h_to_4h.weight"] == by_file["layers.0.mlp.dense_h_to_4h.weight"]
+
+
+def test_plain_files_and_those_of_gpt_neox_load(corpus, tmp_path):
+    prefix = saved(corpus, tmp_path)
+    lines = [line for line in (tmp_path / "shapes" / "base.0").read_text().splitlines() if not line.startswith("#")]
+    plain = tmp_path / "plain.bsh"
+    plain.write_text("\n".join(lines) + "\n")
+    one_head = {"mup_base_num_attention_heads": 1}
+    expected = plan_of(with_file(corpus, tmp_path, prefix))
+    assert plan_of(with_file(corpus, tmp_path, plain, **one_head)) == expected
+
+    def neox(match: re.Match[str]) -> str:
+        names = {
+            "embedding": "sequential.0",
+            "final_norm": "sequential.5.norm",
+            "readout": "sequential.6.final_linear",
+        }
+        return names[match[0]] if match[0] in names else f"sequential.{int(match[1]) + 2}"
+
+    renamed = [re.sub(r"^(?:layers\.(\d+)|embedding|final_norm|readout)", neox, line) for line in lines]
+    (tmp_path / "neox.bsh.0").write_text("\n".join(renamed) + "\n")
+    assert plan_of(with_file(corpus, tmp_path, tmp_path / "neox.bsh", **one_head)) == expected
+
+
+@pytest.mark.parametrize(
+    ("neox", "ours"),
+    [
+        ("sequential.0.word_embeddings.weight", "embedding.word_embeddings.weight"),
+        ("tied_modules.embed.word_embeddings.weight", "embedding.word_embeddings.weight"),
+        ("sequential.2.mlp.linear1.weight", "layers.0.mlp.dense_h_to_4h.weight"),
+        ("4.input_layernorm.scale", "layers.2.input_layernorm.weight"),
+        ("5.norm.scale", "final_norm.weight"),
+        ("layers.0.attention.dense.weight", "layers.0.attention.dense.weight"),
+    ],
+)
+def test_names_of_gpt_neox(neox, ours):
+    assert canonical_name(neox) == ours
+
+
+def edited(prefix, pattern, replacement):
+    file = prefix.with_name(prefix.name + ".0")
+    text = file.read_text()
+    assert re.search(pattern, text)
+    file.write_text(re.sub(pattern, replacement, text, count=1))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "message"),
+    [
+        (r"readout\.weight:\n(- .*\n)+", "", r"readout\.weight.*none of.*base\.0"),
+        (
+            r"(readout\.weight:\n- .*\n- )16",
+            r"\g<1>17",
+            r"dimension 1 of readout\.weight is 17.*base\.0.*give 16",
+        ),
+        (
+            r"(layers\.0\.mlp\.dense_4h_to_h\.weight:\n- )16",
+            r"\g<1>null",
+            r"dimension 0 of .*dense_4h_to_h.* is finite",
+        ),
+        (r"final_norm\.bias:", "other.bias:", r"final_norm\.bias|other\.bias"),
+        (r"- 16\n", "- sixteen\n", r"base\.0.*line"),
+        (r"hidden-size: 16", "hidden-size: 32", r"base\.0"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused_by_name(corpus, tmp_path, pattern, replacement, message):
+    prefix = saved(corpus, tmp_path)
+    edited(prefix, pattern, replacement)
+    with pytest.raises(BaseShapeError, match=message):
+        model_plan(with_file(corpus, tmp_path, prefix), 512)
+
+
+def test_another_models_file_is_refused(corpus, tmp_path):
+    prefix = saved(corpus, tmp_path, activation="swiglu")
+    with pytest.raises(BaseShapeError, match=r"layers\.0\.mlp"):
+        model_plan(with_file(corpus, tmp_path, prefix), 512)
+    with pytest.raises(BaseShapeError, match="save-base-shapes"):
+        model_plan(with_file(corpus, tmp_path, tmp_path / "nowhere"), 512)
+
+
+def test_keys_and_file_that_disagree_are_an_error(corpus, tmp_path):
+    prefix = saved(corpus, tmp_path)
+    args = with_file(corpus, tmp_path, prefix, mup_base_hidden_size=32, mup_base_num_attention_heads=2)
+    with pytest.raises(BaseShapeError, match=r"mup-base-hidden-size is 32 .* 16 in .*base\.0"):
+        model_plan(args, 512)
+
+
+def test_files_of_several_ranks_are_merged(corpus, tmp_path):
+    prefix = saved(corpus, tmp_path)
+    text = prefix.with_name("base.0").read_text()
+    head, rest = text.split("layers.1.", 1)
+    prefix.with_name("base.0").write_text(head)
+    comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    prefix.with_name("base.1").write_text(f"{comments}\nlayers.1.{rest}")
+    assert len(load_base_shapes(prefix).files) == 2
+    assert plan_of(with_file(corpus, tmp_path, prefix)) == plan_of(arguments(configuration(corpus, tmp_path)))
+
+
+def test_zero_init_of_a_tied_readout_is_an_error(corpus, tmp_path):
+    with pytest.raises(ConfigError, match="no_weight_tying"):
+        arguments(configuration(corpus, tmp_path), no_weight_tying=False, mup_readout_zero_init=True)
+
+
+CHECK = {"coord_check": True, "coord_check_seeds": 3, "optimizer": {"type": "Adam", "params": {"lr": 3e-3}}}
+
+
+def check(corpus, tmp_path, **changes):
+    args = arguments(configuration(corpus, tmp_path, **{**CHECK, **changes}))
+    return run_coord_check(args, initialize_megatron())
+
+
+def caught(corpus, tmp_path, **changes):
+    """Whether the verdict alone, without its reference, fails: what a mutation must bring about."""
+    args = arguments(configuration(corpus, tmp_path, **{**CHECK, **changes}))
+    return not verdict(CoordinateCheck(args, initialize_megatron()).records(use_mup=True)).passed
+
+
+def with_cell(role, **changes):
+    """The Adam column with one cell changed by hand."""
+    column = dict(rules.TABLE[rules.Family.ADAM])
+    column[role] = dataclasses.replace(column[role], **changes)
+    return {**rules.TABLE, rules.Family.ADAM: column}
+
+
+def test_coordinate_check_passes_and_writes_its_files(corpus, tmp_path):
+    result = check(corpus, tmp_path)
+    assert result.passed, result.mup.table()
+    assert not result.sp.passed
+    names = {"coord_check_up.0.jpg", "coord_check_sp.0.jpg", "coord_check.0.csv", "coord_check.0.json"}
+    assert {file.name for file in result.files} == names and all(file.stat().st_size for file in result.files)
+    stored = json.loads((tmp_path / "coord_check.0.json").read_text())
+    assert stored["up"]["passed"] and not stored["sp"]["passed"]
+    kinds = {row.module for row in result.mup.rows}
+    assert {"embedding", "attention.logits", "mlp.dense_4h_to_h", "block", "readout"} <= kinds
+
+
+@pytest.mark.parametrize(
+    ("role", "change"),
+    [
+        (rules.Role.HIDDEN, {"lr": rules.ONE}),
+        (rules.Role.HIDDEN, {"init_std": rules.ONE}),
+        (rules.Role.INPUT, {"lr": rules.Power(width=-1)}),
+    ],
+    ids=["hidden lr unscaled", "hidden init unscaled", "embedding lr over m"],
+)
+def test_coordinate_check_catches_a_broken_rule(corpus, tmp_path, monkeypatch, role, change):
+    monkeypatch.setattr(rules, "TABLE", with_cell(role, **change))
+    assert caught(corpus, tmp_path)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5])
+def test_coordinate_check_catches_a_wrong_readout_multiplier(corpus, tmp_path, monkeypatch, exponent):
+    from megatron.parametrization import widths
+
+    monkeypatch.setattr(widths, "readout_mult", lambda m, temperature=1.0: m**-exponent / temperature)
+    assert caught(corpus, tmp_path)
+
+
+def test_coordinate_check_catches_a_schedule_that_resets_the_groups(corpus, tmp_path, monkeypatch):
+    """GPT-NeoX's own defect: the scheduler gives every group the base rate."""
+    from megatron.training.learning_rates import Scheduler
+
+    def reset(self):
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule(self.num_steps)
+
+    monkeypatch.setattr(Scheduler, "apply", reset)
+    assert caught(corpus, tmp_path)
+
+
+def audit(corpus, tmp_path, **changes):
+    return run_audit(arguments(configuration(corpus, tmp_path, **changes)), initialize_megatron())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"use_mup": False},
+        {"mup_embedding_mult": 3.0, "mup_output_temp": 2.0, "mup_attn_temp": 0.5, "mup_init_scale": 0.7},
+        {"mup_weight_decay_mode": "independent", "mup_query_zero_init": True, "mup_readout_zero_init": True},
+        {"num_kv_heads": 2, "mup_base_num_attention_heads": 4, "activation": "swiglu", "norm": "rmsnorm"},
+        {"no_weight_tying": False, "pos_emb": "learned", "max_position_embeddings": 16},
+        {"mup_base_num_layers": 1, "mup_depth_alpha": 1.0, "zero_optimization": {"stage": 1}},
+    ],
+)
+def test_audit_passes_what_is_right(corpus, tmp_path, changes):
+    result = audit(corpus, tmp_path, **changes)
+    assert result.passed, [row for row in (*result.parameters, *result.factors) if not row.passed]
+
+
+def test_audit_catches_standard_attention(corpus, tmp_path, monkeypatch):
+    """1/sqrt(d) attention is invisible to a few steps: only the audit can see it."""
+    monkeypatch.setattr(
+        attention.CoreAttention,
+        "forward",
+        lambda self, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+    )
+    departing = [row.name for row in audit(corpus, tmp_path, num_attention_heads=1).factors if not row.passed]
+    assert departing == ["attention scale"]
+
+
+def test_audit_catches_a_lost_lr_mult_and_a_second_rescale(corpus, tmp_path, monkeypatch):
+    from megatron.model import build
+    from megatron.training import audit_run
+
+    def forget(args, runtime, plan, schedule, seed, build_trainee=audit_run.build_trainee):
+        trainee = build_trainee(args, runtime, plan, schedule, seed)
+        trainee.engine.optimizer.param_groups[2]["lr"] *= 4
+        return trainee
+
+    monkeypatch.setattr(audit_run, "build_trainee", forget)
+    rows = audit(corpus, tmp_path).parameters
+    assert {row.departures for row in rows if row.role == "hidden"} == {("lr",)} and any(row.passed for row in rows)
+
+    def twice(*args, initialise=build.initialise):
+        initialise(*args)
+        with torch.no_grad():
+            args[0].readout.weight.mul_(math.sqrt(4))
+
+    monkeypatch.setattr(build, "initialise", twice)
+    rows = audit(corpus, tmp_path).parameters
+    assert [row.name for row in rows if "init_std" in row.departures] == ["readout.weight"]
+
+
+@pytest.mark.xdist_group("multiprocess")
+def test_the_guides_steps_as_commands(corpus, tmp_path):
+    """save-base-shapes through the launcher exits 0 and leaves <file>.0; a target run reads it."""
+    prefix = tmp_path / "base-shapes"
+    base = {
+        "hidden_size": 16,
+        "num_attention_heads": 1,
+        "save_base_shapes": True,
+        "base_shapes_file": str(prefix),
+    }
+    config = {k: v for k, v in configuration(corpus, tmp_path / "log").items() if k not in FILE_ONLY}
+    (tmp_path / "base.json").write_text(json.dumps({**config, **base}))
+    done = run_script(["deepy.py", "train.py", str(tmp_path / "base.json")])
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "base-shapes.0").is_file()
+    target = {**config, "base_shapes_file": str(prefix), "hidden_size": 64, "num_attention_heads": 1}
+    (tmp_path / "target.json").write_text(json.dumps(target))
+    done = run_script(["train.py", str(tmp_path / "target.json"), "--train-iters", "2"])
+    assert done.returncode == 0, done.stderr
+    assert "finished at step 2" in done.stdout

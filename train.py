@@ -1,0 +1,27 @@
+"""Worker: train, save base shapes (`save-base-shapes: true`) or check coordinates (`coord-check: true`).
+
+python train.py configs/mup/base.yml configs/local_setup.yml [--key value ...]
+torchrun --nproc-per-node 2 train.py configs/mup/base.yml configs/local_setup.yml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from megatron.entry import run_script
+from megatron.neox_arguments import NeoXArgs
+
+
+def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
+    """Run one worker; returns the exit code: 1 where a coordinate check fails."""
+    neox_args = NeoXArgs.consume_neox_args(input_args, overwrite_values)
+    from megatron.training.main import (
+        run_and_report,
+    )  # torch and DeepSpeed load only once the configuration is right
+
+    return run_and_report(neox_args)
+
+
+if __name__ == "__main__":
+    run_script(main)
