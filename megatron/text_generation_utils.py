@@ -1,0 +1,293 @@
+"""Text from a checkpoint: the configured model with its weights, and the ways to ask it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+
+from megatron.checkpointing import check_unchanged, load_weights
+from megatron.checkpointing.load import LoadedWeights
+from megatron.errors import CheckpointError, ConfigError, DataError
+from megatron.model.build import ModelPlan, meta_model, shapes_of
+from megatron.model.gpt import GPT
+from megatron.neox_arguments import NeoXArgs
+from megatron.sampling import Sampling, context_length, generate_tokens, stream_tokens
+from megatron.tokenizer import StreamDetokenizer, Tokenizer, build_tokenizer
+from megatron.training.from_args import model_plan
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"fp32": torch.float32, "bfloat16": torch.bfloat16, "fp16": torch.float16}
+_BATCH = 16  # samples of one prompt that are drawn together
+_SHOWN = 10  # parameters that an error lists
+
+__all__ = [
+    "Sample",
+    "Sampler",
+    "Sampling",
+    "generate_from_file",
+    "generate_interactively",
+    "generate_tokens",
+    "generate_unconditional",
+    "load_model",
+    "stream_tokens",
+    "typed_lines",
+]
+
+# --- from a configuration and a checkpoint to a model ---
+
+
+def load_model(args: NeoXArgs, vocab_size: int, device: torch.device | str = "cpu") -> tuple[GPT, int]:
+    """The weights in `load` (else `save`) as a model in the configured precision, and their step.
+
+    Raises ConfigError without either key, and CheckpointError where the checkpoint has another
+    parametrization, with a table, or parameters of other names or shapes, naming them.
+    """
+    directory = args.load or args.save
+    if directory is None:
+        raise ConfigError("load: missing; it names the checkpoint to sample from, such as --load checkpoints")
+    plan = model_plan(args, vocab_size)
+    loaded = load_weights(directory, args.iteration)
+    _check_parametrization(loaded, plan)
+    model = meta_model(plan.config, plan.factors)
+    _check_shapes(loaded, shapes_of(model))
+    model.load_state_dict(loaded.weights, assign=True)
+    model = model.to(device=device, dtype=_DTYPES[args.precision])
+    return model.eval().requires_grad_(False), loaded.iteration
+
+
+def _check_parametrization(loaded: LoadedWeights, plan: ModelPlan) -> None:
+    """Compare what decides the forward pass; a converted checkpoint says nothing of it."""
+    saved = loaded.client_state.get("mup")
+    if not saved:
+        return
+    parametrization = plan.parametrization
+    now = {
+        "base": dataclasses.asdict(parametrization.base),
+        "multipliers": dataclasses.asdict(parametrization.multipliers),
+        "factors": dataclasses.asdict(plan.factors),
+    }
+    check_unchanged({part: saved.get(part, {}) for part in now}, now)
+
+
+def _check_shapes(loaded: LoadedWeights, expected: dict[str, tuple[int, ...]]) -> None:
+    found = {name: tuple(weight.shape) for name, weight in loaded.weights.items()}
+    names = [*expected, *(name for name in found if name not in expected)]
+    wrong = [name for name in names if found.get(name) != expected.get(name)]
+    if not wrong:
+        return
+
+    def describe(shape: tuple[int, ...] | None) -> str:
+        return "absent" if shape is None else str(list(shape))
+
+    lines = [
+        f"  {name}: {describe(found.get(name))} there, {describe(expected.get(name))} here" for name in wrong[:_SHOWN]
+    ]
+    if len(wrong) > _SHOWN:
+        lines.append(f"  ... and {len(wrong) - _SHOWN} more")
+    raise CheckpointError(
+        f"{loaded.path} is not of the configured model:\n" + "\n".join(lines) + "\n"
+        f"Use the configuration that it was trained with ({loaded.path / 'configs'})."
+    )
+
+
+# --- text ---
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled text. `length`: new tokens; `finished`: the model ended the text itself."""
+
+    context: str
+    text: str
+    length: int
+    finished: bool
+
+
+class Sampler:
+    """Text from a model. Sample i of prompt p depends on the seed, p and i, not on what else is sampled."""
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, sampling: Sampling, seed: int) -> None:
+        self.model, self.tokenizer, self.sampling, self.seed = model, tokenizer, sampling, seed
+
+    @classmethod
+    def from_args(cls, args: NeoXArgs) -> Sampler:
+        """Tokenizer, model and ways of sampling that the configuration names; on the GPU if there is one."""
+        tokenizer = build_tokenizer(args.tokenizer_type, args.vocab_file, args.merge_file)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, _ = load_model(args, tokenizer.vocab_size, device)
+        sampling = Sampling(
+            args.maximum_tokens,
+            args.temperature,
+            args.top_k,
+            args.top_p,
+            _eod_or_none(tokenizer),
+            not args.recompute,
+        )
+        return cls(model, tokenizer, sampling, args.seed)
+
+    def stream(self, prompt: str, prompt_index: int = 0, sample_index: int = 0) -> Iterator[str]:
+        """One sample, in pieces of whole characters, as soon as they are known."""
+        tokens = self._encode(prompt)
+        generator = [self._generator(prompt_index, sample_index)]
+        text = _Text(self.tokenizer, tokens)
+        for chosen in stream_tokens(self.model, torch.tensor([tokens]), self.sampling, generator):
+            if chosen.item() != self.sampling.eod:
+                yield text.push(int(chosen))
+        yield text.flush()
+
+    def samples(self, prompt: str, count: int = 1, prompt_index: int = 0) -> Iterator[Sample]:
+        """`count` samples, drawn in batches. An empty prompt begins a document."""
+        tokens = self._encode(prompt)
+        for start in range(0, count, _BATCH):
+            indices = range(start, min(start + _BATCH, count))
+            rows = generate_tokens(
+                self.model,
+                torch.tensor([tokens]).repeat(len(indices), 1),
+                generator=[self._generator(prompt_index, index) for index in indices],
+                **dataclasses.asdict(self.sampling),
+            )
+            for row in rows:
+                finished = bool(row) and row[-1] == self.sampling.eod
+                new = row[:-1] if finished else row
+                yield Sample(prompt, _Text(self.tokenizer, tokens).all(new), len(new), finished)
+
+    def _encode(self, prompt: str) -> list[int]:
+        tokens = self.tokenizer.tokenize(prompt)
+        limit = context_length(self.model)
+        if len(tokens) > limit:
+            logger.warning("the prompt has %d tokens; only the last %d fit the model's seq-length", len(tokens), limit)
+        return tokens or [self.tokenizer.eod]
+
+    def _generator(self, prompt_index: int, sample_index: int) -> torch.Generator:
+        state = np.random.SeedSequence((self.seed, prompt_index, sample_index)).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(state[0]) >> 1)
+
+
+class _Text:
+    """New text of tokens that continue a prompt; the last token of it says whether a space is due."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
+        self._stream = StreamDetokenizer(tokenizer)
+        self._stream.push(prompt[-1])
+
+    def push(self, token: int) -> str:
+        return self._stream.push(token)
+
+    def flush(self) -> str:
+        return self._stream.flush()
+
+    def all(self, tokens: Iterable[int]) -> str:
+        return "".join([*map(self.push, tokens), self.flush()])
+
+
+def _eod_or_none(tokenizer: Tokenizer) -> int | None:
+    try:
+        return tokenizer.eod
+    except DataError:
+        return None
+
+
+# --- ways to ask ---
+
+
+def generate_unconditional(sampler: Sampler, count: int, output_file: str | None) -> Iterator[Sample]:
+    """Documents from their beginning, each yielded and written as a JSON line."""
+    with _json_lines(output_file) as write:
+        for sample in sampler.samples("", count):
+            write(sample)
+            yield sample
+
+
+def generate_from_file(sampler: Sampler, input_file: str, count: int, output_file: str | None) -> Iterator[Sample]:
+    """`count` continuations of each line of `input_file` in order, each yielded and written as a JSON line.
+
+    An empty line begins a document. Raises DataError where the file cannot be read.
+    """
+    try:
+        lines = Path(input_file).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not UTF-8 text"
+        raise DataError(f"sample_input_file: {input_file}: {reason}") from error
+    prompts = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    with _json_lines(output_file) as write:
+        for index, prompt in enumerate(prompts):
+            for sample in sampler.samples(prompt, count, index):
+                write(sample)
+                yield sample
+
+
+def generate_interactively(
+    sampler: Sampler, lines: Iterable[str], prompt_end: str, count: int, output: IO[str]
+) -> None:
+    """Answer the prompts in `lines` (given without line ends), writing each text as it is sampled.
+
+    A prompt ends with `prompt_end`. Ctrl-C stops an answer, and at a prompt the program.
+    """
+    for index, prompt in enumerate(_prompts(lines, prompt_end)):
+        with contextlib.suppress(KeyboardInterrupt):
+            for sample_index in range(count):
+                for piece in sampler.stream(prompt, index, sample_index):
+                    output.write(piece)
+                    output.flush()
+                output.write("\n")
+        output.write("\n")
+        output.flush()
+
+
+def _prompts(lines: Iterable[str], prompt_end: str) -> Iterator[str]:
+    """Group lines into prompts; what is left at the end of the input is one too."""
+    text = ""
+    for line in lines:
+        text += line + "\n"
+        ended = next((end for end in (prompt_end, f"{prompt_end}\n") if text.endswith(end)), None)
+        if ended is not None:
+            yield text.removesuffix(ended)
+            text = ""
+    if text:
+        yield text.removesuffix("\n")
+
+
+@contextlib.contextmanager
+def _json_lines(path: str | None) -> Iterator[Callable[[Sample], None]]:
+    """A function that appends a sample; the file takes its place only once it is complete."""
+    if path is None:
+        yield lambda sample: None
+        return
+    target = Path(path).absolute()
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+
+            def write(sample: Sample) -> None:
+                file.write(json.dumps(dataclasses.asdict(sample), ensure_ascii=False) + "\n")
+
+            yield write
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise DataError(f"sample_output_file: {path} cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def typed_lines(prompt: str) -> Iterator[str]:
+    """Lines from the terminal, after `prompt`, or from a pipe; ends at the end of the input."""
+    shown = prompt if sys.stdin.isatty() else ""
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            yield input(shown)
