@@ -28,7 +28,7 @@ def plot_verdict(
     except ImportError as error:
         raise ImportError("plotting needs matplotlib: pip install matplotlib") from error
     panels = _panels(records, axis)
-    figure = Figure(figsize=(max(5.0 * len(panels), 6.0), 5.5), layout="constrained")
+    figure = Figure(figsize=(max(5.0 * len(panels), 6.0), 7.0), layout="constrained")
     FigureCanvasAgg(figure)
     if title or verdict.rows:
         figure.suptitle(f"{title}\n{verdict.summary()}".strip(), fontsize=10)
@@ -57,25 +57,31 @@ def _panels(records: Any, axis: str) -> dict[tuple[str, int], dict[str, Line]]:
     }
 
 
+_TITLES = {"mean_abs": "mean |x| at initialisation", "rms_delta": "RMS(x_t - x_0) after t = {t} steps"}
+
+
 def _draw(ax: Axes, statistic: str, t: int, lines: dict[str, Line], verdict: Verdict, axis: str) -> None:
     import matplotlib
 
     failing = {row.module: row for row in verdict.failures if (row.statistic, row.t) == (statistic, t)}
-    colours = matplotlib.colormaps["viridis"]
+    colours = matplotlib.colormaps["tab20"]
     for i, (module, line) in enumerate(lines.items()):
         x, y = zip(*line)
         bad = failing.get(module)
         if bad is None:
             label = module if len(lines) <= 20 else None  # a legend of hundreds of names hides the plot
-            ax.plot(x, y, color=colours(i / max(len(lines), 1)), linewidth=1, alpha=0.8, label=label)
+            ax.plot(x, y, color=colours(i % 20), linewidth=1.5, marker=".", label=label)
         else:
-            ax.plot(x, y, color="red", linewidth=3, marker="o", label=f"FAIL {module} {bad.slope:+.2f}", zorder=3)
+            name = f"{module} ({bad.slope:+.2f})"
+            ax.plot(x, y, color="red", linewidth=2.5, marker="ovs^Dpx*"[i % 8], label=name, zorder=3)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log", base=2)
-    ax.set_title(f"{statistic}, t = {t}", color="red" if failing else "black")
+    widths = sorted({x for line in lines.values() for x, _ in line})
+    ax.set_xticks(widths, [f"{x:g}" for x in widths])
+    ax.set_title(_TITLES.get(statistic, f"{statistic}, t = {t}").format(t=t), color="red" if failing else "black")
     ax.set_xlabel(axis)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize=6)
+        ax.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)
 
 
 def plot_coord_data(

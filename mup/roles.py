@@ -22,6 +22,8 @@ _DECLARED = "_mup_declared"
 
 @dataclass(frozen=True)
 class Declaration:
+    """What `declare` was told of one parameter."""
+
     role: Role | None
     fan_in_dim: int | None = None
     fan_out_dim: int | None = None
@@ -124,6 +126,7 @@ def attach_after_load(module: nn.Module, incompatible_keys: object) -> None:
 
 
 def infshape_of(parameter: Tensor, name: str = "") -> InfShape:
+    """The InfShape on a tensor. Raises ShapeError, with the way out, where there is none."""
     shape = getattr(parameter, "infshape", None)
     if not isinstance(shape, InfShape):
         what = f"parameter {name!r}" if name else f"a parameter of shape {tuple(parameter.shape)}"
