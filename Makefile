@@ -1,0 +1,48 @@
+# muNeoX: `make help` lists the targets.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.stamp
+
+# One OpenMP thread a process: with several processes on few cores, more threads fight each other.
+export OMP_NUM_THREADS ?= 1
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## create .venv with everything pinned (again only when the pins change)
+	@echo "$(VENV) is up to date"
+
+$(STAMP): pyproject.toml requirements/constraints.txt tools/setup_env.py
+	$(PYTHON) tools/setup_env.py --venv $(VENV)
+	@touch $@
+
+demo: $(STAMP)  ## corpus, muP check, training and a sample, in minutes on two CPU cores
+	$(BIN)/python tools/demo.py
+
+test: $(STAMP)  ## the tests, without those marked slow
+	$(PYTEST)
+
+test-all: $(STAMP)  ## all tests
+	$(PYTEST) -m ""
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict mup
+	$(BIN)/mypy megatron
+
+format: $(STAMP)  ## let ruff put the code in its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## run every benchmark
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:  ## remove caches and build leftovers; .venv, data, runs and checkpoints stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
