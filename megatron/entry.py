@@ -24,6 +24,9 @@ def run_script(main: Callable[[], int | None]) -> None:
         else:
             print(error)
         code = error.exit_code
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

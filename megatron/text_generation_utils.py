@@ -19,7 +19,7 @@ import torch
 from megatron.checkpointing import check_unchanged, load_weights
 from megatron.checkpointing.load import LoadedWeights
 from megatron.errors import CheckpointError, ConfigError, DataError
-from megatron.model.build import ModelPlan, meta_model, shapes_of
+from megatron.model.build import ModelPlan, forward_section, meta_model, shapes_of
 from megatron.model.gpt import GPT
 from megatron.neox_arguments import NeoXArgs
 from megatron.sampling import Sampling, context_length, generate_tokens, stream_tokens
@@ -72,12 +72,7 @@ def _check_parametrization(loaded: LoadedWeights, plan: ModelPlan) -> None:
     saved = loaded.client_state.get("mup")
     if not saved:
         return
-    parametrization = plan.parametrization
-    now = {
-        "base": dataclasses.asdict(parametrization.base),
-        "multipliers": dataclasses.asdict(parametrization.multipliers),
-        "factors": dataclasses.asdict(plan.factors),
-    }
+    now = forward_section(plan)
     check_unchanged({part: saved.get(part, {}) for part in now}, now)
 
 

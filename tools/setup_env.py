@@ -10,12 +10,10 @@ Running it again brings an existing environment up to date.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,20 +74,6 @@ def install_cpu_torch(python: Path) -> None:
         )
 
 
-def warn_about_compiler() -> None:
-    """DeepSpeed compiles its shared-memory collective in the first run of several processes on a CPU."""
-    missing = []
-    if not any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "c++", "clang++")):
-        missing.append("a C++ compiler (g++)")
-    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        missing.append("Python's headers (python3-dev)")
-    if missing:
-        say(
-            f"WARNING: {' and '.join(missing)} not found. Training with several processes on a CPU needs it, "
-            "and so do the tests; on Debian and Ubuntu: apt-get install g++ python3-dev"
-        )
-
-
 def main(input_args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="folder of the environment")
@@ -105,7 +89,6 @@ def main(input_args: list[str] | None = None) -> None:
         install_cpu_torch(python)
     if not pip_install(python, "--constraint", str(CONSTRAINTS.relative_to(ROOT)), "--editable", f".[{args.extras}]"):
         raise SetupError("pip could not install the packages: it tells why above")
-    warn_about_compiler()
     say(f"{args.venv} is ready")
 
 

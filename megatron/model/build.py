@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,6 +40,15 @@ class ModelPlan:
         return sum(torch.Size(plan.shape).numel() for plan in kept)
 
 
+def forward_section(plan: ModelPlan) -> dict[str, dict[str, Any]]:
+    """What decides the forward pass besides the weights, as plain data: base dimensions, multipliers, factors."""
+    return {
+        "base": dataclasses.asdict(plan.parametrization.base),
+        "multipliers": dataclasses.asdict(plan.parametrization.multipliers),
+        "factors": dataclasses.asdict(plan.factors),
+    }
+
+
 def meta_model(config: GPTConfig, factors: ForwardFactors) -> GPT:
     """The model without weights: shapes and declarations only."""
     with torch.device("meta"):
@@ -61,13 +72,8 @@ def plan_model(config: GPTConfig, parametrization: Parametrization) -> ModelPlan
     )
     model = meta_model(config.without_padding(), factors)
     declared: dict[str, Declaration] = declarations(model)
-    deep_base = Widths(
-        parametrization.base.hidden_size,
-        parametrization.base.num_attention_heads,
-        parametrization.base.num_kv_heads,
-        parametrization.base.ffn_hidden_size,
-        config.widths.num_layers,  # every layer of a deeper target has its counterpart in the base
-    )
+    # every layer of a deeper target has its counterpart in the base
+    deep_base = dataclasses.replace(parametrization.base, num_layers=config.widths.num_layers)
     base_shapes = shapes_at(config, deep_base, factors)
     return ModelPlan(config, parametrization, factors, parametrization.plan(declared, shapes_of(model), base_shapes))
 

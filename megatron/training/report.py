@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from megatron.initialize import Runtime
-from megatron.model.build import ModelPlan
+from megatron.model.build import ModelPlan, forward_section
 from megatron.model.mlp import GATED
 from megatron.monitoring.flops import flops_per_token
 from megatron.neox_arguments import NeoXArgs
@@ -19,10 +19,8 @@ def mup_section(trainee: Trainee) -> dict[str, Any]:
     """All that must not change between a checkpoint and its resume."""
     plan = trainee.plan
     return {
-        "base": dataclasses.asdict(plan.parametrization.base),
+        **forward_section(plan),
         "options": dataclasses.asdict(plan.parametrization.options),
-        "multipliers": dataclasses.asdict(plan.parametrization.multipliers),
-        "factors": dataclasses.asdict(plan.factors),
         "lr_mult": {group["name"]: group["lr_mult"] for group in trainee.engine.optimizer.param_groups},
     }
 
