@@ -5,6 +5,7 @@ python deepy.py train.py configs/mup/base.yml configs/local_setup.yml [--key val
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,4 +24,4 @@ def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str,
 
 
 if __name__ == "__main__":
-    run_script(main)
+    sys.exit(run_script(main))

@@ -129,4 +129,4 @@ def _tolerate_any_text() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    sys.exit(run_script(main))

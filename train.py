@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 train.py configs/mup/base.yml configs/local_setup.ym
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,4 +25,4 @@ def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str,
 
 
 if __name__ == "__main__":
-    run_script(main)
+    sys.exit(run_script(main))

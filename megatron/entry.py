@@ -1,4 +1,4 @@
-"""What every entry script does around its work: run it, tell a user's mistake without a traceback, exit."""
+"""What every entry script does around its work: run it, tell a user's mistake without a traceback."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Callable
 from megatron.errors import UserError
 
 
-def run_script(main: Callable[[], int | None]) -> None:
-    """Exit with main's code (None: 0); with a UserError's own after one line on stderr. The debug variable
+def run_script(main: Callable[[], int | None]) -> int:
+    """The exit code: main's (None: 0), or a UserError's own after one line on stderr. The debug variable
     MUNEOX_TRACEBACK=1 shows the traceback too."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
@@ -30,4 +30,4 @@ def run_script(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
-    sys.exit(code)
+    return code

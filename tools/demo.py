@@ -104,4 +104,4 @@ def main(input_args: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    sys.exit(run_script(main))

@@ -305,3 +305,4 @@ def test_a_rotary_table_made_while_sampling_serves_in_training():
     with torch.inference_mode():
         model(tokens(1, 16))
     loss_of(model, tokens()).backward()
+    assert model.layers[0].attention.query_key_value.weight.grad is not None

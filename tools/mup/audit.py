@@ -82,4 +82,4 @@ def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str,
 
 
 if __name__ == "__main__":
-    run_script(main)
+    sys.exit(run_script(main))
