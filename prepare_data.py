@@ -33,7 +33,8 @@ from megatron.data.corpora import (
 from megatron.data.data_utils import SPLITS, split_documents
 from megatron.data.encoding import TokenizerSpec, encode_documents
 from megatron.data.indexed_dataset import IndexedDataset
-from megatron.errors import ConfigError, DataError, UserError
+from megatron.entry import run_script
+from megatron.errors import ConfigError, DataError
 from megatron.tokenizer import TOKENIZER_TYPES
 
 _FORMAT = 1  # of corpus.json and of what is written: raise it to have old corpora prepared anew
@@ -241,8 +242,4 @@ def summarize(facts: dict[str, Any], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+    sys.exit(run_script(main))

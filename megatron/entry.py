@@ -10,12 +10,13 @@ from collections.abc import Callable
 from megatron.errors import UserError
 
 
-def run_script(main: Callable[[], int | None]) -> int:
-    """The exit code: main's (None: 0), or a UserError's own after one line on stderr. The debug variable
+def run_script(main: Callable[[], object]) -> int:
+    """The exit code: what main returns if it is a number, else 0; or a UserError's own after one line on stderr. The debug variable
     MUNEOX_TRACEBACK=1 shows the traceback too."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        code = main() or 0
+        result = main()
+        code = result if isinstance(result, int) else 0
     except UserError as error:
         if os.environ.get("MUNEOX_TRACEBACK") == "1":
             raise

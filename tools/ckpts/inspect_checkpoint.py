@@ -21,7 +21,8 @@ from rich.table import Table
 
 from megatron.checkpointing import LoadedWeights, load_weights, step_directories, verify
 from megatron.checkpointing.layout import locate, read_latest
-from megatron.errors import CheckpointError, UserError
+from megatron.entry import run_script
+from megatron.errors import CheckpointError
 
 
 def main(input_args: Sequence[str] | None = None) -> int:
@@ -115,8 +116,4 @@ def _flatten(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    sys.exit(run_script(main))

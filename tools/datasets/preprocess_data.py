@@ -21,7 +21,8 @@ if __name__ == "__main__":  # run by its path: make the repository's packages im
 
 from megatron.data.documents import DocumentReader, find_files
 from megatron.data.encoding import EncodingStats, TokenizerSpec, encode_documents
-from megatron.errors import ConfigError, DataError, UserError
+from megatron.entry import run_script
+from megatron.errors import ConfigError, DataError
 from megatron.tokenizer import TOKENIZER_TYPES
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -145,8 +146,4 @@ def main(input_args: Sequence[str] | None = None) -> EncodingStats:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+    sys.exit(run_script(main))
