@@ -1,0 +1,78 @@
+"""Collectives that autograd sees: each comes with its adjoint for the backward pass.
+
+Megatron-LM's f and g: Shoeybi et al., arXiv:1909.08053, section 3. Sequence parallelism, which puts
+all-gather and reduce-scatter in the place of all-reduce: Korthikanti et al., arXiv:2205.05198, section 4.2.2.
+In a group of one every function returns its argument itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from megatron.mpu.communicator import Communicator
+
+SEQUENCE_DIM = -2  # of hidden states [..., s, h]
+
+_Operation = Callable[[Tensor], Tensor]
+
+
+class _WithAdjoint(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, operation: _Operation, adjoint: _Operation) -> Tensor:
+        ctx.adjoint = adjoint
+        return operation(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.adjoint(grad), None, None
+
+
+def _apply(x: Tensor, group: Communicator, operation: _Operation, adjoint: _Operation) -> Tensor:
+    return x if group.size == 1 else _WithAdjoint.apply(x, operation, adjoint)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x.view_as(x)
+
+
+def copy_to_region(x: Tensor, group: Communicator) -> Tensor:
+    """Enter a tensor-parallel region (Megatron's f): identity; backwards the sum of the ranks' gradients."""
+    return _apply(x, group, _same, group.all_reduce)
+
+
+def reduce_from_region(x: Tensor, group: Communicator) -> Tensor:
+    """Leave a tensor-parallel region (Megatron's g): the sum over the ranks; backwards identity."""
+    return _apply(x, group, group.all_reduce, _same)
+
+
+def gather_from_region(x: Tensor, group: Communicator, dim: int = -1) -> Tensor:
+    """Concatenate the ranks' slices, for a use that is the same on every rank; backwards the own slice."""
+    return _apply(x, group, partial(group.all_gather, dim=dim), partial(group.own_slice, dim=dim))
+
+
+def scatter_to_region(x: Tensor, group: Communicator, dim: int = -1) -> Tensor:
+    """This rank's slice of what every rank holds; backwards the ranks' gradients concatenated."""
+    return _apply(x, group, partial(group.own_slice, dim=dim), partial(group.all_gather, dim=dim))
+
+
+def gather_from_sequence(x: Tensor, group: Communicator, dim: int = SEQUENCE_DIM) -> Tensor:
+    """Enter a tensor-parallel region from sequence slices: [.., s/tp, h] -> [.., s, h].
+
+    The ranks use the result differently, so the backward pass sums their gradients while it scatters them.
+    """
+    return _apply(x, group, partial(group.all_gather, dim=dim), partial(group.reduce_scatter, dim=dim))
+
+
+def reduce_scatter_to_sequence(x: Tensor, group: Communicator, dim: int = SEQUENCE_DIM) -> Tensor:
+    """Leave a tensor-parallel region into sequence slices: [.., s, h] -> the sum's slice [.., s/tp, h].
+
+    Backwards the ranks' gradients are concatenated.
+    """
+    return _apply(x, group, partial(group.reduce_scatter, dim=dim), partial(group.all_gather, dim=dim))

@@ -1,0 +1,111 @@
+"""How a full tensor is cut over the tensor-parallel ranks, as data and as pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch import stack as torch_stack
+
+from megatron.errors import ConfigError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Cut along `dim`.
+
+    With `blocks` > 1 the dimension is that many equal blocks, and each is cut over all ranks: a fused
+    [up; gate] matrix has two, so that a rank holds its part of up, then its part of gate.
+    """
+
+    dim: int = 0
+    blocks: int = 1
+
+
+def local_shape(shape: Sequence[int], spec: Shard, size: int) -> Shape:
+    """Shape of one rank's part of a tensor of global shape `shape`. ConfigError where it does not divide."""
+    pieces = spec.blocks * size
+    if shape[spec.dim] % pieces:
+        raise ConfigError(
+            f"dimension {spec.dim} of a parameter of shape {tuple(shape)} must be a multiple of {pieces} to "
+            f"be cut over {size} tensor-parallel ranks" + (f" in {spec.blocks} blocks" if spec.blocks > 1 else "")
+        )
+    return _with_length(shape, spec.dim, shape[spec.dim] // size)
+
+
+def global_shape(local: Sequence[int], spec: Shard, size: int) -> Shape:
+    """Shape of the full tensor of which every rank holds a part of shape `local`."""
+    return _with_length(local, spec.dim, local[spec.dim] * size)
+
+
+def _with_length(shape: Sequence[int], dim: int, length: int) -> Shape:
+    result = list(shape)
+    result[dim] = length
+    return tuple(result)
+
+
+def shard(full: Tensor, spec: Shard, rank: int, size: int) -> Tensor:
+    """The part of `full` that tensor-parallel rank `rank` of `size` holds; it may share memory with `full`.
+
+    ConfigError where the dimension does not divide. Inverse: `unshard`.
+    """
+    dim = spec.dim % full.ndim
+    length = local_shape(full.shape, spec, size)[dim] // spec.blocks
+    cut = full.unflatten(dim, (spec.blocks, size, length))
+    return cut.select(dim + 1, rank).flatten(dim, dim + 1)
+
+
+def unshard(parts: Sequence[Tensor], spec: Shard) -> Tensor:
+    """The full tensor from the parts of all ranks, in rank order."""
+    dim = spec.dim % parts[0].ndim
+    length = parts[0].shape[dim] // spec.blocks
+    cut = [part.unflatten(dim, (spec.blocks, length)) for part in parts]
+    return torch_stack(cut, dim + 1).flatten(dim, dim + 2)
+
+
+def shard_of(parameter: nn.Parameter) -> Shard | None:
+    """How a parameter is sharded; None for one that every tensor-parallel rank holds in full."""
+    return getattr(parameter, "shard", None)
+
+
+class ShardedModule(nn.Module):
+    """A module with sharded parameters: `shards` names them, and is what counts.
+
+    Each of them also carries its `Shard` as an attribute, and `model_parallel`, by which DeepSpeed tells
+    parameters that its gradient norm must count on every rank. torch drops attributes when it makes a new
+    Parameter (`to_empty`, deepcopy, unpickling), so they are put on again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shards: dict[str, Shard] = {}
+
+    def add_sharded(self, name: str, parameter: nn.Parameter, spec: Shard) -> None:
+        """Register a parameter of local shape."""
+        self.register_parameter(name, parameter)
+        self.shards[name] = spec
+        self._mark()
+
+    def _mark(self) -> None:
+        for name, spec in self.shards.items():
+            parameter = getattr(self, name)
+            parameter.shard = spec
+            parameter.model_parallel = True
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        super()._apply(fn, recurse)
+        self._mark()
+        return self
+
+    def __setstate__(self, state):  # type: ignore[no-untyped-def]
+        super().__setstate__(state)
+        self._mark()
+
+
+def named_shards(model: nn.Module) -> dict[str, Shard]:
+    """Shards by parameter name, as `named_parameters` names them (a shared parameter by its first name)."""
+    found = ((name, shard_of(parameter)) for name, parameter in model.named_parameters())
+    return {name: spec for name, spec in found if spec is not None}
