@@ -11,8 +11,10 @@ from megatron.errors import UserError
 
 
 def run_script(main: Callable[[], object]) -> int:
-    """The exit code: what main returns if it is a number, else 0; or a UserError's own after one line on stderr. The debug variable
-    MUNEOX_TRACEBACK=1 shows the traceback too."""
+    """The exit code: what main returns if it is a number, else 0; a UserError's own after one line on stderr.
+
+    MUNEOX_TRACEBACK=1 in the environment shows the error's traceback too.
+    """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         result = main()

@@ -68,7 +68,7 @@ def summary(out: Path, seconds: float) -> None:
 def main(input_args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="emptied first")
-    parser.add_argument("--train-iters", type=int, default=500)
+    parser.add_argument("--train-iters", type=int, default=400)
     options = parser.parse_args(input_args)
     out, began = options.out, time.monotonic()
     shutil.rmtree(ROOT / out, ignore_errors=True)
