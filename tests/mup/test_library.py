@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -128,7 +129,8 @@ def test_mypy_strict() -> None:
 
 @pytest.mark.slow
 def test_it_installs_alone(tmp_path: Path) -> None:
-    target = tmp_path / "site"
+    target, source = tmp_path / "site", tmp_path / "mup"
+    shutil.copytree(PACKAGE, source, ignore=shutil.ignore_patterns("build", "*.egg-info"))  # pip builds in the tree
     pip = [
         sys.executable,
         "-m",
@@ -140,7 +142,7 @@ def test_it_installs_alone(tmp_path: Path) -> None:
         "--target",
         str(target),
     ]
-    done = subprocess.run([*pip, str(PACKAGE)], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([*pip, str(source)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     code = "import mup; print(mup.__file__); import mup.coord_check, mup.umup"
     env = {**os.environ, "PYTHONPATH": str(target)}
