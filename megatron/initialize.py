@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import random
@@ -66,6 +67,8 @@ def initialize_megatron(distributed_backend: str = "nccl", seed: int = 1234) -> 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if has_gpu:
         torch.cuda.set_device(local_rank)
+    if not torch.distributed.is_initialized():
+        atexit.register(shutdown)  # not at the end of a run: one process may make several, on one group
     backend = distributed_backend if has_gpu or distributed_backend != "nccl" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     seed_all(seed + rank)
@@ -80,6 +83,6 @@ def seed_all(seed: int) -> None:
 
 
 def shutdown() -> None:
-    """Leave the process group, at the end of an entry script."""
+    """Leave the process group."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -72,8 +72,8 @@ def _draw(ax: Axes, statistic: str, t: int, lines: dict[str, Line], verdict: Ver
             label = module if len(lines) <= 20 else None  # a legend of hundreds of names hides the plot
             ax.plot(x, y, color=colours(i % 20), linewidth=1.5, marker=".", label=label)
         else:
-            name = f"{module} ({bad.slope:+.2f})"
-            ax.plot(x, y, color="red", linewidth=2.5, marker="ovs^Dpx*"[i % 8], label=name, zorder=3)
+            label = f"FAIL {module} {bad.slope:+.2f}"
+            ax.plot(x, y, color="red", linewidth=2.5, marker="ovs^Dpx*"[i % 8], label=label, zorder=3)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log", base=2)
     widths = sorted({x for line in lines.values() for x, _ in line})

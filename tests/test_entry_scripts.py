@@ -66,3 +66,5 @@ def test_main_takes_arguments_and_overwrite_values(config, tmp_path):
     overwrite = {"log_dir": str(tmp_path), "train_iters": 1, "eval_iters": 0}
     assert train.main([str(config)], overwrite_values=overwrite) == 0
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    overwrite["log_dir"] = str(tmp_path / "again")  # one process may train several times
+    assert train.main([str(config)], overwrite_values=overwrite) == 0

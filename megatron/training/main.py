@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from megatron.initialize import initialize_megatron, shutdown
+from megatron.initialize import initialize_megatron
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.launcher import rank_environment
 from megatron.training.coord_check_run import CheckResult, run_coord_check
@@ -30,7 +30,6 @@ def run_and_report(args: NeoXArgs) -> int:
     import torch
 
     is_first = torch.distributed.get_rank() == 0
-    shutdown()
     if is_first:
         for notice in args.notices():
             print(f"note: {notice}")

@@ -129,7 +129,7 @@ def test_mypy_strict() -> None:
 
 @pytest.mark.slow
 def test_it_installs_alone(tmp_path: Path) -> None:
-    target, source = tmp_path / "site", tmp_path / "mup"
+    target, source = tmp_path / "site", tmp_path / "source" / "mup"
     shutil.copytree(PACKAGE, source, ignore=shutil.ignore_patterns("build", "*.egg-info"))  # pip builds in the tree
     pip = [
         sys.executable,

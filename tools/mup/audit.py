@@ -69,11 +69,10 @@ def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str,
     arguments = list(sys.argv[1:] if input_args is None else input_args)
     brief = "--brief" in arguments
     neox_args = NeoXArgs.consume_neox_args([a for a in arguments if a != "--brief"], overwrite_values)
-    from megatron.initialize import initialize_megatron, shutdown
+    from megatron.initialize import initialize_megatron
     from megatron.training.audit_run import run_audit
 
     audit = run_audit(neox_args, initialize_megatron(neox_args.distributed_backend, neox_args.seed))
-    shutdown()
     console = Console(width=None if sys.stdout.isatty() else 160)
     _show(audit, console, brief)
     departures = sum(not row.passed for row in (*audit.parameters, *audit.factors))
