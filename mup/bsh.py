@@ -184,7 +184,7 @@ class _Reader:
         if body is None:
             raise self.fail(number, "'{' is not closed")
         entry = re.compile(
-            r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s"':,\[\]{}]+)\s*:\s*\[([^\[\]]*)\]\s*(?:,|\Z)"""
+            r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s"',\[\]{}][^,\[\]{}]*?)\s*:\s*\[([^\[\]]*)\]\s*(?:,|\Z)"""
         )
         rest = body[1].strip()
         while rest:

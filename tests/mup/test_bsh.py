@@ -49,6 +49,7 @@ def test_what_is_written_is_what_yaml_and_we_read(tmp_path_factory: pytest.TempP
 @pytest.mark.parametrize("indent", [2, 4, None])
 @settings(max_examples=15)
 @given(shapes=SHAPES)
+@example(shapes={'0"': []})
 def test_what_yaml_dumps_is_read(tmp_path_factory: pytest.TempPathFactory, flow, indent, shapes) -> None:
     shapes = {name: shape for name, shape in shapes.items() if name.isascii()} or {"a": [1]}
     path = tmp_path_factory.mktemp("bsh") / "x.bsh"
