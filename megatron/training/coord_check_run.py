@@ -104,7 +104,7 @@ class CoordinateCheck:
 
     def measure(self, use_mup: bool, hidden_size: int, seed: int) -> list[Record]:
         """Records of one model: module, width, seed, t, statistic, value."""
-        args = self.args.replace(use_mup=True) if use_mup else self.args
+        args = self.args
         widths = self.target.scaled_from(self.base, hidden_size)
         parametrization = parametrization_of(args, widths, self.base)
         if not use_mup:
