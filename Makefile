@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench clean
+.PHONY: help setup demo layouts test test-all lint format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ $(STAMP): pyproject.toml requirements/constraints.txt tools/setup_env.py
 
 demo: $(STAMP)  ## corpus, muP check, training and a sample, in minutes on two CPU cores
 	$(BIN)/python tools/demo.py
+
+layouts: $(STAMP)  ## train under 37 layouts in up to four processes and compare each with one process
+	$(BIN)/python tools/layouts.py
 
 test: $(STAMP)  ## the tests, without those marked slow
 	$(PYTEST)

@@ -18,6 +18,10 @@ def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str,
     neox_args = NeoXArgs.consume_deepy_args(input_args)
     if overwrite_values:
         neox_args = neox_args.replace(**overwrite_values)
+    if neox_args.dry_run:  # the layout's processes are described, not started
+        from megatron.dry_run.main import print_dry_run
+
+        return print_dry_run(neox_args)
     from megatron.launch import launch
 
     return launch(neox_args.get_deepspeed_main_args(), num_processes=neox_args.num_gpus)

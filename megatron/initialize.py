@@ -7,20 +7,25 @@ import logging
 import os
 import random
 import socket
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from megatron.mpu import DropoutStreams, Grid, ProcessGroups
+from megatron.mpu import registry as mpu_registry
+
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where this process stands: its rank among all and on this host, and its device."""
+    """Where this process stands: its rank among all and on this host, its device, and its parallel groups."""
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
+    groups: ProcessGroups
 
     @property
     def is_first(self) -> bool:
@@ -44,10 +49,14 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def initialize_megatron(distributed_backend: str = "nccl", seed: int = 1234) -> Runtime:
+def initialize_megatron(
+    distributed_backend: str = "nccl", seed: int = 1234, model_parallel_size: int = 1, pipe_parallel_size: int = 0
+) -> Runtime:
     """Join the process group that the launcher describes in the environment, or make one of a single process.
 
-    Without a GPU, gloo takes nccl's place. Called again in one process, it only seeds again.
+    The data-parallel size is what tensor (model) and pipeline parallelism leave of the processes; ConfigError where
+    they do not divide. Without a GPU, gloo takes nccl's place. Called again in one process with the same layout, it
+    only seeds again.
     """
     has_gpu = torch.cuda.is_available()
     if not has_gpu:
@@ -62,6 +71,8 @@ def initialize_megatron(distributed_backend: str = "nccl", seed: int = 1234) -> 
     import deepspeed  # seconds: only where training starts
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # names of torch's collectives that DeepSpeed still uses; once a call site, they would drown the log
+    warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     # Only DeepSpeed's inference uses this op. Compiling it takes 40 s, and the lock of a build that was killed makes
     # every later process wait forever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -71,18 +82,40 @@ def initialize_megatron(distributed_backend: str = "nccl", seed: int = 1234) -> 
         atexit.register(shutdown)  # not at the end of a run: one process may make several, on one group
     backend = distributed_backend if has_gpu or distributed_backend != "nccl" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-    seed_all(seed + rank)
-    return Runtime(rank, world_size, local_rank, torch.device("cuda", local_rank) if has_gpu else torch.device("cpu"))
+    groups = _process_groups(Grid.for_world(world_size, model_parallel_size, pipe_parallel_size))
+    device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
+    runtime = Runtime(rank, world_size, local_rank, device, groups)
+    seed_all(seed, groups)
+    return runtime
 
 
-def seed_all(seed: int) -> None:
-    """Seed the generators that dropout and data augmentation draw from; initial weights have their own."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+def _process_groups(grid: Grid) -> ProcessGroups:
+    if mpu_registry.model_parallel_is_initialized():
+        if mpu_registry.process_groups().grid == grid:
+            return mpu_registry.process_groups()
+        mpu_registry.destroy_model_parallel()
+    return mpu_registry.initialize_model_parallel(grid.tensor, grid.pipe)
+
+
+def dropout_streams(seed: int, groups: ProcessGroups) -> DropoutStreams:
+    """Random streams of this process, by its place in the grid."""
+    place = groups.coordinate
+    return DropoutStreams(seed, place.tensor, place.data, tp_size=groups.tensor.size, pp_rank=place.pipe)
+
+
+def seed_all(seed: int, groups: ProcessGroups) -> None:
+    """Seed the generators that dropout and data augmentation draw from; initial weights have their own.
+
+    Equal on tensor-parallel ranks, different by replica and stage.
+    """
+    streams = dropout_streams(seed, groups)
+    random.seed(streams.seed)
+    np.random.seed(streams.seed % 2**32)
+    streams.start()
 
 
 def shutdown() -> None:
     """Leave the process group."""
     if torch.distributed.is_initialized():
+        mpu_registry.destroy_model_parallel()
         torch.distributed.destroy_process_group()

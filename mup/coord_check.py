@@ -6,6 +6,7 @@ original package. pandas, matplotlib and tqdm are imported where they are used, 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from mup import optim
 from mup.bsh import StrPath
 from mup.plot import plot_coord_data, plot_verdict
-from mup.records import FDICT, Statistic, convert_fdict, cov, covoffdiag, hooked, tensors_of
+from mup.records import FDICT, Coordinates, Statistic, convert_fdict, cov, covoffdiag, hooked, tensors_of
 from mup.verdict import Row, Thresholds, Verdict
 from mup.verdict import verdict as _verdict
 
@@ -62,8 +63,8 @@ def coord_records(
     models: width -> function that builds the model (one at a time is alive). batch: what train_step and forward
     take; by default (inputs, integer targets) with cross-entropy. optimizer: model -> optimizer. forward: runs the
     model for measuring; by default model(inputs). steps: when to measure the change. axis: name of the keys' column.
-    Returns records of module, `axis`, seed, t, statistic, value: "mean_abs" (mean |x|) at t = 0, and "rms_delta"
-    (RMS of x_t - x_0 over batch and coordinates) at the steps.
+    Returns records of `axis`, seed, module, t, statistic, value, may_vanish: "mean_abs" (mean |x|) at t = 0, and
+    "rms_delta" (RMS of x_t - x_0 over batch and coordinates) at the steps.
     """
     step = train_step or _cross_entropy_step
     run = forward or (lambda model, batch: model(batch[0]))
@@ -74,41 +75,14 @@ def coord_records(
             model = build()
             model.train()
             opt = optimizer(model)
-            cell = {axis: width, "seed": seed}
-            start = _activations(model, batch, run, keep)
-            for name, x in start.items():
-                records.append(
-                    {"module": name, **cell, "t": 0, "statistic": "mean_abs", "value": float(x.abs().mean())}
-                )
-            for t in range(1, max(steps) + 1):
-                step(model, opt, batch)
-                if t not in steps:
-                    continue
-                for name, x in _activations(model, batch, run, keep).items():
-                    if name in start and start[name].shape == x.shape:
-                        delta = float((x - start[name]).square().mean().sqrt())
-                        records.append({"module": name, **cell, "t": t, "statistic": "rms_delta", "value": delta})
-            del model, opt, start
+            coordinates = Coordinates(model, functools.partial(run, model, batch), keep=keep)
+            for t in range(max(steps) + 1):
+                if t > 0:
+                    step(model, opt, batch)
+                if t == 0 or t in steps:
+                    records += [{axis: width, "seed": seed, **record} for record in coordinates.measure(t)]
+            del model, opt, coordinates
     return records
-
-
-def _activations(
-    model: nn.Module,
-    batch: Any,
-    run: Callable[[nn.Module, Any], Any],
-    keep: Callable[[str], bool] | None,
-) -> dict[str, Tensor]:
-    """Every module's output tensors in float32. The random state is put back: measuring changes no training."""
-    found: dict[str, Tensor] = {}
-
-    def sink(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        for key, x in tensors_of(output, name):
-            call = sum(other == key or other.startswith(f"{key}#") for other in found)
-            found[f"{key}#{call}" if call else key] = x.float().clone()
-
-    with hooked(model, sink, keep), torch.no_grad(), torch.random.fork_rng():
-        run(model, batch)
-    return found
 
 
 def _cross_entropy_step(model: nn.Module, optimizer: Any, batch: Any) -> None:

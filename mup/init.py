@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import init
 
-from mup.infshape import InfDim, InfShape, ShapeError
+from mup.infshape import InfDim, ShapeError
 from mup.roles import describe, infshape_of
 from mup.rules import Role
 
@@ -115,11 +115,6 @@ def _base(dim: InfDim) -> float:
     return float(dim.base_dim if dim.base_dim is not None else dim.dim or 1)
 
 
-def _layout(shape: InfShape) -> tuple[InfDim, InfDim]:
-    """(fan-in, fan-out) as torch.nn.init computes them: from dimensions 1 and 0, unless declared otherwise."""
-    return shape.fanin_fanout()
-
-
 def _fans(tensor: Tensor) -> tuple[float, float]:
     """(fan_in, fan_out) of the tensor, receptive field included, by the declared layout."""
     shape = infshape_of(tensor)
@@ -135,42 +130,43 @@ def _fans(tensor: Tensor) -> tuple[float, float]:
     return float(taps * (pair[0].dim or 1)), float(taps * (pair[1].dim or 1))
 
 
-def _xavier_std(tensor: Tensor, gain: float) -> float:
-    fan_in, fan_out = _layout(infshape_of(tensor))
-    fans = _fans(tensor)
-    std = gain * math.sqrt(2.0 / float(fans[0] + fans[1]))
+def _draw(tensor: Tensor, std: float, to_base: float, uniform: bool, generator: Generator | None) -> Tensor:
+    """Fill with mean 0 and `std`, times to_base^1/2 (the formula at the base width), times the rule."""
+    std *= math.sqrt(to_base / (_hidden_mult(tensor) or 1.0))
+    with torch.no_grad():
+        if not uniform:
+            return tensor.normal_(0, std, generator=generator)
+        bound = math.sqrt(3.0) * std
+        return tensor.uniform_(-bound, bound, generator=generator)
+
+
+def _xavier(tensor: Tensor, gain: float, uniform: bool, generator: Generator | None) -> Tensor:
+    fan_in, fan_out = infshape_of(tensor).fanin_fanout()
+    std = gain * math.sqrt(2.0 / sum(_fans(tensor)))
     to_base = ((fan_in.dim or 1) + (fan_out.dim or 1)) / (_base(fan_in) + _base(fan_out))
-    return std * math.sqrt(to_base / (_hidden_mult(tensor) or 1.0))
+    return _draw(tensor, std, to_base, uniform, generator)
 
 
-def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: Any) -> float:
+def _kaiming(
+    tensor: Tensor, a: float, mode: str, nonlinearity: Any, uniform: bool, generator: Generator | None
+) -> Tensor:
+    if 0 in tensor.shape:
+        return tensor
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f"mode {mode!r} is neither fan_in nor fan_out")
     which = 0 if mode == "fan_in" else 1
     std = init.calculate_gain(nonlinearity, a) / math.sqrt(_fans(tensor)[which])
-    to_base = _layout(infshape_of(tensor))[which].width_mult()
-    return std * math.sqrt(to_base / (_hidden_mult(tensor) or 1.0))
-
-
-def _draw_normal(tensor: Tensor, std: float, generator: Generator | None) -> Tensor:
-    with torch.no_grad():
-        return tensor.normal_(0, std, generator=generator)
-
-
-def _draw_uniform(tensor: Tensor, std: float, generator: Generator | None) -> Tensor:
-    bound = math.sqrt(3.0) * std
-    with torch.no_grad():
-        return tensor.uniform_(-bound, bound, generator=generator)
+    return _draw(tensor, std, infshape_of(tensor).fanin_fanout()[which].width_mult(), uniform, generator)
 
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
     """Glorot's uniform init at base width, times the rule. gain: independent of the width."""
-    return _draw_uniform(tensor, _xavier_std(tensor, gain), generator)
+    return _xavier(tensor, gain, True, generator)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
     """Glorot's normal init at base width, times the rule. gain: independent of the width."""
-    return _draw_normal(tensor, _xavier_std(tensor, gain), generator)
+    return _xavier(tensor, gain, False, generator)
 
 
 def kaiming_normal_(
@@ -181,9 +177,7 @@ def kaiming_normal_(
     generator: Generator | None = None,
 ) -> Tensor:
     """He's normal init at base width, times the rule. Raises ShapeError before set_base_shapes."""
-    if 0 in tensor.shape:
-        return tensor
-    return _draw_normal(tensor, _kaiming_std(tensor, a, mode, nonlinearity), generator)
+    return _kaiming(tensor, a, mode, nonlinearity, False, generator)
 
 
 def kaiming_uniform_(
@@ -194,6 +188,4 @@ def kaiming_uniform_(
     generator: Generator | None = None,
 ) -> Tensor:
     """He's uniform init at base width, times the rule. Raises ShapeError before set_base_shapes."""
-    if 0 in tensor.shape:
-        return tensor
-    return _draw_uniform(tensor, _kaiming_std(tensor, a, mode, nonlinearity), generator)
+    return _kaiming(tensor, a, mode, nonlinearity, True, generator)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FDICT", "Statistic", "convert_fdict", "cov", "covoffdiag", "hooked", "tensors_of"]
+from mup.layer import MuOutput
+from mup.roles import declaration
+from mup.rules import Role
+
+__all__ = ["FDICT", "Coordinates", "Statistic", "convert_fdict", "cov", "covoffdiag", "hooked", "tensors_of"]
 
 Statistic = Callable[[Tensor], Tensor]
 Sink = Callable[[str, nn.Module, Any, Any], None]  # name, module, inputs, output
+Extra = Callable[[str, nn.Module, Any], Iterable[tuple[str, Tensor]]]  # name, module, inputs -> tensors by name
+Sizes = dict[str, tuple[float, int, bool]]  # kind -> sum of its tensors' mean sizes, their number, may it vanish
 
 
 def cov(x: Tensor) -> Tensor:
@@ -77,3 +83,83 @@ def hooked(model: nn.Module, sink: Sink, keep: Callable[[str], bool] | None = No
     finally:
         for handle in handles:
             handle.remove()
+
+
+def is_output(module: nn.Module) -> bool:
+    """Whether a module maps a width to a finite dimension: a readout, tied or not, or declared so."""
+    declared = declaration(module, "weight")
+    return isinstance(module, MuOutput) or (declared is not None and declared.role is Role.OUTPUT)
+
+
+class Coordinates:
+    """The size of a model's activations on one batch, and of their change since the first measurement.
+
+    run: runs the model once, in the mode in which it is to be measured. keep(name): which modules.
+    kind(name): what a tensor is recorded as, by default its own name; tensors of one kind are averaged.
+    extra(name, module, inputs): more tensors of a module, by name, such as attention logits inside a kernel.
+    outputs(module): whether a module maps a width to a finite dimension. What such a module, or the whole model, puts
+        out may vanish at init as the width grows (Tensor Programs V, arXiv:2203.03466, Appendix D.1); records say so.
+    pool: where a model is spread over processes, makes one table of theirs, adding sums and numbers of equal parts.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        run: Callable[[], Any],
+        *,
+        keep: Callable[[str], bool] | None = None,
+        kind: Callable[[str], str] = str,
+        extra: Extra | None = None,
+        outputs: Callable[[nn.Module], bool] = is_output,
+        pool: Callable[[Sizes], Sizes] | None = None,
+    ) -> None:
+        self.model, self.run, self.keep = model, run, keep
+        self.kind, self.extra, self.outputs = kind, extra, outputs
+        self.pool = pool
+        self._initial: dict[str, Tensor] = {}
+        self._of_outputs: set[str] = set()
+
+    def measure(self, t: int) -> list[dict[str, Any]]:
+        """Records of module, t, statistic, value, may_vanish. The random state of the training is left as it is.
+
+        The first call measures "mean_abs" (mean |x|), later ones "rms_delta" (RMS of x - x_0 over batch and features).
+        """
+        found = self._activations()
+        first = not self._initial
+        self._initial = self._initial or found
+        sizes: Sizes = {}
+        for name, x in found.items():
+            start = self._initial.get(name)
+            if start is not None and start.shape == x.shape:
+                size = float(x.abs().mean() if first else (x - start).square().mean())
+                kind = self.kind(name)
+                total, number, _ = sizes.get(kind, (0.0, 0, False))
+                sizes[kind] = (total + size, number + 1, first and kind in self._of_outputs)
+        sizes = sizes if self.pool is None else self.pool(sizes)
+        statistic, power = ("mean_abs", 1.0) if first else ("rms_delta", 0.5)
+        return [
+            {
+                "module": kind,
+                "t": t,
+                "statistic": statistic,
+                "value": (total / number) ** power,
+                "may_vanish": may_vanish,
+            }
+            for kind, (total, number, may_vanish) in sizes.items()
+        ]
+
+    def _activations(self) -> dict[str, Tensor]:
+        """Every module's output tensors in float32; a module's second call is named `name#1`."""
+        found: dict[str, Tensor] = {}
+
+        def sink(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+            extra = () if self.extra is None else self.extra(name, module, inputs)
+            for key, x in (*tensors_of(output, name), *extra):
+                call = sum(other == key or other.startswith(f"{key}#") for other in found)
+                found[f"{key}#{call}" if call else key] = x.float().clone()
+                if not name or self.outputs(module):
+                    self._of_outputs.add(self.kind(key))
+
+        with hooked(self.model, sink, self.keep), torch.no_grad(), torch.random.fork_rng():
+            self.run()
+        return found

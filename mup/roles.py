@@ -39,8 +39,8 @@ def declare(
 ) -> None:
     """Say what the parameter `name` of `module` is, where its shape alone does not tell.
 
-    Needed for K and V projections with a fixed number of KV heads (hidden, though fan-out is finite), experts of
-    shape [E, in, out] (fan_in_dim=1, fan_out_dim=2) and any layout other than torch.nn.Linear's [out, in].
+    Needed for experts of shape [E, in, out] (fan_in_dim=1, fan_out_dim=2), any layout other than torch.nn.Linear's
+    [out, in], and the keys of a fixed number of KV heads (hidden, though fan-out is finite; values: use MuReadout).
     May come before or after set_base_shapes. Raises AttributeError when the module has no such parameter.
     """
     if name not in module._parameters:

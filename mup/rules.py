@@ -5,6 +5,12 @@ Symbols, all measured against the base model in global (unsharded) sizes:
 `mL` = layers / base layers. A cell of the table holds the exponents of r, s and m; at r = s = m = 1 every
 factor is exactly 1.0, so that muP at base width is the standard parametrization (SP) bit for bit.
 
+Values of a fixed number of heads map a width to a finite dimension: by [TP5] Table 8 they are OUTPUT, though they are
+inside the network. Both roles learn at the same rate (lr 1/r on the weight itself; OUTPUT has it as lr 1 and forward
+1/m) and differ in the init, r^-1 against r^-1/2: by [SPEC] condition 1 a weight's spectral norm is
+sqrt(fan_out / fan_in), which r^-1/2 exceeds by r^1/2 where fan_out is finite. The excess shows once all query heads,
+whose number grows, have pulled the input along the few rows of the initial weight: the README has measurements.
+
 Sources:
   [TP5]  Yang et al., Tensor Programs V, arXiv:2203.03466, Table 8 (the form with readout multiplier), App. B.
   [TP6]  Yang et al., Tensor Programs VI: Feature Learning in Infinite-Depth Networks, arXiv:2310.02244, Table 1.
@@ -27,7 +33,7 @@ class Role(str, enum.Enum):
 
     INPUT = "input"  # finite fan-in, infinite fan-out: token and learned position embeddings
     HIDDEN = "hidden"  # infinite by infinite: qkv, attention output, mlp matrices, experts
-    OUTPUT = "output"  # infinite fan-in, finite fan-out: readout, router, value head
+    OUTPUT = "output"  # infinite fan-in, finite fan-out: readout, router, value head, values of fixed KV heads
     VECTOR = "vector"  # one infinite dimension, no matrix product: biases, norm gains
     POSITION_BIAS = "position_bias"  # no infinite dimension: relative position bias
 

@@ -256,5 +256,5 @@ def assert_hidden_size_inf(model: nn.Module) -> None:
         if shape.role is None and not shape[0].isinf() and shape[1].isinf():
             raise ShapeError(
                 f"{name} maps a width to a finite dimension but is a plain nn.Linear: make it a MuReadout, vary its "
-                f"fan-out in the delta model, or say mup.declare({name}, role='hidden') (K and V of fixed KV heads)"
+                f"fan-out in the delta model, or say mup.declare({name}, role='hidden') (keys of fixed KV heads)"
             )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,67 +23,85 @@ from mup.rules import Options, Role, Scaling, attention_scale, parameter_scaling
 
 __all__ = ["Audit", "AuditRow", "attention_scales", "audit"]
 
-_CLOSE = 1e-6  # relative, for numbers that are computed and not drawn
+CLOSE = 1e-6  # relative, for numbers that are computed and not drawn
 
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One thing audited: a parameter, a readout's forward factor, or an attention call.
+    """One thing audited: a parameter, a forward factor, or an attention call.
 
     shape, base_shape: sizes, None where finite. measured, expected: by quantity (init_std, lr, eps, weight_decay,
-    forward, attention_scale). faults: one sentence for each measured value that departs from its rule.
+    forward, attention_scale, ...). faults: by quantity, one sentence for each that departs from its rule.
     """
 
     name: str
     role: str
-    shape: list[int | None] = field(default_factory=list)
-    base_shape: list[int | None] = field(default_factory=list)
+    shape: Sequence[int | None] = ()
+    base_shape: Sequence[int | None] = ()
     fan_in_mult: float = 1.0
     measured: dict[str, float] = field(default_factory=dict)
     expected: dict[str, float] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
+    faults: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
-    def ok(self) -> bool:
+    def passed(self) -> bool:
         return not self.faults
+
+    @property
+    def departures(self) -> tuple[str, ...]:
+        """The quantities that depart from their rule."""
+        return tuple(self.faults)
+
+    def compare(self, quantity: str, measured: float, expected: float, tolerance: float = CLOSE) -> None:
+        """Note both values, and a fault where they differ by more than the relative `tolerance`."""
+        self.measured[quantity], self.expected[quantity] = measured, expected
+        if not math.isclose(measured, expected, rel_tol=tolerance, abs_tol=1e-12):
+            factor = f", {measured / expected:.3g} times too large" if expected and measured > expected else ""
+            self.faults[quantity] = f"{quantity} is {measured:.4g}, the rule says {expected:.4g}{factor}"
 
 
 @dataclass(frozen=True)
 class Audit:
-    """passed: no row has a fault."""
+    """passed: no row has a fault. notes: what a user should know though no rule is broken."""
 
     rows: list[AuditRow]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        return all(row.ok for row in self.rows)
+        return all(row.passed for row in self.rows)
+
+    def summary(self) -> str:
+        """The verdict in one line."""
+        bad = sum(not row.passed for row in self.rows)
+        return f"FAIL: {bad} of {len(self.rows)} rows" if bad else f"PASS: {len(self.rows)} rows"
 
     def table(self, only_faults: bool = False) -> str:
         """One line a row: measured values with the expected one in brackets where it differs; then the verdict."""
         quantities = list(dict.fromkeys(q for row in self.rows for q in row.measured))
         lines = [["name", "role", "shape", "base", "r", *quantities, "verdict"]]
         for row in self.rows:
-            if only_faults and row.ok:
+            if only_faults and row.passed:
                 continue
-            cells = [row.name, row.role, _size(row.shape), _size(row.base_shape), f"{row.fan_in_mult:g}"]
+            cells = [row.name, row.role, size_text(row.shape), size_text(row.base_shape), f"{row.fan_in_mult:g}"]
             cells += [_cell(row.measured.get(q), row.expected.get(q)) for q in quantities]
-            verdict = "; ".join(["ok"] * row.ok + [f"FAIL: {fault}" for fault in row.faults] + row.notes)
-            lines.append([*cells, verdict])
+            verdict = ["ok"] if row.passed else [f"FAIL: {fault}" for fault in row.faults.values()]
+            lines.append([*cells, "; ".join(verdict + row.notes)])
         widths = [max(map(len, column)) for column in zip(*lines)]
         text = ["  ".join(cell.ljust(n) for cell, n in zip(line, widths)).rstrip() for line in lines]
-        bad = sum(not row.ok for row in self.rows)
-        return "\n".join([*text, f"FAIL: {bad} of {len(self.rows)} rows" if bad else f"PASS: {len(self.rows)} rows"])
+        return "\n".join([*text, *(f"note: {note}" for note in self.notes), self.summary()])
 
 
-def _size(shape: list[int | None]) -> str:
+def size_text(shape: Sequence[int | None]) -> str:
+    """A shape as in 64x-, with - for a finite dimension."""
     return "x".join("-" if size is None else str(size) for size in shape)
 
 
 def _cell(measured: float | None, expected: float | None) -> str:
     if measured is None:
         return ""
-    same = expected is None or math.isclose(measured, expected, rel_tol=_CLOSE, abs_tol=1e-12)
+    same = expected is None or math.isclose(measured, expected, rel_tol=CLOSE, abs_tol=1e-12)
     return f"{measured:.4g}" + ("" if same else f" [{expected:.4g}]")
 
 
@@ -173,17 +191,15 @@ def _parameter_row(
     if not p.parameter.is_meta:
         row.measured["init_std"] = _std(p.parameter)
         if stds is not None and p.name in stds:
-            row.expected["init_std"] = stds[p.name] * scaling.init_std
-            _judge(row, "init_std", _noise(p))
+            row.compare("init_std", row.measured["init_std"], stds[p.name] * scaling.init_std, _noise(p))
     if group is None:
         return row
     for key, base in bases.items():
         if key not in group or base is None:
             continue
-        row.measured[key] = float(group[key])
+        measured = float(group[key])
         decayed_vector = key == "weight_decay" and p.role is Role.VECTOR  # the caller's choice: no rule in the width
-        row.expected[key] = float(group[key]) if decayed_vector else base * getattr(scaling, key)
-        _judge(row, key, _CLOSE)
+        row.compare(key, measured, measured if decayed_vector else base * getattr(scaling, key))
     return row
 
 
@@ -199,13 +215,6 @@ def _noise(p: Parameter) -> float:
     return 0.02 + 5.0 / math.sqrt(2.0 * max(min(base_size, p.parameter.numel()), 1))
 
 
-def _judge(row: AuditRow, key: str, tolerance: float) -> None:
-    measured, expected = row.measured[key], row.expected[key]
-    if not math.isclose(measured, expected, rel_tol=tolerance, abs_tol=1e-12):
-        factor = f", {measured / expected:.3g} times too large" if expected and measured > expected else ""
-        row.faults.append(f"{key} is {measured:.4g}, the rule says {expected:.4g}{factor}")
-
-
 def _readout_rows(model: nn.Module, width_mult: float | None) -> Iterator[AuditRow]:
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
@@ -216,9 +225,7 @@ def _readout_rows(model: nn.Module, width_mult: float | None) -> Iterator[AuditR
             continue
         m = shape[1].width_mult() if width_mult is None else width_mult  # type: ignore[index]
         row = AuditRow(f"{name}()", "readout", fan_in_mult=m)
-        row.expected["forward"] = getattr(module, "output_mult", 1.0) * readout_mult(m)
-        row.measured["forward"] = _forward_factor(module)
-        _judge(row, "forward", 1e-4)
+        row.compare("forward", _forward_factor(module), getattr(module, "output_mult", 1.0) * readout_mult(m), 1e-4)
         yield row
 
 
@@ -256,7 +263,5 @@ def _attention_rows(forward: Callable[[], Any], base_head_dim: int | None, tempe
     for i, (head_dim, scale) in enumerate(attention_scales(forward)):
         base = head_dim if base_head_dim is None else base_head_dim
         row = AuditRow(f"attention {i}", "attention", [head_dim], [base], head_dim / base)
-        row.measured["attention_scale"] = scale
-        row.expected["attention_scale"] = attention_scale(head_dim, base, temperature)
-        _judge(row, "attention_scale", _CLOSE)
+        row.compare("attention_scale", scale, attention_scale(head_dim, base, temperature))
         yield row

@@ -15,16 +15,14 @@ from typing import Any
 
 __all__ = ["Row", "Thresholds", "Verdict", "verdict"]
 
-# What may shrink as the width grows in correct muP (Tensor Programs V, Appendix D.1): query times key before the
-# softmax, and the network's output at init, where its weights are not zero (as when tied to the embedding).
+# Query times key before the softmax may shrink as the width grows (Tensor Programs V, Appendix D.1). It has no
+# parameter that could declare it, so it goes by name.
 ATTENTION_LOGITS = re.compile(r"(attn|attention)[._]?(logits|scores)|(^|\.)(scores|attn_weights_pre_softmax)\Z", re.I)
-OUTPUT = re.compile(r"(^|\.)(readout|lm_head|head|logits|output_layer|embed_out|final_linear)?(\[\w+\])*\Z", re.I)
 
 
-def may_vanish_in_mup(module: str, statistic: str, t: int) -> bool:
-    """Whether a module's statistic may shrink with the width: attention logits, and the output at init."""
-    at_init = t == 0 and OUTPUT.search(module.split(":")[0]) is not None
-    return at_init or ATTENTION_LOGITS.search(module) is not None
+def is_attention_logits(module: str, statistic: str, t: int) -> bool:
+    """Whether a module's name is one of those that attention logits usually have."""
+    return ATTENTION_LOGITS.search(module) is not None
 
 
 @dataclass(frozen=True)
@@ -114,26 +112,27 @@ def verdict(
     reference: Any = None,
     axis: str = "width",
     thresholds: Thresholds = Thresholds(),
-    may_vanish: Callable[[str, str, int], bool] = may_vanish_in_mup,
+    may_vanish: Callable[[str, str, int], bool] = is_attention_logits,
     resamples: int = 2000,
 ) -> Verdict:
     """Judge a coordinate check.
 
-    records: a list of mappings, a mapping of columns or a DataFrame with module, `axis`, seed, t, statistic, value.
-        Several values of one cell (a module called twice) are averaged.
+    records: a list of mappings, a mapping of columns or a DataFrame with module, `axis`, seed, t, statistic, value
+        and perhaps may_vanish: whether this one may shrink, as what readouts put out at t = 0. Several values of one
+        cell are averaged.
     reference: records of the same check in the standard parametrization; it must fail, or this check is powerless.
-    axis: the column that grows, width or depth. may_vanish(module, statistic, t): what may
-        shrink; by default attention logits, and the output at t = 0.
+    axis: the column that grows, width or depth. may_vanish(module, statistic, t): what may shrink besides what the
+        records say; by default attention logits, by their usual names.
     Statistics that are zero everywhere (a readout that starts at zero) are left out.
     Raises ValueError for missing columns and for too few values, too narrow a range or too few seeds.
     """
-    cells, values, seeds = _collect(records, axis)
+    cells, values, seeds, vanishing = _collect(records, axis)
     _require_power(values, seeds, axis, thresholds)
     rows = []
     for (module, statistic, t), points in cells.items():
         if all(value == 0 for _, _, value in points):
             continue
-        vanish = may_vanish(module, statistic, t)
+        vanish = (module, statistic, t) in vanishing or may_vanish(module, statistic, t)
         rows.append(_row(module, statistic, t, points, values, thresholds, vanish, resamples))
     if not rows:
         raise ValueError("nothing to judge: every statistic is zero at every width, so nothing was trained")
@@ -146,6 +145,7 @@ def verdict(
 
 
 Point = tuple[float, Any, float]  # (width, seed, value)
+Cell = tuple[str, str, int]  # (module, statistic, t)
 
 
 def as_records(records: Any) -> Iterable[Mapping[str, Any]]:
@@ -158,20 +158,25 @@ def as_records(records: Any) -> Iterable[Mapping[str, Any]]:
     return list(records)
 
 
-def _collect(records: Any, axis: str) -> tuple[dict[tuple[str, str, int], list[Point]], list[float], list[Any]]:
-    sums: dict[tuple[str, str, int], dict[tuple[float, Any], tuple[float, int]]] = {}
+def _collect(records: Any, axis: str) -> tuple[dict[Cell, list[Point]], list[float], list[Any], set[Cell]]:
+    """(points by cell, values of the axis, seeds, cells that the records allow to vanish)."""
+    sums: dict[Cell, dict[tuple[float, Any], tuple[float, int]]] = {}
+    vanishing: set[Cell] = set()
     try:
         for record in as_records(records):
-            cell = sums.setdefault((str(record["module"]), str(record["statistic"]), int(record["t"])), {})
+            key = (str(record["module"]), str(record["statistic"]), int(record["t"]))
+            cell = sums.setdefault(key, {})
             at = (float(record[axis]), record["seed"])
             total, count = cell.get(at, (0.0, 0))
             cell[at] = (total + float(record["value"]), count + 1)
+            if record.get("may_vanish"):
+                vanishing.add(key)
     except KeyError as missing:
         raise ValueError(f"a record of a coordinate check lacks {missing}") from None
     cells = {key: [(x, seed, total / n) for (x, seed), (total, n) in cell.items()] for key, cell in sums.items()}
     values = sorted({x for points in cells.values() for x, _, _ in points})
     seeds = list(dict.fromkeys(seed for points in cells.values() for _, seed, _ in points))
-    return cells, values, seeds
+    return cells, values, seeds, vanishing
 
 
 def _require_power(values: Sequence[float], seeds: Sequence[Any], axis: str, need: Thresholds) -> None:

@@ -9,13 +9,18 @@ from megatron.checkpointing.load import (
     load_checkpoint,
     load_weights,
 )
+from megatron.checkpointing.reshard import Target
 from megatron.checkpointing.save import save_checkpoint
 from megatron.checkpointing.schedule import save_iterations
 from megatron.checkpointing.unchanged import check_unchanged
+from megatron.checkpointing.whole import Layout, WholeCheckpoint
 
 __all__ = [
+    "Layout",
     "LoadedCheckpoint",
     "LoadedWeights",
+    "Target",
+    "WholeCheckpoint",
     "check_unchanged",
     "find_intact",
     "load_checkpoint",

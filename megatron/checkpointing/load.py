@@ -13,9 +13,11 @@ import torch
 from megatron.checkpointing import collective
 from megatron.checkpointing.integrity import load_safely, verify_share
 from megatron.checkpointing.layout import CONFIGS, LATEST, locate, read_latest, step_directories
+from megatron.checkpointing.reshard import Target, load_whole
 from megatron.checkpointing.rng import restore_rng_state
 from megatron.checkpointing.save import rng_file
 from megatron.checkpointing.unchanged import check_unchanged
+from megatron.checkpointing.whole import Layout, WholeCheckpoint
 from megatron.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -97,12 +99,15 @@ def load_checkpoint(
     load_rng: bool = True,
     finetune: bool = False,
     mup: Mapping[str, Any] | None = None,
+    target: Target | None = None,
 ) -> LoadedCheckpoint | None:
     """Restore a DeepSpeed engine from `load_dir`; None where it holds no checkpoint at all.
 
     Collective: every rank calls it. `finetune` takes the weights alone and starts at iteration 0. Without
     `load_optimizer`, the optimizer and the schedule start anew from the saved weights. `mup`, if given, is
-    compared with the saved `client_state["mup"]` before anything is touched, unless finetuning.
+    compared with the saved `client_state["mup"]` before anything is touched, unless finetuning. With `target`, a
+    checkpoint that another layout of processes saved is taken apart and put together anew; its random generators
+    then start afresh.
 
     Raises CheckpointError where nothing intact is found, the parametrization changed (with a table of the
     differences), or the checkpoint does not fit the model or the number of processes.
@@ -115,12 +120,18 @@ def load_checkpoint(
     client_state = header["client_state"]
     if mup is not None and not finetune:
         check_unchanged(client_state.get("mup", {}), mup)
-    _check_layout(engine, path, header, weights_only)
-    collective.on_all_ranks(lambda: _load_engine(engine, path, weights_only))
+    moved = target is not None and _is_of_another_layout(client_state, target)
+    if moved and target is not None:
+        _load_resharded(engine, path, header, target, weights_only)
+    else:
+        _check_layout(engine, path, header, weights_only)
+        collective.on_all_ranks(lambda: _load_engine(engine, path, weights_only))
     if finetune:
         return LoadedCheckpoint(0, path, client_state)
     engine.global_steps, engine.global_samples = header["global_steps"], header["global_samples"]
     engine.skipped_steps = header["skipped_steps"]
+    if moved:
+        return LoadedCheckpoint(header["iteration"], path, client_state)
     own = collective.on_all_ranks(lambda: _read_own(path))
     if load_rng and own["rng"] is not None:
         restore_rng_state(own["rng"])
@@ -131,17 +142,18 @@ def load_weights(load_dir: str | Path, iteration: int | None = None) -> LoadedWe
     """Model weights on the CPU without an engine, for sampling, conversion and inspection.
 
     `load_dir` is a save directory or one of its `global_step{N}`. The same verification and fallback as
-    `load_checkpoint`. Raises CheckpointError, also where the weights are sharded over several files.
+    `load_checkpoint`, and any layout of processes may have saved it. Raises CheckpointError.
     """
     path = find_intact(load_dir, iteration)
     if path is None:
         raise CheckpointError(f"{load_dir} holds no checkpoint")
-    shards = sorted(file.name for file in path.glob("*model_states.pt"))
-    if len(shards) != 1:
-        raise CheckpointError(f"{path} holds its weights in {len(shards)} shards: only unsharded weights can be read")
     header = _read_header(path)
+    whole = header["client_state"].get("layout") is not None
+    if not whole and len(list(path.glob("*model_states.pt"))) > 1:
+        raise CheckpointError(f"{path} holds sharded weights and does not say how: it cannot be put together")
+    weights = WholeCheckpoint(path, header).weights if whole else dict(header["module"])
     configs = {file.name: file.read_text(encoding="utf-8") for file in sorted((path / CONFIGS).glob("*"))}
-    return LoadedWeights(dict(header["module"]), header["iteration"], path, header["client_state"], configs)
+    return LoadedWeights(weights, header["iteration"], path, header["client_state"], configs)
 
 
 def _read_header(path: Path) -> dict[str, Any]:
@@ -178,6 +190,21 @@ def _check_layout(engine: Any, path: Path, header: Mapping[str, Any], weights_on
         problem = f"its optimizer state is sharded over {saved} data-parallel processes, and there are {now} now"
     if problem:
         raise CheckpointError(f"{path}: {problem}. Resume with the saved layout, or load without the optimizer")
+
+
+def _is_of_another_layout(client_state: Mapping[str, Any], target: Target) -> bool:
+    section = client_state.get("layout")
+    return section is not None and Layout.from_section(section).same_files != target.layout.same_files
+
+
+def _load_resharded(engine: Any, path: Path, header: Mapping[str, Any], target: Target, weights_only: bool) -> None:
+    whole = WholeCheckpoint(path, header)
+    if collective.rank() == 0:
+        saved, now = whole.layout, target.layout
+        logger.warning("%s was saved under %s; resharding it for %s", path, saved.describe(), now.describe())
+    collective.on_all_ranks(lambda: load_whole(engine, target, whole, optimizer=not weights_only))
+    if not weights_only and engine.lr_scheduler is not None:
+        collective.on_all_ranks(lambda: engine.lr_scheduler.load_state_dict(header["lr_scheduler"]))
 
 
 def _load_engine(engine: Any, path: Path, weights_only: bool) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megatron.model.layers import linear, make_norm
+from megatron.errors import ConfigError
+from megatron.model.layers import column_linear, make_norm, row_linear
 from megatron.model.rotary import RotaryEmbedding
+from megatron.mpu import SERIAL, TensorParallel
 from megatron.parametrization.declare import Declaration
 from mup.rules import Role
 
@@ -35,10 +39,11 @@ class KeyValueCache:
 class CoreAttention(nn.Module):
     """softmax(scale * q k^T) v, causal. A module of its own so that a hook sees q, k and v."""
 
-    def __init__(self, scale: float, dropout: float) -> None:
+    def __init__(self, scale: float, dropout: float, tp: TensorParallel = SERIAL) -> None:
         super().__init__()
         self.scale = scale
         self.dropout = dropout
+        self.tp = tp
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q: [b, heads, s, d]; k, v: [b, kv_heads, t, d] with t >= s, the queries being the last s positions."""
@@ -48,15 +53,17 @@ class CoreAttention(nn.Module):
         s, t = q.shape[-2], k.shape[-2]
         mask = None if s in (1, t) else torch.ones(s, t, dtype=torch.bool, device=q.device).tril(t - s)
         dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=s == t and s > 1, scale=self.scale
-        )
+        with self.tp.inside() if dropout else nullcontext():
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=s == t and s > 1, scale=self.scale
+            )
 
 
 class Attention(nn.Module):
     """Rows of `query_key_value` are ordered by key-value head: its queries, its key, its value, head_dim rows each.
 
-    With one query a key-value head this is GPT-NeoX's order. Sharding by whole key-value heads keeps rows contiguous.
+    With one query a key-value head this is GPT-NeoX's order. Tensor parallelism cuts it by whole key-value heads, so
+    that each rank's rows are contiguous; the head counts given are those of the whole model.
     """
 
     def __init__(
@@ -70,26 +77,31 @@ class Attention(nn.Module):
         rotary: RotaryEmbedding | None,
         dropout: float,
         qk_norm: tuple[str, float, bool] | None,
+        tp: TensorParallel = SERIAL,
     ) -> None:
         super().__init__()
-        self.num_kv_heads = num_kv_heads
+        if num_kv_heads % tp.group.size:
+            raise ConfigError(
+                f"{num_kv_heads} key-value heads cannot be cut over {tp.group.size} tensor-parallel ranks"
+            )
         self.queries_per_kv = num_heads // num_kv_heads
         self.head_dim = hidden_size // num_heads
         period = (self.queries_per_kv + 2) * self.head_dim
         queries = (period, self.queries_per_kv * self.head_dim)
-        self.query_key_value = linear(
-            hidden_size, num_kv_heads * period, bias, Declaration(Role.HIDDEN, zero_blocks=queries)
+        self.query_key_value = column_linear(
+            hidden_size, num_kv_heads * period, bias, Declaration(Role.HIDDEN, zero_blocks=queries), tp
         )
-        self.dense = linear(hidden_size, hidden_size, bias, Declaration(Role.HIDDEN, "output_matrix"))
-        self.q_norm = make_norm(qk_norm[0], self.head_dim, *qk_norm[1:]) if qk_norm else None
-        self.k_norm = make_norm(qk_norm[0], self.head_dim, *qk_norm[1:]) if qk_norm else None
+        self.dense = row_linear(hidden_size, hidden_size, bias, Declaration(Role.HIDDEN, "output_matrix"), tp)
+        self.q_norm, self.k_norm = (
+            make_norm(qk_norm[0], self.head_dim, *qk_norm[1:], over_heads=True) if qk_norm else None for _ in "qk"
+        )
         self.rotary = rotary
-        self.core = CoreAttention(scale, dropout)
+        self.core = CoreAttention(scale, dropout, tp)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """x: [b, s, h] -> [b, s, h]."""
-        b, s, _ = x.shape
-        qkv = self.query_key_value(x).view(b, s, self.num_kv_heads, self.queries_per_kv + 2, self.head_dim)
+        """x: [b, s, h] -> [b, s, h]; under sequence parallelism slices of s, in and out."""
+        qkv = self.query_key_value(x).unflatten(-1, (-1, self.queries_per_kv + 2, self.head_dim))
+        b, s = qkv.shape[:2]
         q = qkv[:, :, :, :-2].reshape(b, s, -1, self.head_dim).transpose(1, 2)  # [b, heads, s, d]
         k, v = (qkv[:, :, :, i].transpose(1, 2) for i in (-2, -1))  # [b, kv_heads, s, d]
         if self.q_norm is not None and self.k_norm is not None:

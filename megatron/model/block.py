@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron.model.attention import Attention, KeyValueCache
 from megatron.model.mlp import MLP
+from megatron.mpu import SERIAL, TensorParallel
 
 
 class Block(nn.Module):
@@ -25,6 +25,7 @@ class Block(nn.Module):
         parallel_residual: bool,
         residual_mult: float,
         dropout: float,
+        tp: TensorParallel = SERIAL,
     ) -> None:
         super().__init__()
         self.input_layernorm = input_norm
@@ -34,13 +35,14 @@ class Block(nn.Module):
         self.parallel_residual = parallel_residual
         self.residual_mult = residual_mult
         self.dropout = dropout
+        self.tp = tp
 
     def _branch(self, x: Tensor) -> Tensor:
-        x = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        x = self.tp.hidden_dropout(x, self.dropout, self.training)
         return x if self.residual_mult == 1.0 else x * self.residual_mult
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """x: [b, s, h] -> [b, s, h]."""
+        """x: [b, s, h] -> [b, s, h]; under sequence parallelism both are this rank's slice of s."""
         normed = self.input_layernorm(x)
         attended = self._branch(self.attention(normed, cache))
         if self.parallel_residual:

@@ -12,6 +12,7 @@ from torch import nn
 
 from megatron.model.config import GPTConfig
 from megatron.model.gpt import GPT
+from megatron.mpu import SERIAL, TensorParallel
 from megatron.parametrization.declare import Declaration, declarations
 from megatron.parametrization.init import initialise
 from megatron.parametrization.plan import ParameterPlan, Parametrization, Shape
@@ -49,10 +50,10 @@ def forward_section(plan: ModelPlan) -> dict[str, dict[str, Any]]:
     }
 
 
-def meta_model(config: GPTConfig, factors: ForwardFactors) -> GPT:
-    """The model without weights: shapes and declarations only."""
+def meta_model(config: GPTConfig, factors: ForwardFactors, tp: TensorParallel = SERIAL) -> GPT:
+    """The model, or a tensor-parallel rank's part of it, without weights: shapes and declarations only."""
     with torch.device("meta"):
-        return GPT(config, factors)
+        return GPT(config, factors, tp)
 
 
 def shapes_of(model: nn.Module) -> dict[str, Shape]:
@@ -78,9 +79,13 @@ def plan_model(config: GPTConfig, parametrization: Parametrization) -> ModelPlan
     return ModelPlan(config, parametrization, factors, parametrization.plan(declared, shapes_of(model), base_shapes))
 
 
-def materialise(plan: ModelPlan, seed: int, device: torch.device | str = "cpu") -> GPT:
-    """The model with initial weights in fp32 on `device`; the weights depend on the seed and the names only."""
-    model = meta_model(plan.config, plan.factors)
+def materialise(plan: ModelPlan, seed: int, device: torch.device | str = "cpu", tp: TensorParallel = SERIAL) -> GPT:
+    """The model (or a tensor-parallel rank's part) with initial weights in fp32 on `device`.
+
+    The weights depend on the seed and the names only.
+    """
+    model = meta_model(plan.config, plan.factors, tp)
     model.to_empty(device=device)
-    initialise(model, plan.parameters, seed, plan.parametrization.query_zero_init)
+    query_zero = plan.parametrization.query_zero_init
+    initialise(model.named_parameters(), plan.parameters, seed, query_zero, tp.group)
     return model

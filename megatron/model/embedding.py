@@ -6,6 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron.mpu import (
+    SERIAL,
+    Shard,
+    ShardedModule,
+    TensorParallel,
+    VocabParallelEmbedding,
+    column_parallel_linear,
+    local_shape,
+    mark_partial_grads,
+)
 from megatron.parametrization.declare import Declaration, declare
 from mup.rules import Role
 
@@ -13,49 +23,89 @@ from mup.rules import Role
 _EMBEDDING = Declaration(Role.INPUT, fan_in_dim=0)
 
 
-def _table(rows: int, hidden_size: int) -> nn.Embedding:
-    # normal_ on creation would cost time and random numbers: the parametrization draws the weights
-    table = nn.Embedding.from_pretrained(torch.empty(rows, hidden_size), freeze=False)
-    declare(table.weight, _EMBEDDING)
-    return table
+class PositionEmbedding(nn.Module):
+    """Learned positions: offset .. offset + length - 1 -> [length, h], or this rank's slice of them."""
+
+    def __init__(self, positions: int, hidden_size: int, tp: TensorParallel = SERIAL) -> None:
+        super().__init__()
+        self.weight = declare(nn.Parameter(torch.empty(positions, hidden_size)), _EMBEDDING)
+        self.tp = tp
+        if tp.cuts_sequence:
+            mark_partial_grads(self)
+
+    def forward(self, offset: int, length: int) -> Tensor:
+        positions = torch.arange(offset, offset + length, device=self.weight.device)
+        if self.tp.cuts_sequence:
+            positions = self.tp.group.own_slice(positions, 0)
+        return F.embedding(positions, self.weight)
 
 
 class Embedding(nn.Module):
-    """Token (and learned position) embeddings times `mult`, then dropout."""
+    """Token (and learned position) embeddings times `mult`, then dropout. `rows` includes padding of the vocabulary."""
 
-    def __init__(self, rows: int, hidden_size: int, positions: int | None, *, mult: float, dropout: float) -> None:
+    def __init__(
+        self,
+        rows: int,
+        hidden_size: int,
+        positions: int | None,
+        *,
+        mult: float,
+        dropout: float,
+        tp: TensorParallel = SERIAL,
+    ) -> None:
         super().__init__()
-        self.word_embeddings = _table(rows, hidden_size)
-        self.position_embeddings = _table(positions, hidden_size) if positions else None
+        self.word_embeddings = VocabParallelEmbedding(
+            rows, hidden_size, group=tp.group, sequence_parallel=tp.sequence_parallel
+        )
+        declare(self.word_embeddings.weight, _EMBEDDING)
+        self.position_embeddings = PositionEmbedding(positions, hidden_size, tp) if positions else None
         self.mult = mult
         self.dropout = dropout
+        self.tp = tp
 
     def forward(self, tokens: Tensor, offset: int = 0) -> Tensor:
-        """tokens: int64 [b, s] at positions offset .. offset + s - 1 -> [b, s, h]."""
+        """tokens: int64 [b, s] at positions offset .. offset + s - 1 -> [b, s, h], or this rank's slice of s."""
         x = self.word_embeddings(tokens)
         if self.position_embeddings is not None:
-            positions = torch.arange(offset, offset + tokens.shape[1], device=tokens.device)
-            x = x + self.position_embeddings(positions)
+            x = x + self.position_embeddings(offset, tokens.shape[1])
         if self.mult != 1.0:
             x = x * self.mult
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return self.tp.hidden_dropout(x, self.dropout, self.training)
 
 
-class Readout(nn.Module):
+class Readout(ShardedModule):
     """Hidden states to logits: [b, s, h] -> [b, s, vocab_size]. Rows beyond the vocabulary get no probability.
 
-    `mult` is 1 / (m * mup-output-temp). It multiplies the hidden states: they are fewer than the logits.
+    Over n tensor-parallel ranks the rows are cut: [b, s, rows / n], and `vocab_parallel_cross_entropy` leaves the
+    padding out. `mult` is 1 / (m * mup-output-temp). It multiplies the hidden states: they are fewer than the logits.
+    Communication as of ColumnParallelLinear.
     """
 
-    def __init__(self, hidden_size: int, rows: int, vocab_size: int, *, mult: float, tied: bool) -> None:
+    weight: nn.Parameter
+
+    def __init__(
+        self,
+        hidden_size: int,
+        rows: int,
+        vocab_size: int,
+        *,
+        mult: float,
+        tied: bool,
+        tp: TensorParallel = SERIAL,
+    ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
         self.mult = mult
+        self.tp = tp
         if tied:
             self.register_parameter("weight", None)
         else:
-            self.weight = declare(nn.Parameter(torch.empty(rows, hidden_size)), Declaration(Role.OUTPUT))
+            spec = Shard(0)
+            weight = nn.Parameter(torch.empty(local_shape((rows, hidden_size), spec, tp.group.size)))
+            self.add_sharded("weight", declare(weight, Declaration(Role.OUTPUT)), spec)
 
     def forward(self, x: Tensor, tied_weight: Tensor | None = None) -> Tensor:
         weight = self.weight if tied_weight is None else tied_weight
-        return F.linear(x if self.mult == 1.0 else x * self.mult, weight)[..., : self.vocab_size]
+        x = x if self.mult == 1.0 else x * self.mult
+        logits = column_parallel_linear(x, weight, None, self.tp.group, self.tp.sequence_parallel)
+        return logits[..., : self.vocab_size] if self.tp.group.size == 1 else logits

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -14,16 +15,18 @@ from megatron.model.embedding import Embedding, Readout
 from megatron.model.layers import make_norm
 from megatron.model.mlp import MLP
 from megatron.model.rotary import RotaryEmbedding
+from megatron.mpu import SERIAL, TensorParallel
 from megatron.parametrization.widths import ForwardFactors
 
 LayerFactory = Callable[[], nn.Module]
 
 
-def _make_block(config: GPTConfig, factors: ForwardFactors) -> Block:
-    widths = config.widths
+def _make_hidden_norm(config: GPTConfig, tp: TensorParallel) -> nn.Module:
+    return make_norm(config.norm, config.widths.hidden_size, config.norm_epsilon, config.norm_bias, tp)
 
-    def norm() -> nn.Module:
-        return make_norm(config.norm, widths.hidden_size, config.norm_epsilon, config.norm_bias)
+
+def _make_block(config: GPTConfig, factors: ForwardFactors, tp: TensorParallel) -> Block:
+    widths = config.widths
 
     rotary = None
     if config.pos_emb == "rotary":
@@ -37,69 +40,76 @@ def _make_block(config: GPTConfig, factors: ForwardFactors) -> Block:
         rotary=rotary,
         dropout=config.attention_dropout,
         qk_norm=(config.norm, config.norm_epsilon, config.norm_bias) if config.qk_norm else None,
+        tp=tp,
     )
     shared = config.parallel_residual and config.shared_norm
     return Block(
         attention,
-        MLP(widths.hidden_size, widths.ffn_hidden_size, config.activation, config.mlp_bias),
-        norm(),
-        None if shared else norm(),
+        MLP(widths.hidden_size, widths.ffn_hidden_size, config.activation, config.mlp_bias, tp),
+        _make_hidden_norm(config, tp),
+        None if shared else _make_hidden_norm(config, tp),
         parallel_residual=config.parallel_residual,
         residual_mult=factors.residual,
         dropout=config.hidden_dropout,
+        tp=tp,
     )
 
 
-def layer_list(config: GPTConfig, factors: ForwardFactors) -> list[tuple[str, LayerFactory]]:
+def make_embedding(
+    config: GPTConfig, factors: ForwardFactors, tp: TensorParallel = SERIAL, *, positions: bool = True
+) -> Embedding:
+    """The embedding; without `positions` its token table alone, as a pipeline's last stage ties it to the readout."""
+    learned = config.max_position_embeddings if positions and config.pos_emb == "learned" else None
+    return Embedding(
+        config.padded_vocab_size,
+        config.widths.hidden_size,
+        learned,
+        mult=factors.embedding,
+        dropout=config.hidden_dropout,
+        tp=tp,
+    )
+
+
+def _make_readout(config: GPTConfig, factors: ForwardFactors, tp: TensorParallel) -> Readout:
+    return Readout(
+        config.widths.hidden_size,
+        config.padded_vocab_size,
+        config.vocab_size,
+        mult=factors.logits,
+        tied=config.tied_readout,
+        tp=tp,
+    )
+
+
+def layer_list(
+    config: GPTConfig, factors: ForwardFactors, tp: TensorParallel = SERIAL
+) -> list[tuple[str, LayerFactory]]:
     """The model as (global name, factory) from tokens to logits; a pipeline may cut it anywhere."""
-    widths = config.widths
-    positions = config.max_position_embeddings if config.pos_emb == "learned" else None
-    layers: list[tuple[str, LayerFactory]] = [
-        (
-            "embedding",
-            lambda: Embedding(
-                config.padded_vocab_size,
-                widths.hidden_size,
-                positions,
-                mult=factors.embedding,
-                dropout=config.hidden_dropout,
-            ),
-        )
+    blocks: list[tuple[str, LayerFactory]] = [
+        (f"layers.{i}", partial(_make_block, config, factors, tp)) for i in range(config.widths.num_layers)
     ]
-    layers += [(f"layers.{i}", lambda: _make_block(config, factors)) for i in range(widths.num_layers)]
-    layers += [
-        (
-            "final_norm",
-            lambda: make_norm(config.norm, widths.hidden_size, config.norm_epsilon, config.norm_bias),
-        ),
-        (
-            "readout",
-            lambda: Readout(
-                widths.hidden_size,
-                config.padded_vocab_size,
-                config.vocab_size,
-                mult=factors.logits,
-                tied=config.tied_readout,
-            ),
-        ),
+    return [
+        ("embedding", partial(make_embedding, config, factors, tp)),
+        *blocks,
+        ("final_norm", partial(_make_hidden_norm, config, tp)),
+        ("readout", partial(_make_readout, config, factors, tp)),
     ]
-    return layers
 
 
 class GPT(nn.Module):
-    """Tokens int64 [b, s] -> logits [b, s, vocab_size]."""
+    """Tokens int64 [b, s] -> logits [b, s, vocab_size], or a tensor-parallel rank's columns of them."""
 
     embedding: Embedding
     layers: nn.ModuleList
     final_norm: nn.Module
     readout: Readout
 
-    def __init__(self, config: GPTConfig, factors: ForwardFactors) -> None:
+    def __init__(self, config: GPTConfig, factors: ForwardFactors, tp: TensorParallel = SERIAL) -> None:
         super().__init__()
         self.config = config
         self.factors = factors
         blocks = nn.ModuleList()
-        for name, factory in layer_list(config, factors):
+        for name, factory in layer_list(config, factors, tp):
             if name.startswith("layers."):
                 self.layers = blocks  # registered here, so that parameters are listed in the order of the computation
                 blocks.append(factory())
@@ -112,6 +122,14 @@ class GPT(nn.Module):
         x = self._run_checkpointed(x) if self.config.checkpoint_every and self.training else self._run(x, caches)
         tied = self.embedding.word_embeddings.weight if self.config.tied_readout else None
         return self.readout(self.final_norm(x), tied)
+
+    def global_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(layout-independent name, parameter), as a pipeline stage also tells them."""
+        return self.named_parameters()
+
+    def global_name(self, local: str) -> str:
+        """Layout-independent name of a parameter or module: here its own."""
+        return local
 
     def _run(self, x: Tensor, caches: Sequence[KeyValueCache] | None) -> Tensor:
         for i, layer in enumerate(self.layers):

@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import nn
 
 from megatron.errors import ConfigError
+from megatron.mpu import SERIAL, ColumnParallelLinear, RowParallelLinear, TensorParallel, mark_partial_grads
 from megatron.parametrization.declare import Declaration, declare
 from mup.rules import Role
 
 _GAIN = Declaration(Role.VECTOR, "ones")
 _BIAS = Declaration(Role.VECTOR, "zeros")
 
+_Linear = TypeVar("_Linear", ColumnParallelLinear, RowParallelLinear)
 
-def linear(in_features: int, out_features: int, bias: bool, declaration: Declaration) -> nn.Linear:
-    """A Linear whose weight is [out_features, in_features] with the given declaration, and whose bias is a vector."""
-    layer = nn.Linear(in_features, out_features, bias=bias)
+
+def _declared(layer: _Linear, declaration: Declaration) -> _Linear:
     declare(layer.weight, declaration)
-    if bias:
+    if layer.bias is not None:
         declare(layer.bias, _BIAS)
     return layer
 
 
-def make_norm(kind: str, size: int, epsilon: float, bias: bool) -> nn.Module:
-    """LayerNorm or RMSNorm over the last dimension; gain and bias are vectors."""
+def column_linear(
+    in_features: int, out_features: int, bias: bool, declaration: Declaration, tp: TensorParallel, blocks: int = 1
+) -> ColumnParallelLinear:
+    """[out_features, in_features] cut by rows: the start of a tensor-parallel region. The bias is a vector."""
+    layer = ColumnParallelLinear(
+        in_features, out_features, bias, group=tp.group, blocks=blocks, sequence_parallel=tp.sequence_parallel
+    )
+    return _declared(layer, declaration)
+
+
+def row_linear(
+    in_features: int, out_features: int, bias: bool, declaration: Declaration, tp: TensorParallel
+) -> RowParallelLinear:
+    """[out_features, in_features] cut by columns: the end of a tensor-parallel region. The bias is a vector."""
+    layer = RowParallelLinear(in_features, out_features, bias, group=tp.group, sequence_parallel=tp.sequence_parallel)
+    return _declared(layer, declaration)
+
+
+def make_norm(
+    kind: str, size: int, epsilon: float, bias: bool, tp: TensorParallel = SERIAL, *, over_heads: bool = False
+) -> nn.Module:
+    """LayerNorm or RMSNorm over the last dimension; gain and bias are vectors.
+
+    Its gradients are partial where the ranks norm different things: other positions under sequence parallelism,
+    other heads with `over_heads`.
+    """
     layer: nn.LayerNorm | nn.RMSNorm
     if kind == "layernorm":
         layer = nn.LayerNorm(size, eps=epsilon, bias=bias)
@@ -33,4 +60,6 @@ def make_norm(kind: str, size: int, epsilon: float, bias: bool) -> nn.Module:
     declare(layer.weight, _GAIN)
     if isinstance(layer, nn.LayerNorm) and bias:
         declare(layer.bias, _BIAS)
+    if over_heads or tp.cuts_sequence:
+        mark_partial_grads(layer)
     return layer

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron.errors import ConfigError
-from megatron.model.layers import linear
+from megatron.model.layers import column_linear, row_linear
+from megatron.mpu import SERIAL, TensorParallel
 from megatron.parametrization.declare import Declaration
 from mup.rules import Role
 
@@ -39,15 +40,18 @@ GATED: dict[str, Callable[[Tensor], Tensor]] = {
 class MLP(nn.Module):
     """[b, s, h] -> [b, s, ffn] -> [b, s, h]. Gated: the first matrix holds the up half, then the gate half."""
 
-    def __init__(self, hidden_size: int, ffn_hidden_size: int, activation: str, bias: bool) -> None:
+    def __init__(
+        self, hidden_size: int, ffn_hidden_size: int, activation: str, bias: bool, tp: TensorParallel = SERIAL
+    ) -> None:
         super().__init__()
         if activation not in PLAIN and activation not in GATED:
             raise ConfigError(f"activation {activation!r} is unknown; known: {', '.join([*PLAIN, *GATED])}")
         self.gated = activation in GATED
         self.activation = GATED[activation] if self.gated else PLAIN[activation]
-        width = 2 * ffn_hidden_size if self.gated else ffn_hidden_size
-        self.dense_h_to_4h = linear(hidden_size, width, bias, Declaration(Role.HIDDEN))
-        self.dense_4h_to_h = linear(ffn_hidden_size, hidden_size, bias, Declaration(Role.HIDDEN, "output_matrix"))
+        blocks = 2 if self.gated else 1
+        matrix, output_matrix = Declaration(Role.HIDDEN), Declaration(Role.HIDDEN, "output_matrix")
+        self.dense_h_to_4h = column_linear(hidden_size, blocks * ffn_hidden_size, bias, matrix, tp, blocks)
+        self.dense_4h_to_h = row_linear(ffn_hidden_size, hidden_size, bias, output_matrix, tp)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.dense_h_to_4h(x)

@@ -18,6 +18,7 @@ from megatron.mpu.communicator import (
 )
 from megatron.mpu.cross_entropy import cross_entropy_and_logsumexp, vocab_parallel_cross_entropy
 from megatron.mpu.grads import (
+    counts_here,
     global_grad_norm,
     mark_partial_grads,
     partial_grad_parameters,
@@ -59,9 +60,11 @@ from megatron.mpu.sharding import (
     shard_of,
     unshard,
 )
+from megatron.mpu.tensor_parallel import SERIAL, TensorParallel
 from megatron.mpu.topology import Coordinate, Grid, ProcessGroups
 
 __all__ = [
+    "SERIAL",
     "SINGLE",
     "ColumnParallelLinear",
     "CommunicationCounts",
@@ -74,9 +77,11 @@ __all__ = [
     "Shard",
     "ShardedModule",
     "Tally",
+    "TensorParallel",
     "VocabParallelEmbedding",
     "column_parallel_linear",
     "copy_to_region",
+    "counts_here",
     "count_communication",
     "cross_entropy_and_logsumexp",
     "destroy_model_parallel",

@@ -67,9 +67,10 @@ def sync_partial_grads_in_backward(model: nn.Module, group: Communicator) -> lis
     return [p.register_hook(group.all_reduce) for p in partial_grad_parameters(model).values()]
 
 
-def _counts_here(parameter: nn.Parameter, tensor_rank: int) -> bool:
+def counts_here(parameter: nn.Parameter, tensor_rank: int) -> bool:
+    """Whether a sum over the ranks of one replica counts this rank's copy of a parameter, so that each counts once."""
     # DeepSpeed marks the copies of a tied parameter on stages other than the one that owns it
-    if parameter.grad is None or getattr(parameter, "ds_pipe_replicated", False):
+    if getattr(parameter, "ds_pipe_replicated", False):
         return False
     return tensor_rank == 0 or shard_of(parameter) is not None
 
@@ -86,7 +87,7 @@ def global_grad_norm(parameters: Iterable[nn.Parameter], groups: ProcessGroups) 
     norms = [
         torch.linalg.vector_norm(p.grad, dtype=torch.float32)
         for p in parameters
-        if _counts_here(p, groups.tensor.rank) and p.grad is not None
+        if p.grad is not None and counts_here(p, groups.tensor.rank)
     ]
     squares = (
         torch.stack(norms).double().square().sum() if norms else torch.zeros((), dtype=torch.double, device=device)

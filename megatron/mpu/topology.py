@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Literal, NamedTuple
 
@@ -88,12 +89,14 @@ class Grid:
         return tuple(self.rank(*place) for place in product(*places))
 
 
-_Connect = Callable[[Ranks], dist.ProcessGroup | None]
+_Connect = Callable[[Ranks, Callable[[], list[Ranks]]], dist.ProcessGroup | None]
 
 
-def _new_group(ranks: Ranks) -> dist.ProcessGroup:
-    # only the members meet: on 1,024 processes nobody waits for the making of other processes' groups
-    return dist.new_group(list(ranks), use_local_synchronization=True)
+def _new_groups(own: Ranks, groups: Callable[[], list[Ranks]]) -> dist.ProcessGroup:
+    # every process makes every group: torch's local synchronisation names a group by how many a process has, and
+    # waits for ever where the members have different numbers, as after DeepSpeed made some
+    made = {ranks: dist.new_group(list(ranks)) for ranks in groups()}
+    return made[own]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,18 +125,18 @@ class ProcessGroups:
                 f"the layout tensor {grid.tensor} x pipe {grid.pipe} x data {grid.data} needs "
                 f"{grid.world_size} processes, and there are {dist.get_world_size()}"
             )
-        return cls._build(grid, dist.get_rank(), _new_group)
+        return cls._build(grid, dist.get_rank(), _new_groups)
 
     @classmethod
     def described(cls, grid: Grid, rank: int) -> ProcessGroups:
         """Rank `rank`'s view of a grid without processes: to build its part of a model on the meta device."""
-        return cls._build(grid, rank, lambda ranks: None)
+        return cls._build(grid, rank, lambda own, groups: None)
 
     @classmethod
     def _build(cls, grid: Grid, rank: int, connect: _Connect) -> ProcessGroups:
         def communicator(*axes: Axis) -> Communicator:
             ranks = grid.group_of(rank, *axes)
-            return Communicator(ranks.index(rank), len(ranks), ranks, connect(ranks))
+            return Communicator(ranks.index(rank), len(ranks), ranks, connect(ranks, partial(grid.groups, *axes)))
 
         return cls(
             grid,

@@ -99,7 +99,7 @@ class NeoXArgs(*GROUPS):  # type: ignore[misc]
     ) -> NeoXArgs:
         """Parse the command line of a worker: what deepy.py passes on, or files and overrides.
 
-        The world size is what the launcher says (WORLD_SIZE, MPI's or SLURM's), else 1.
+        The world size is what the launcher says (WORLD_SIZE, MPI's or SLURM's), else 1; a dry run configures it.
         """
         argv = sys.argv[1:] if input_args is None else input_args
         line = launcher.parse_command_line(argv, _TYPES, "train.py", _WORKER_OPTIONS)
@@ -110,7 +110,8 @@ class NeoXArgs(*GROUPS):  # type: ignore[misc]
         else:
             merged = cls._read(line.files, line.folder)
         merged = override(merged, line.overrides, _KNOWN, "command line")
-        processes = launcher.launched_world_size(merged.values) or 1
+        dry_run = (overwrite_values or {}).get("dry_run", merged.values.get("dry_run"))
+        processes = None if dry_run else launcher.launched_world_size(merged.values) or 1
         return cls._build(merged, overwrite_values, processes)
 
     def get_deepspeed_main_args(self) -> list[str]:

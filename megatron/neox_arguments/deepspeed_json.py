@@ -28,6 +28,9 @@ def deepspeed_config(args: Any) -> dict[str, Any]:
     config.update({key: getattr(args, key) for key in _SECTIONS if getattr(args, key)})
     config["zero_optimization"] = _zero(args)
     config["zero_allow_untested_optimizer"] = True
+    config["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW steps offloaded states; nothing is compiled
+    # activations between stages are sent whole: under sequence parallelism the ranks hold different parts of them
+    config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
     if args.precision == "fp16":
         config["fp16"] = _fp16(args)
     if args.precision == "bfloat16":
@@ -39,6 +42,8 @@ def deepspeed_config(args: Any) -> dict[str, Any]:
 def _zero(args: Any) -> dict[str, Any]:
     section = {key: value for key, value in (args.zero_optimization or {}).items() if key != "cpu_offload"}
     section.update({inner: getattr(args, key) for key, (inner, _) in ZERO_DEFAULTS.items()})
+    if (args.zero_optimization or {}).get("cpu_offload"):  # DeepSpeed's former name
+        section.setdefault("offload_optimizer", {"device": "cpu"})
     return section
 
 

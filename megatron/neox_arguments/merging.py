@@ -42,6 +42,7 @@ _SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("zero_allgather_bucket_size", "zero_optimization.allgather_bucket_size"),
     ("lr_decay_iters", "lr_decay_fraction"),
 )
+OVERLAY = "overlay"  # of a file, not of the run
 _PRECISIONS = ("precision", "fp16.enabled", "bf16.enabled")
 
 
@@ -69,8 +70,35 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 
 def merge(files: Iterable[ConfigFile], known: Iterable[str]) -> Merged:
-    """Merge files; raises ConfigError naming every unknown key and every key that two files give."""
-    known = set(known)
+    """Merge files; raises ConfigError naming every unknown key and every key that two files give.
+
+    A file that says `overlay: true` is meant to change others: its keys win, after those of all other files.
+    """
+    known, files = set(known), list(files)
+    merged = _merge_distinct([file for file in files if not _is_overlay(file)], known)
+    for file in files:
+        if _is_overlay(file):
+            changes = _dotted({key: value for key, value in file.values.items() if key != OVERLAY})
+            merged = override(merged, changes, known, file.path)
+    return merged
+
+
+def _dotted(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys, so that an overlay changes what it names and leaves its neighbours."""
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        nested = isinstance(value, dict) and value
+        flat.update(_dotted(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+    return flat
+
+
+def _is_overlay(file: ConfigFile) -> bool:
+    if file.values.get(OVERLAY) not in (None, True, False):
+        raise ConfigError(f"{file.path}:{file.lines[OVERLAY]}: overlay: needs true or false")
+    return bool(file.values.get(OVERLAY))
+
+
+def _merge_distinct(files: Iterable[ConfigFile], known: set[str]) -> Merged:
     merged, problems = Merged(), []
     for file in files:
         for key, value in file.values.items():
@@ -79,6 +107,8 @@ def merge(files: Iterable[ConfigFile], known: Iterable[str]) -> Merged:
                 problems.append(f"{where}: a key must be a name, not {key!r}; put it in quotes")
                 continue
             name = normalise(key)
+            if key == OVERLAY:
+                continue
             if name not in known:
                 problems.append(f"{where}: {unknown_key(key, known)}")
             elif name in merged.values:

@@ -33,6 +33,11 @@ SECTION_KEYS = {
         "stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "allgather_partitions",
         "allgather_bucket_size", "overlap_comm", "load_from_fp32_weights", "elastic_checkpoint",
         "round_robin_gradients", "ignore_unused_parameters", "cpu_offload", "use_multi_rank_bucket_allreduce",
+        "offload_optimizer", "offload_param", "sub_group_size", "prefetch_bucket_size", "param_persistence_threshold",
+        "model_persistence_threshold", "max_live_parameters", "max_reuse_distance",
+        "stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance",
+        "stage3_prefetch_bucket_size", "stage3_gather_16bit_weights_on_model_save",
+        "stage3_model_persistence_threshold",
     ),
     "torch_autocast": ("enabled", "dtype", "lower_precision_safe_modules"),
 }  # fmt: skip

@@ -6,16 +6,11 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from megatron.neox_arguments import validate_run
+from megatron.neox_arguments import validate_layout, validate_run
 from megatron.neox_arguments.derive import as_dict
 from megatron.neox_arguments.keys import REFUSED
 from megatron.neox_arguments.sections import SECTION_KEYS
 from megatron.neox_arguments.validate_run import Problem, show
-
-# The one place that says which parallel layouts run; later work widens it.
-SUPPORTED_TENSOR_PARALLEL = (1,)
-SUPPORTED_PIPELINE = (0, 1)
-SUPPORTED_ZERO_STAGES = (0, 1)
 
 _SUPPORTED_OPTIMIZERS = ("adam", "adamw", "sgd")
 
@@ -25,7 +20,7 @@ def problems(v: Mapping[str, Any], given: Mapping[str, Any], fields: Mapping[str
     yield from _refused(v, fields)
     yield from _sections(v)
     yield from _extra_args(v, fields)
-    yield from _parallel(v)
+    yield from validate_layout.problems(v)
     yield from _positive(v)
     yield from validate_run.problems(v, given)
     yield from _launcher(v)
@@ -59,12 +54,6 @@ def _sections(v: Mapping[str, Any]) -> Iterator[Problem]:
     for top in ("fp16", "bf16", "torch_autocast"):
         if v[top] and not isinstance(v[top].get("enabled"), bool):
             yield top, f"{top}: needs enabled: true or enabled: false"
-    zero = v["zero_optimization"] or {}
-    if zero.get("cpu_offload"):
-        yield (
-            "zero_optimization",
-            "zero_optimization.cpu_offload: optimizer offload is not supported; remove it",
-        )
 
 
 def _extra_args(v: Mapping[str, Any], fields: Mapping[str, Any]) -> Iterator[Problem]:
@@ -102,22 +91,6 @@ def _optimizer_params(v: Mapping[str, Any]) -> Iterator[Problem]:
             yield "optimizer", f"optimizer.params.{key}: optimizer {v['optimizer_type']} has none; remove it"
 
 
-def _parallel(v: Mapping[str, Any]) -> Iterator[Problem]:
-    if v["model_parallel_size"] not in SUPPORTED_TENSOR_PARALLEL:
-        yield (
-            "model_parallel_size",
-            f"model_parallel_size: {v['model_parallel_size']} is not supported yet; use 1",
-        )
-    if v["pipe_parallel_size"] not in SUPPORTED_PIPELINE:
-        yield (
-            "pipe_parallel_size",
-            f"pipe_parallel_size: {v['pipe_parallel_size']} is not supported yet; use 0 or 1 (none)",
-        )
-    if v["zero_stage"] not in SUPPORTED_ZERO_STAGES:
-        key = "zero_optimization" if v["zero_optimization"] else "zero_stage"
-        yield key, f"zero_optimization.stage: {show(v['zero_stage'])} is not supported yet; use 0 or 1"
-
-
 _AT_LEAST_ONE = (
     "num_layers", "hidden_size", "num_attention_heads", "num_kv_heads", "seq_length",
     "max_position_embeddings", "intermediate_size", "mlp_multiple_of", "make_vocab_size_divisible_by",
@@ -135,7 +108,7 @@ _ABOVE_ZERO = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "train_iters", "eval_iters", "lr", "min_lr", "weight_decay", "gradient_clipping", "init_method_std",
-    "z_loss", "num_workers", "temperature", "top_k", "iteration", "pipe_parallel_size", "seed", "loss_scale",
+    "z_loss", "num_workers", "temperature", "top_k", "iteration", "seed", "loss_scale",
 )  # fmt: skip
 _SHARES = ("rotary_pct", "warmup", "lr_decay_fraction", "lr_cooldown_fraction", "top_p")
 _BELOW_ONE = ("attention_dropout", "hidden_dropout")

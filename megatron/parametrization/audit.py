@@ -1,53 +1,21 @@
-"""The static audit: what every parameter should be by its rule, beside what model and optimizer really hold."""
+"""The static audit (mup.static_audit) of a planned model: rows by plan, and how its forward factors are measured."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from megatron.parametrization.plan import ParameterPlan
+from megatron.parametrization.plan import ParameterPlan, unscaled_dimensions
+from megatron.parametrization.widths import Widths
+from mup.static_audit import AuditRow
 
 STD_TOLERANCE = 6.0  # standard errors of a measured std, below which a departure is chance
 FACTOR_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class AuditRow:
-    """One parameter. `expected` and `measured`: init std, lr, eps, weight decay by these names."""
-
-    name: str
-    role: str
-    shape: tuple[int, ...]
-    base_shape: tuple[int, ...]
-    fan_in_mult: float
-    expected: Mapping[str, float]
-    measured: Mapping[str, float]
-    departures: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        return not self.departures
-
-
-def _std_departs(plan: ParameterPlan, weight: Tensor, measured: float, expected: float) -> bool:
-    if expected == 0.0:
-        return measured != 0.0
-    standard_error = expected / math.sqrt(2.0 * max(weight.numel() - 1, 1))
-    return abs(measured - expected) > STD_TOLERANCE * standard_error
-
-
-def _expected(plan: ParameterPlan, lr: float, eps: float, weight_decay: float) -> dict[str, float]:
-    return {
-        "init_std": plan.init_std,
-        "lr": lr * plan.scaling.lr,
-        "eps": eps * plan.scaling.eps,
-        "weight_decay": weight_decay * plan.scaling.weight_decay,
-    }
+FACTOR = "factor"  # role of the rows that are no parameters
 
 
 def audit_parameters(
@@ -64,57 +32,72 @@ def audit_parameters(
 
     lr, eps, weight_decay: the base values that the user set. A missing or doubled group membership is a departure.
     """
+    base = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
     of_parameter: dict[str, list[Mapping[str, Any]]] = {name: [] for name in plans}
     for group in groups:
         for name in group["parameter_names"]:
             of_parameter[name].append(group)
     rows = []
     for name, plan in plans.items():
-        weight = weights[name][: plan.shape[0]].detach().float()
-        if plan.declaration.zero_blocks is not None and query_zero_init:
-            period, length = plan.declaration.zero_blocks
-            weight = weight.view(-1, period, weight.shape[-1])[:, length:]
-        expected = _expected(plan, lr, eps, weight_decay)
-        measured = {"init_std": float(weight.square().mean().sqrt()) if plan.init_method != "ones" else 0.0}
-        departures = []
-        if _std_departs(plan, weight, measured["init_std"], expected["init_std"]):
-            departures.append("init_std")
+        row = AuditRow(name, plan.role.value, plan.shape, plan.base_shape, plan.fan_in_mult)
+        std, size = _measured_std(plan, weights[name], query_zero_init)
+        row.compare("init_std", std, plan.init_std, STD_TOLERANCE / math.sqrt(2.0 * max(size - 1, 1)))
         if len(of_parameter[name]) != 1:
-            departures.append(f"in {len(of_parameter[name])} optimizer groups")
+            row.faults["groups"] = f"it is in {len(of_parameter[name])} optimizer groups"
         for group in of_parameter[name][:1]:
-            decay = group["weight_decay"] + group.get("independent_weight_decay", 0.0)
-            measured |= {"lr": group["lr"], "eps": group.get("eps", expected["eps"]), "weight_decay": decay}
-            departures += [
-                key
-                for key in ("lr", "eps", "weight_decay")
-                if not math.isclose(measured[key], expected[key], rel_tol=FACTOR_TOLERANCE)
-            ]
-        rows.append(
-            AuditRow(
-                name,
-                plan.role.value,
-                plan.shape,
-                plan.base_shape,
-                plan.fan_in_mult,
-                expected,
-                measured,
-                tuple(departures),
-            )
-        )
+            _compare_with_group(row, plan, base, group)
+        rows.append(row)
     return rows
 
 
-@dataclass(frozen=True)
-class FactorRow:
-    """One forward factor of the model: expected by the rules, and measured by running the layer."""
+def _measured_std(plan: ParameterPlan, weight: Tensor, query_zero_init: bool) -> tuple[float, int]:
+    """Root mean square of the entries that were drawn, and how many they are; padding and zeroed queries are not."""
+    weight = weight[: plan.shape[0]].detach().float()
+    if plan.init_method == "ones":
+        return 0.0, weight.numel()
+    if plan.declaration.zero_blocks is not None and query_zero_init:
+        period, length = plan.declaration.zero_blocks
+        weight = weight.view(-1, period, weight.shape[-1])[:, length:]
+    return float(weight.square().mean().sqrt()), weight.numel()
 
-    name: str
-    expected: float
-    measured: float
 
-    @property
-    def passed(self) -> bool:
-        return math.isclose(self.expected, self.measured, rel_tol=FACTOR_TOLERANCE, abs_tol=1e-12)
+def _compare_with_group(
+    row: AuditRow, plan: ParameterPlan, base: Mapping[str, float], group: Mapping[str, Any]
+) -> None:
+    measured = {
+        "lr": group["lr"],
+        "eps": group.get("eps"),
+        "weight_decay": group["weight_decay"] + group.get("independent_weight_decay", 0.0),
+    }
+    for quantity, value in measured.items():
+        if value is not None:  # SGD has no eps
+            rule = base[quantity] * getattr(plan.scaling, quantity)
+            row.compare(quantity, float(value), rule, FACTOR_TOLERANCE)
+
+
+def factor_row(name: str, expected: float, measured: float) -> AuditRow:
+    """A forward factor of the model: expected by the rules, and measured by running the layer."""
+    row = AuditRow(name, FACTOR)
+    row.compare("forward", measured, expected, FACTOR_TOLERANCE)
+    return row
+
+
+def notes(plans: Mapping[str, ParameterPlan], widths: Widths, base: Widths) -> list[str]:
+    """What does not grow with the model, in sentences: nothing is taken for finite in silence."""
+    same = unscaled_dimensions(list(plans.values()))
+    told = [f"{name} has the same fan-in in base and target, so its r is 1: is this meant?" for name in same]
+    return [*told, *_fixed_key_value_heads(widths, base)]
+
+
+def _fixed_key_value_heads(widths: Widths, base: Widths) -> list[str]:
+    fixed = widths.num_kv_heads * widths.head_dim == base.num_kv_heads * base.head_dim
+    if widths.hidden_size == base.hidden_size or not fixed:
+        return []
+    return [
+        f"keys and values have {widths.num_kv_heads} heads of {widths.head_dim} in base and target while the model "
+        f"grows from {base.hidden_size} to {widths.hidden_size}: from a fixed number of values their change grows "
+        "slowly with the width, so let key-value heads grow with the query heads where you can"
+    ]
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -17,8 +17,32 @@ def group_name(plan: ParameterPlan) -> str:
     return f"{place}{plan.role.value}{width}"
 
 
+_Key = tuple[object, ...]
+
+
+def _key(plan: ParameterPlan) -> _Key:
+    return (group_name(plan), plan.scaling.lr, plan.scaling.eps, plan.scaling.weight_decay)
+
+
+def _names(plans: Mapping[str, ParameterPlan]) -> dict[_Key, str]:
+    """A name for every group of the whole model: `name#1`, ... where the same label has several scalings."""
+    names: dict[_Key, str] = {}
+    for plan in plans.values():
+        key, label = _key(plan), group_name(plan)
+        if key not in names:
+            taken = sum(name.split("#")[0] == label for name in names.values())
+            names[key] = f"{label}#{taken}" if taken else label
+    return names
+
+
+def learning_rate_multipliers(plans: Mapping[str, ParameterPlan]) -> dict[str, float]:
+    """Group name -> lr_mult for the whole model, of which a pipeline stage may hold only some groups."""
+    names = _names(plans)
+    return {names[_key(plan)]: plan.scaling.lr for plan in plans.values()}
+
+
 def parameter_groups(
-    model: nn.Module,
+    parameters: Iterable[tuple[str, nn.Parameter]],
     plans: Mapping[str, ParameterPlan],
     *,
     lr: float,
@@ -26,24 +50,24 @@ def parameter_groups(
     weight_decay: float,
     weight_decay_mode: str = "scaled",
 ) -> list[dict[str, Any]]:
-    """Groups in the model's order of first appearance; no group is empty.
+    """Groups of (global name, parameter) pairs, in order of first appearance; no group is empty.
 
+    `plans` are those of the whole model: names of groups do not depend on the layout.
     lr, eps, weight_decay: base values. In mode `independent` the decay goes to `independent_weight_decay`, which
     our optimizers apply as p -= wd * p, and the coupled `weight_decay` is zero.
     """
-    groups: dict[tuple[object, ...], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
+    names = _names(plans)
+    independent = weight_decay_mode == "independent"
+    groups: dict[_Key, dict[str, Any]] = {}
+    for name, parameter in parameters:
         plan = plans[name]
-        label, scaling = group_name(plan), plan.scaling
-        key = (label, scaling.lr, scaling.eps, scaling.weight_decay)
+        key, scaling = _key(plan), plan.scaling
         if key not in groups:
-            taken = sum(group["name"].split("#")[0] == label for group in groups.values())
             decay = weight_decay * scaling.weight_decay
-            independent = weight_decay_mode == "independent"
             groups[key] = {
                 "params": [],
                 "parameter_names": [],
-                "name": f"{label}#{taken}" if taken else label,
+                "name": names[key],
                 "role": plan.role.value,
                 "lr": lr * scaling.lr,
                 "lr_mult": scaling.lr,

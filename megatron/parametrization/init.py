@@ -1,14 +1,18 @@
-"""Initial weights that depend on the seed and the parameter's global name only, never on the layout."""
+"""Initial weights that depend on the seed and the parameter's global name only, never on the layout.
+
+Each rank draws the whole tensor and keeps its part: more random numbers than it needs, and the same bits anywhere.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from megatron.mpu import SINGLE, Communicator, global_shape, shard, shard_of
 from megatron.parametrization.plan import ParameterPlan, fans
 
 
@@ -40,18 +44,32 @@ def draw(plan: ParameterPlan, seed: int, query_zero_init: bool = False) -> Tenso
     return weight
 
 
+def _padded(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Zero rows after the given ones (padding of the vocabulary), so that the shape is `shape`."""
+    if weight.shape == shape:
+        return weight
+    full = weight.new_zeros(shape)
+    full[: weight.shape[0]] = weight
+    return full
+
+
 @torch.no_grad()
 def initialise(
-    model: nn.Module,
+    parameters: Iterable[tuple[str, nn.Parameter]],
     plans: Mapping[str, ParameterPlan],
     seed: int,
     query_zero_init: bool = False,
+    group: Communicator = SINGLE,
 ) -> None:
-    """Fill every parameter of a materialised model. Rows beyond a plan's (vocabulary padding) become zero."""
-    for name, parameter in model.named_parameters():
-        weight = draw(plans[name], seed, query_zero_init)
-        if weight.shape != parameter.shape:
-            parameter.zero_()
-            parameter[: weight.shape[0]].copy_(weight)
+    """Fill (global name, parameter) pairs of a materialised model, or of one rank's part of it.
+
+    A sharded parameter gets its slice of the whole tensor over the tensor-parallel `group`. Rows beyond a plan's
+    (vocabulary padding) become zero.
+    """
+    for name, parameter in parameters:
+        weight, spec = draw(plans[name], seed, query_zero_init), shard_of(parameter)
+        if spec is None:
+            parameter.copy_(_padded(weight, tuple(parameter.shape)))
         else:
-            parameter.copy_(weight)
+            whole = _padded(weight, global_shape(parameter.shape, spec, group.size))
+            parameter.copy_(shard(whole, spec, group.rank, group.size))

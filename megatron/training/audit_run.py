@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -13,33 +12,33 @@ from megatron.model.block import Block
 from megatron.model.gpt import GPT
 from megatron.neox_arguments import NeoXArgs
 from megatron.parametrization.audit import (
-    AuditRow,
-    FactorRow,
+    FACTOR,
     audit_parameters,
+    factor_row,
     measured_attention_scale,
     measured_gain,
+    notes,
 )
-from megatron.parametrization.plan import unscaled_dimensions
 from megatron.tokenizer import build_tokenizer
 from megatron.training.engine import adam_epsilon, build_trainee
 from megatron.training.from_args import model_plan
 from megatron.training.learning_rates import LearningRateSchedule
+from mup.static_audit import Audit, AuditRow
 
 
-@dataclass(frozen=True)
-class Audit:
-    """Rows by parameter, the forward factors, and the names of matrices that do not grow with the model."""
-
-    parameters: list[AuditRow]
-    factors: list[FactorRow]
-    finite: list[str]
+class ModelAudit(Audit):
+    """The rows of all parameters, then those of the forward factors."""
 
     @property
-    def passed(self) -> bool:
-        return all(row.passed for row in self.parameters) and all(row.passed for row in self.factors)
+    def parameters(self) -> list[AuditRow]:
+        return [row for row in self.rows if row.role != FACTOR]
+
+    @property
+    def factors(self) -> list[AuditRow]:
+        return [row for row in self.rows if row.role == FACTOR]
 
 
-def _factor_rows(model: GPT) -> list[FactorRow]:
+def _factor_rows(model: GPT) -> list[AuditRow]:
     """Measure each forward factor on the fp32 model."""
     expected, head_dim = model.factors, model.config.widths.head_dim
     block = cast(Block, model.layers[0])
@@ -47,19 +46,19 @@ def _factor_rows(model: GPT) -> list[FactorRow]:
     tokens = torch.zeros(1, 2, dtype=torch.long)
     raw = model.embedding.word_embeddings(tokens)
     if model.embedding.position_embeddings is not None:
-        raw = raw + model.embedding.position_embeddings(torch.arange(2))
+        raw = raw + model.embedding.position_embeddings.weight[:2]
     x = torch.ones(1, 2, model.config.widths.hidden_size)
     weight = torch.rand(model.config.padded_vocab_size, x.shape[-1])  # not the readout's own, which may be zero
     logits = F.linear(x, weight)[..., : model.config.vocab_size]
     return [
-        FactorRow("embedding", expected.embedding, measured_gain(model.embedding, tokens, raw)),
-        FactorRow("attention scale", expected.attention, measured_attention_scale(block.attention.core, head_dim)),
-        FactorRow("residual branch", expected.residual, measured_gain(block._branch, x, x)),
-        FactorRow("logits", expected.logits, measured_gain(lambda x: model.readout(x, weight), x, logits)),
+        factor_row("embedding", expected.embedding, measured_gain(model.embedding, tokens, raw)),
+        factor_row("attention scale", expected.attention, measured_attention_scale(block.attention.core, head_dim)),
+        factor_row("residual branch", expected.residual, measured_gain(block._branch, x, x)),
+        factor_row("logits", expected.logits, measured_gain(lambda x: model.readout(x, weight), x, logits)),
     ]
 
 
-def run_audit(args: NeoXArgs, runtime: Runtime) -> Audit:
+def run_audit(args: NeoXArgs, runtime: Runtime) -> ModelAudit:
     """Build the configured model on the engine, measure, and compare with the rules at the schedule's peak rate."""
     args.require("lr")
     tokenizer = build_tokenizer(args.tokenizer_type, args.vocab_file, args.merge_file)
@@ -76,4 +75,5 @@ def run_audit(args: NeoXArgs, runtime: Runtime) -> Audit:
         query_zero_init=plan.parametrization.query_zero_init,
     )
     factors = _factor_rows(trainee.model.float().cpu())
-    return Audit(parameters, factors, unscaled_dimensions(list(plan.parameters.values())))
+    parametrization = plan.parametrization
+    return ModelAudit(parameters + factors, notes(plan.parameters, parametrization.widths, parametrization.base))

@@ -21,9 +21,9 @@ from megatron.neox_arguments import NeoXArgs
 from megatron.parametrization.plan import Parametrization
 from megatron.parametrization.widths import Widths
 from megatron.tokenizer import Tokenizer, build_tokenizer
-from megatron.training.coordinates import Coordinates
+from megatron.training.coordinates import gpt_coordinates
 from megatron.training.data import RunData
-from megatron.training.engine import build_trainee, loss_function, train_step
+from megatron.training.engine import build_trainee
 from megatron.training.from_args import gpt_config, parametrization_of, resolve_base_widths, target_widths
 from megatron.training.learning_rates import LearningRateSchedule
 from mup.verdict import Verdict, verdict
@@ -55,11 +55,14 @@ def checked_widths(args: NeoXArgs, base: Widths) -> list[int]:
 
 
 def _check_arguments(args: NeoXArgs, runtime: Runtime) -> NeoXArgs:
-    micro = max(1, min(args.train_micro_batch_size_per_gpu or 1, MAX_CHECK_TOKENS // args.seq_length))
+    """One microbatch, of the same samples under every layout that can share them out."""
+    replicas = runtime.groups.data.size
+    samples = min(args.train_batch_size or 1, max(1, MAX_CHECK_TOKENS // args.seq_length))
+    micro = max(1, samples // replicas)
     return args.replace(
         train_micro_batch_size_per_gpu=micro,
         gradient_accumulation_steps=1,
-        train_batch_size=micro * runtime.world_size,
+        train_batch_size=micro * replicas,
         batch_size=None,
         eval_iters=0,
         do_valid=False,
@@ -71,9 +74,11 @@ def _check_arguments(args: NeoXArgs, runtime: Runtime) -> NeoXArgs:
 def _fixed_batch(args: NeoXArgs, runtime: Runtime, tokenizer: Tokenizer) -> dict[str, Tensor]:
     """One microbatch of the training data, or of random tokens where no data is configured."""
     if args.data_path is None and args.train_data_paths is None:
-        generator = torch.Generator().manual_seed(args.seed + runtime.rank)
-        shape = (args.train_micro_batch_size_per_gpu, args.seq_length + 1)
-        return {"text": torch.randint(tokenizer.vocab_size, shape, generator=generator)}
+        generator = torch.Generator().manual_seed(args.seed)
+        shape = (args.train_batch_size, args.seq_length + 1)
+        tokens = torch.randint(tokenizer.vocab_size, shape, generator=generator)
+        data = runtime.groups.data
+        return {"text": tokens.chunk(data.size)[data.rank]}
     return next(RunData(args, runtime, tokenizer.vocab_size, train_iters=1).train_batches())
 
 
@@ -92,7 +97,7 @@ class CoordinateCheck:
         self.target = target_widths(args)
         self.base, _ = resolve_base_widths(args, self.target)
         self.batch = _fixed_batch(self.args, runtime, self.tokenizer)
-        self.loss_of = loss_function(self.args, self.tokenizer.eod if args.eod_mask_loss else None)
+        self.eod = self.tokenizer.eod if args.eod_mask_loss else None
         lr = args.coord_check_lr or args.lr
         if lr is None:
             raise ConfigError("coord-check needs lr (optimizer.params.lr) or coord-check-lr")
@@ -103,7 +108,7 @@ class CoordinateCheck:
         return itertools.repeat(self.batch)
 
     def measure(self, use_mup: bool, hidden_size: int, seed: int) -> list[Record]:
-        """Records of one model: module, width, seed, t, statistic, value."""
+        """Records of one model: width, seed, module, t, statistic, value, may_vanish."""
         args = self.args
         widths = self.target.scaled_from(self.base, hidden_size)
         parametrization = parametrization_of(args, widths, self.base)
@@ -112,18 +117,15 @@ class CoordinateCheck:
             parametrization = dataclasses.replace(parametrization, base=widths, options=options)
         config = gpt_config(args, widths, self.tokenizer.vocab_size)
         plan = plan_model(config, _for_check(parametrization, config.tied_readout))
-        seed_all(seed)
-        trainee = build_trainee(args, self.runtime, plan, self.schedule, seed)
-        coordinates = Coordinates(trainee.model)
-        tokens = self.batch["text"][:, :-1].to(self.runtime.device)
+        seed_all(seed, self.runtime.groups)
+        trainee = build_trainee(args, self.runtime, plan, self.schedule, seed, self.eod)
+        coordinates = gpt_coordinates(trainee, self.batch)
         records = []
         for t in range(CHECKED_STEPS[-1] + 1):
             if t in (0, *CHECKED_STEPS):
-                for (module, statistic), value in coordinates.measure(tokens, t).items():
-                    cell = {"module": module, "width": hidden_size, "seed": seed, "t": t}
-                    records.append({**cell, "statistic": statistic, "value": value})
+                records += [{"width": hidden_size, "seed": seed, **record} for record in coordinates.measure(t)]
             if t < CHECKED_STEPS[-1]:
-                train_step(trainee, self._batches(), self.loss_of, self.runtime, stop=False)
+                trainee.train_step(self._batches())
         trainee.engine.destroy()
         return records
 
@@ -145,7 +147,7 @@ def _write(folder: Path, rank: int, result: dict[str, tuple[list[Record], Verdic
         plot_verdict(records, outcome, files[-1], titles[short])
     files.append(folder / f"coord_check.{rank}.csv")
     with files[-1].open("w", newline="") as stream:
-        fields = ["parametrization", "module", "width", "seed", "t", "statistic", "value"]
+        fields = ["parametrization", "module", "width", "seed", "t", "statistic", "value", "may_vanish"]
         writer = csv.DictWriter(stream, fields)
         writer.writeheader()
         for short, (records, _) in result.items():

@@ -1,17 +1,19 @@
-"""Coordinates of a model: the size of every kind of activation, now and against the initial model."""
+"""What a coordinate check measures of a GPT: the kinds of its modules, its attention logits, its readout."""
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from megatron.model.attention import CoreAttention
+from megatron.model.embedding import Readout
+from megatron.training.engine import Trainee
+from megatron.training.objective import Batch
+from mup.records import Coordinates, Sizes
 
 ATTENTION_LOGITS = "attention.logits"
 
@@ -21,63 +23,36 @@ def _kind(name: str) -> str:
     return re.sub(r"^layers\.\d+(\.|$)", "", name) or "block"
 
 
-def _attention_logits(core: CoreAttention, q: Tensor, k: Tensor) -> Tensor:
+def _attention_logits(name: str, module: nn.Module, inputs: Any) -> Iterator[tuple[str, Tensor]]:
     """scale * q k^T where the causal mask allows, 0 elsewhere: [b, heads, s, s]."""
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    return (core.scale * q.float() @ k.float().transpose(-1, -2)).tril()
+    if isinstance(module, CoreAttention):
+        q, k = inputs[0], inputs[1]
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        logits = (module.scale * q.float() @ k.float().transpose(-1, -2)).tril()
+        yield name.replace("attention.core", ATTENTION_LOGITS), logits.detach()
 
 
-class Coordinates:
-    """Activations of one model on one fixed batch, by module name, recorded with forward hooks."""
+def _pool_over_processes(own: Sizes) -> Sizes:
+    """One table of all processes: tensor-parallel ranks hold equal parts of a tensor, stages other blocks."""
+    tables: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(tables, own)
+    pooled: Sizes = {}
+    for table in tables:
+        for kind, (total, number, may_vanish) in table.items():
+            before = pooled.get(kind, (0.0, 0, False))
+            pooled[kind] = (before[0] + total, before[1] + number, before[2] or may_vanish)
+    return pooled
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self._initial: dict[str, Tensor] = {}
 
-    @contextlib.contextmanager
-    def _recording(self) -> Iterator[dict[str, Tensor]]:
-        seen: dict[str, Tensor] = {}
-
-        def hook(name: str) -> Callable[..., None]:
-            def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-                if isinstance(module, CoreAttention):
-                    logits = name.replace("attention.core", ATTENTION_LOGITS)
-                    seen[logits] = _attention_logits(module, inputs[0], inputs[1]).detach()
-                if isinstance(output, Tensor):
-                    seen[name] = output.detach().float()
-
-            return record
-
-        containers = (nn.ModuleList,)
-        handles = [
-            module.register_forward_hook(hook(name))
-            for name, module in self.model.named_modules()
-            if name and not isinstance(module, containers)
-        ]
-        try:
-            yield seen
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @torch.no_grad()
-    def measure(self, tokens: Tensor, t: int) -> dict[tuple[str, str], float]:
-        """{(module type, statistic): value}; `mean_abs` at t = 0, `rms_delta` against t = 0 afterwards.
-
-        Statistics of the same module type are averaged over the blocks (root mean square for `rms_delta`).
-        """
-        was_training = self.model.training
-        self.model.eval()
-        with self._recording() as seen:
-            self.model(tokens)
-        self.model.train(was_training)
-        values: dict[str, list[float]] = defaultdict(list)
-        for name, x in seen.items():
-            if t == 0:
-                self._initial[name] = x
-                values[_kind(name)].append(float(x.abs().mean()))
-            else:
-                values[_kind(name)].append(float((x - self._initial[name]).square().mean()))
-        if t == 0:
-            return {(kind, "mean_abs"): sum(v) / len(v) for kind, v in values.items()}
-        return {(kind, "rms_delta"): (sum(v) / len(v)) ** 0.5 for kind, v in values.items()}
+def gpt_coordinates(trainee: Trainee, batch: Batch) -> Coordinates:
+    """Coordinates of a model under any layout, in evaluation mode on one fixed batch; blocks are one module type."""
+    model = trainee.model
+    return Coordinates(
+        model,
+        lambda: trainee.evaluate(iter([batch]), 1),
+        keep=bool,  # all but the model itself, whose output is the readout's
+        kind=lambda name: _kind(model.global_name(name)),
+        extra=_attention_logits,
+        outputs=lambda module: isinstance(module, Readout),
+        pool=_pool_over_processes,
+    )

@@ -72,8 +72,8 @@ class RunData:
             len(dataset),
             args.train_batch_size,
             args.train_micro_batch_size_per_gpu,
-            dp_rank=runtime.rank,
-            dp_size=runtime.world_size,
+            dp_rank=runtime.groups.data.rank,
+            dp_size=runtime.groups.data.size,
             consumed_samples=consumed_samples,
         )
         workers = args.num_workers if index == 0 else 0

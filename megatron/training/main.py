@@ -16,7 +16,9 @@ from megatron.training.trainer import TrainingResult, train
 def run(args: NeoXArgs) -> TrainingResult | CheckResult | Path:
     """Save base shapes (the file's path), check coordinates (the verdict), or train (the final losses)."""
     os.environ.update(rank_environment(args))
-    runtime = initialize_megatron(args.distributed_backend, args.seed)
+    runtime = initialize_megatron(
+        args.distributed_backend, args.seed, args.model_parallel_size, args.pipe_parallel_size
+    )
     if args.save_base_shapes:
         return run_save_base_shapes(args, runtime)
     if args.coord_check:

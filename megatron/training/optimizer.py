@@ -14,8 +14,12 @@ from megatron.errors import ConfigError
 Groups = list[dict[str, Any]]
 
 
-def _gradients(groups: Iterable[dict[str, Any]]) -> list[Tensor]:
-    return [p.grad for group in groups for p in group["params"] if p.grad is not None]
+GradNorm = Callable[[list[nn.Parameter]], Tensor]
+
+
+def local_grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """L2 norm of the gradients that this process holds."""
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 class _Step:
@@ -23,19 +27,20 @@ class _Step:
 
     DeepSpeed's wrapped optimizers (ZeRO, bf16, fp16) clip by themselves and leave `_global_grad_norm`; its plain
     path clips without telling the norm, so there `clip_to` is set here and DeepSpeed's own clipping is off.
+    `grad_norm` is the norm over all ranks that share the model.
     """
 
     clip_to: float | None = None
+    grad_norm: GradNorm = staticmethod(local_grad_norm)
     _global_grad_norm: Tensor | None = None
     param_groups: Groups
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         if self.clip_to is not None:
-            gradients = _gradients(self.param_groups)
-            self._global_grad_norm = nn.utils.get_total_norm(gradients)
+            parameters = [p for group in self.param_groups for p in group["params"]]
+            self._global_grad_norm = self.grad_norm(parameters)
             if self.clip_to > 0:
-                parameters = [p for group in self.param_groups for p in group["params"]]
                 nn.utils.clip_grads_with_norm_(parameters, self.clip_to, self._global_grad_norm)
         for group in self.param_groups:
             if decay := group.get("independent_weight_decay", 0.0):
@@ -69,28 +74,29 @@ def make_optimizer(
     nesterov: bool = False,
     implementation: str = "torch",
     clip_to: float | None = None,
+    grad_norm: GradNorm = local_grad_norm,
 ) -> torch.optim.Optimizer:
     """An optimizer over groups that bring their own lr, eps and weight decay.
 
     kind: adam (decoupled decay, as GPT-NeoX's FusedAdam) or sgd. implementation: torch, deepspeed or apex.
-    clip_to: None where DeepSpeed clips; else the largest gradient norm, 0 for no clipping.
+    clip_to: None where DeepSpeed clips; else the largest gradient norm, as `grad_norm` tells it, 0 for no clipping.
     """
     if kind == "sgd":
         if implementation != "torch":
             raise ConfigError(f"optimizer.type SGD has no {implementation} implementation here; use torch's")
         plain = [{k: v for k, v in group.items() if k != "eps"} for group in groups]
         sgd = SGD(plain, lr=groups[0]["lr"], momentum=momentum, nesterov=nesterov)
-        sgd.clip_to = clip_to
+        sgd.clip_to, sgd.grad_norm = clip_to, grad_norm
         return sgd
     if kind not in ("adam", "adamw"):
         raise ConfigError(f"optimizer {kind!r} is not supported; use Adam or SGD")
     if implementation == "torch":
         adam = AdamW(groups, lr=groups[0]["lr"], betas=betas, fused=True)
-        adam.clip_to = clip_to
+        adam.clip_to, adam.grad_norm = clip_to, grad_norm
         return adam
     if implementation == "deepspeed":
         fused: Any = _external("deepspeed.ops.adam", "FusedAdam", "FusedAdam")
     else:
         fused = _external("apex.optimizers", "FusedAdam", "apex.FusedAdam")
-    mixed = type("FusedAdamW", (_Step, fused), {"clip_to": clip_to})
+    mixed = type("FusedAdamW", (_Step, fused), {"clip_to": clip_to, "grad_norm": staticmethod(grad_norm)})
     return mixed(groups, lr=groups[0]["lr"], betas=betas, adam_w_mode=True)

@@ -7,12 +7,17 @@ from typing import Any
 
 import torch
 
+from megatron.checkpointing import Layout
 from megatron.initialize import Runtime
-from megatron.model.build import ModelPlan, forward_section
+from megatron.model.build import ModelPlan, forward_section, meta_model
+from megatron.model.gpt import layer_list
 from megatron.model.mlp import GATED
 from megatron.monitoring.flops import flops_per_token
+from megatron.mpu import Communicator, TensorParallel, counts_here, named_shards
 from megatron.neox_arguments import NeoXArgs
+from megatron.parametrization.groups import learning_rate_multipliers
 from megatron.training.engine import Trainee
+from megatron.training.full_state import local_tensor
 
 
 def mup_section(trainee: Trainee) -> dict[str, Any]:
@@ -21,8 +26,28 @@ def mup_section(trainee: Trainee) -> dict[str, Any]:
     return {
         **forward_section(plan),
         "options": dataclasses.asdict(plan.parametrization.options),
-        "lr_mult": {group["name"]: group["lr_mult"] for group in trainee.engine.optimizer.param_groups},
+        "lr_mult": learning_rate_multipliers(plan.parameters),
     }
+
+
+def checkpoint_layout(args: NeoXArgs, trainee: Trainee) -> Layout:
+    """How this run's checkpoints hold the model, for a later run under another layout."""
+    plan, groups = trainee.plan, trainee.runtime.groups
+    layers = tuple(name for name, _ in layer_list(plan.config, plan.factors))
+    bounds = tuple(trainee.model.parts) if groups.pipe.size > 1 else (0, len(layers))
+    described = TensorParallel(Communicator(0, groups.tensor.size, groups.tensor.ranks))
+    shards = named_shards(meta_model(plan.config, plan.factors, described))
+    return Layout(
+        groups.tensor.size,
+        groups.pipe.size,
+        groups.data.size,
+        args.zero_stage,
+        args.precision,
+        layers,
+        bounds,
+        {name: tuple(parameter.shape) for name, parameter in plan.parameters.items()},
+        {name: (spec.dim, spec.blocks) for name, spec in shards.items()},
+    )
 
 
 def flops_a_token(plan: ModelPlan) -> float:
@@ -66,11 +91,15 @@ def run_header(args: NeoXArgs, plan: ModelPlan, runtime: Runtime) -> dict[str, A
 
 
 def group_norms(trainee: Trainee, args: NeoXArgs) -> dict[str, float]:
-    """Norms of parameters by optimizer group, before the step, where log-param-norm asks for them."""
+    """Norms of parameters by role, before the step, where log-param-norm asks for them. Collective."""
     if not args.log_param_norm:
         return {}
-    squares: dict[str, float] = {}
-    for name, parameter in trainee.model.named_parameters():
-        plan = trainee.plan.parameters[name]
-        squares[plan.role.value] = squares.get(plan.role.value, 0.0) + float(parameter.detach().float().square().sum())
-    return {f"param_norm/{role}": total**0.5 for role, total in squares.items()}
+    groups = trainee.runtime.groups
+    roles = sorted({plan.role.value for plan in trainee.plan.parameters.values()})
+    squares = torch.zeros(len(roles), dtype=torch.float64, device=trainee.runtime.device)
+    for name, parameter in trainee.model.global_named_parameters():
+        if counts_here(parameter, groups.tensor.rank):
+            index = roles.index(trainee.plan.parameters[name].role.value)
+            squares[index] += local_tensor(parameter).double().square().sum()
+    norms = groups.model.all_reduce(squares).sqrt().tolist()
+    return {f"param_norm/{role}": norm for role, norm in zip(roles, norms, strict=True)}

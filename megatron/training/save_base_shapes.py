@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from megatron.initialize import Runtime
 from megatron.model.build import shapes_at
+from megatron.model.config import GPTConfig
+from megatron.model.gpt import layer_list
+from megatron.model.stages import layer_of, stage_bounds, stage_parameters
 from megatron.neox_arguments import NeoXArgs
 from megatron.parametrization.base_shapes import save_base_shapes
+from megatron.parametrization.plan import Shape
 from megatron.parametrization.widths import ForwardFactors
 from megatron.tokenizer import build_tokenizer
 from megatron.training.from_args import gpt_config, resolve_base_widths, target_widths
@@ -16,11 +21,27 @@ from megatron.training.from_args import gpt_config, resolve_base_widths, target_
 _ANY = ForwardFactors(1.0, 1.0, 1.0, 1.0)  # shapes do not depend on them
 
 
+def _owned_names(
+    config: GPTConfig, base_shapes: Mapping[str, Shape], stages: int, stage: int, method: str
+) -> list[str]:
+    """Names in the base model of the parameters that a pipeline stage of the configured model holds.
+
+    Blocks that only the base has, where it is deeper, go to the last stage.
+    """
+    layers = [name for name, _ in layer_list(config, _ANY)]
+    bounds = stage_bounds(layers, shapes_at(config, config.widths, _ANY), stages, method)
+    held = layers[bounds[stage] : bounds[stage + 1]]
+    if stage == stages - 1:
+        held += [layer for layer in map(layer_of, base_shapes) if layer not in layers]
+    return stage_parameters(list(base_shapes), held, config.tied_readout)
+
+
 def run_save_base_shapes(args: NeoXArgs, runtime: Runtime) -> Path:
     """Write `<base-shapes-file>.<rank>` and return its path.
 
     The base is what the mup-base-* keys say, or without them the configured model itself; the delta model, which
-    tells widths from finite dimensions, is `mup-width-scale` times as wide at the same number of heads.
+    tells widths from finite dimensions, is `mup-width-scale` times as wide at the same number of heads. Dimensions
+    are global; a rank writes the parameters of its pipeline stage.
     """
     args.require("base_shapes_file")
     widths = target_widths(args)
@@ -31,8 +52,22 @@ def run_save_base_shapes(args: NeoXArgs, runtime: Runtime) -> Path:
     delta = dataclasses.replace(
         base, hidden_size=base.hidden_size * scale, ffn_hidden_size=base.ffn_hidden_size * scale
     )
+    shapes, delta_shapes = shapes_at(config, base, _ANY), shapes_at(config, delta, _ANY)
+    grid, place = runtime.groups.grid, runtime.groups.coordinate
+    if grid.pipe > 1:
+        owned = _owned_names(config, shapes, grid.pipe, place.pipe, args.pipe_partition_method)
+        shapes = {name: shapes[name] for name in owned}
+    if runtime.is_first:
+        _remove_stale(Path(args.base_shapes_file), runtime.world_size)
     file = Path(f"{args.base_shapes_file}.{runtime.rank}")
-    tensor, pipe = args.model_parallel_size, args.pipe_parallel_size
-    layout = f"rank {runtime.rank} of {runtime.world_size}, tensor {tensor}, pipe {pipe}"
-    save_base_shapes(file, shapes_at(config, base, _ANY), shapes_at(config, delta, _ANY), base, layout)
+    layout = f"rank {runtime.rank} of {runtime.world_size}, tensor {grid.tensor}, pipe {grid.pipe}, data {grid.data}"
+    save_base_shapes(file, shapes, delta_shapes, base, layout)
+    runtime.barrier()
     return file
+
+
+def _remove_stale(prefix: Path, world_size: int) -> None:
+    """Files of an earlier save with more ranks would be read as a part of this one."""
+    for path in prefix.parent.glob(f"{prefix.name}.*"):
+        if path.suffix[1:].isdigit() and int(path.suffix[1:]) >= world_size:
+            path.unlink()

@@ -13,17 +13,16 @@ from typing import Any
 
 import torch
 
-from megatron.checkpointing import load_checkpoint, save_checkpoint, save_iterations
+from megatron.checkpointing import Target, load_checkpoint, save_checkpoint, save_iterations
 from megatron.initialize import Runtime
 from megatron.monitoring import MonitorGroup, ThroughputTimer, build_monitors, default_log_dir
 from megatron.monitoring.flops import peak_tflops
 from megatron.neox_arguments import NeoXArgs
 from megatron.tokenizer import Tokenizer, build_tokenizer
 from megatron.training.data import RunData
-from megatron.training.engine import Trainee, build_trainee, learning_rate_schedule, loss_function, train_step
-from megatron.training.evaluation import evaluate
+from megatron.training.engine import Trainee, build_trainee, learning_rate_schedule
 from megatron.training.from_args import model_plan
-from megatron.training.report import flops_a_token, group_norms, mup_section, run_header
+from megatron.training.report import checkpoint_layout, flops_a_token, group_norms, mup_section, run_header
 
 
 @dataclass
@@ -82,10 +81,11 @@ class Trainer:
         self.tokenizer: Tokenizer = build_tokenizer(args.tokenizer_type, args.vocab_file, args.merge_file)
         plan = model_plan(args, self.tokenizer.vocab_size)
         self.data = RunData(args, runtime, self.tokenizer.vocab_size, args.train_iters)
-        self.trainee: Trainee = build_trainee(args, runtime, plan, learning_rate_schedule(args), args.seed)
-        self.loss_of = loss_function(args, self.tokenizer.eod if args.eod_mask_loss else None)
+        eod = self.tokenizer.eod if args.eod_mask_loss else None
+        self.trainee: Trainee = build_trainee(args, runtime, plan, learning_rate_schedule(args), args.seed, eod)
         self.tokens_a_step = args.train_batch_size * args.seq_length
         self.log_dir = Path(args.log_dir) if args.log_dir else default_log_dir(_config_name(args), datetime.now())
+        self.layout = checkpoint_layout(args, self.trainee)
         self.step = self._load()
         every = save_iterations(args.train_iters, args.checkpoint_scale, args.checkpoint_factor, args.extra_save_iters)
         self.save_steps = every | {args.train_iters} if args.save else set()
@@ -103,6 +103,7 @@ class Trainer:
             load_optimizer=not args.no_load_optim,
             load_rng=not args.no_load_rng,
             finetune=args.finetune,
+            target=Target(self.layout, list(self.trainee.model.global_named_parameters()), self.runtime.groups.tensor),
         )
         self.trainee.scheduler.apply()  # DeepSpeed restores ZeRO's groups after the schedule
         return 0 if loaded is None or args.finetune else loaded.iteration
@@ -120,6 +121,7 @@ class Trainer:
                 "consumed_samples": consumed,
                 "tokens": self.step * self.tokens_a_step,
                 "mup": mup_section(self.trainee),
+                "layout": self.layout.section(),
             },
             config_files={**(args.config_files or {}), "resolved.json": json.dumps(args.to_dict(), indent=1)},
             keep_last_n=args.keep_last_n_checkpoints,
@@ -132,7 +134,7 @@ class Trainer:
         if batches is None:
             return None
         microbatches = self.args.eval_iters * self.args.gradient_accumulation_steps
-        return evaluate(self.trainee.engine, batches, microbatches, self.loss_of, self.runtime)
+        return self.trainee.evaluate(batches, microbatches)
 
     def run(self, monitors: MonitorGroup, stop: StopRequest) -> TrainingResult:
         """Train to train_iters, to exit_interval, or until asked to stop."""
@@ -144,7 +146,7 @@ class Trainer:
         while args.do_train and self.step < args.train_iters and not interrupted:
             norms = group_norms(self.trainee, args) if self._logs(self.step + 1) else {}
             lr = self.trainee.scheduler.get_base_lr()
-            loss, asked_to_stop = train_step(self.trainee, batches, self.loss_of, self.runtime, stop.requested)
+            loss, asked_to_stop = self.trainee.train_step(batches, stop.requested)
             self.step += 1
             monitors.tick(self.step)
             window.losses.append(loss)

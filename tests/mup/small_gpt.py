@@ -36,9 +36,8 @@ class Shape:
     layers: int = 2
     growing_heads: bool = False
     kv_group: int = 1  # query heads for each KV head
-    fixed_kv_heads: int | None = (
-        None  # one number at every width: K and V have a finite fan-out at fixed head dimension
-    )
+    fixed_kv_heads: int | None = None  # one number at every width: keys and values have a finite fan-out
+    values_as_hidden: bool = False  # a mistake where their number is fixed
     tied: bool = False
     swiglu: bool = False
 
@@ -62,11 +61,12 @@ class Attention(nn.Module):
         self.scale = scale
         self.q = nn.Linear(shape.width, self.heads * self.head_dim)
         self.k = nn.Linear(shape.width, self.kv_heads * self.head_dim)
-        self.v = nn.Linear(shape.width, self.kv_heads * self.head_dim)
+        fixed = shape.fixed_kv_heads is not None and not shape.values_as_hidden
+        self.v = (MuReadout if fixed else nn.Linear)(shape.width, self.kv_heads * self.head_dim)
         self.out = nn.Linear(self.heads * self.head_dim, shape.width)
         self.logits = nn.Identity()
-        for projection in (self.k, self.v):
-            mup.declare(projection, "weight", mup.Role.HIDDEN)
+        for projection in (self.k,) if fixed else (self.k, self.v):
+            mup.declare(projection, role=mup.Role.HIDDEN)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         b, s, _ = x.shape
@@ -127,7 +127,10 @@ class GPT(nn.Module):
 
 
 def build(shape: Shape, mutation: str = "", zero_init: bool = True, branch: float = 1.0) -> GPT:
-    """A GPT in muP (base width 32), or with one mistake. zero_init: readout (if untied) and queries start at zero."""
+    """A GPT in muP (base width 32), or with one mistake. zero_init: what hides the change at its start is zero.
+
+    That is the queries, and outputs: the readout (unless tied) and the values of a fixed number of heads.
+    """
     base_shape = replace(shape, width=BASE_WIDTH)
     scale = mup.attention_scale(shape.head_dim, base_shape.head_dim)
     if mutation in ("sp", "attention_sqrt"):
@@ -154,6 +157,8 @@ def build(shape: Shape, mutation: str = "", zero_init: bool = True, branch: floa
         if zero_init:
             for block in model.blocks:
                 block.attn.q.weight.zero_()
+                if isinstance(block.attn.v, MuReadout):
+                    block.attn.v.weight.zero_()
             if not shape.tied:
                 model.readout.weight.zero_()
         if mutation == "tied_sqrt":

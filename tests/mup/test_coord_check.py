@@ -28,6 +28,7 @@ from mup.coord_check import (
     plot_coord_data,
     verdict,
 )
+from mup.records import Coordinates
 
 torch.set_num_threads(1)
 WIDTHS = (8, 16, 32, 64)
@@ -185,6 +186,44 @@ def test_records() -> None:
     [delta] = [r for r in records if (r["module"], r["size"], r["seed"], r["t"]) == ("3", 8, 5, 1)]
     x1 = model(FLAT[0])
     assert delta["value"] == pytest.approx(float(x1.detach().square().mean().sqrt()))  # the readout starts at zero
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_outputs_are_known_by_what_they_are_and_not_by_name(tied: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.readout = nn.Embedding(5, width)  # a name that says nothing
+            self.embed = mup.MuSharedReadout(self.readout.weight) if tied else nn.Linear(width, 3)
+            if not tied:
+                mup.declare(self.embed, role="output")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.embed(self.readout(x))
+
+    coordinates = Coordinates(
+        mup.set_base_shapes(Net(16), Net(4), delta=Net(8)), lambda: coordinates.model(torch.arange(5))
+    )
+    assert {r["module"]: r["may_vanish"] for r in coordinates.measure(0)} == {"readout": False, "embed": True, "": True}
+    assert not any(r["may_vanish"] for r in coordinates.measure(1))
+
+
+def test_kinds_are_averaged_and_further_tensors_recorded() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    x = torch.randn(2, 3)
+    coordinates = Coordinates(
+        model, lambda: model(x), keep=bool, kind=lambda name: "any" if name.isdigit() else name,
+        extra=lambda name, module, inputs: [(f"in.{name}", inputs[0])],
+    )  # fmt: skip
+    start = [model[0](x).detach(), model(x).detach()]
+    first = {r["module"]: r["value"] for r in coordinates.measure(0)}
+    assert first["any"] == pytest.approx(float(sum(y.abs().mean() for y in start)) / 2)
+    assert first["in.0"] == pytest.approx(float(x.abs().mean())) and "" not in first
+    with torch.no_grad():
+        model[0].bias.add_(1.0)
+    then = {r["module"]: r["value"] for r in coordinates.measure(2)}
+    changes = [1.0, float((model(x).detach() - start[1]).square().mean())]
+    assert then["any"] == pytest.approx((sum(changes) / 2) ** 0.5, rel=1e-5) and then["in.0"] == 0
 
 
 def test_the_callers_own_step_forward_and_models_are_freed() -> None:

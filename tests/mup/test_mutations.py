@@ -22,6 +22,7 @@ CORRECT = {
     "tied": Shape(tied=True),
     "gqa": Shape(kv_group=2),
     "gqa_growing_heads": Shape(kv_group=2, growing_heads=True),
+    "gqa_fixed_kv_heads": Shape(fixed_kv_heads=2),
     "swiglu": Shape(swiglu=True),
     "tied_gqa_swiglu": Shape(tied=True, kv_group=2, swiglu=True),
 }
@@ -75,6 +76,22 @@ def test_correct_mup_passes_ten_times_in_a_row(shape: str) -> None:
     for run in range(10):
         told = verdict(records(CORRECT[shape], widths=(64, 128, 256, 512), seeds=range(100 * run, 100 * run + 3)))
         assert told.passed, f"run {run}\n{told.table(only_failures=True)}"
+
+
+@pytest.mark.slow
+def test_values_of_a_fixed_number_of_heads_are_outputs() -> None:
+    """Declared hidden, their change grows with the width, and the faster the wider; as readouts it does not."""
+    hidden = records(Shape(fixed_kv_heads=2, values_as_hidden=True), widths=(64, 128, 256, 512))
+    told = verdict(hidden)
+    assert {row.module for row in told.failures} >= {"blocks.0.attn.v", "blocks.0.attn.out"}, told.table()
+
+    def size(width: int) -> float:
+        last = (r for r in hidden if (r["module"], r["t"], r["width"]) == ("blocks.0.attn.v", 4, width))
+        return sum(r["value"] for r in last)
+
+    assert size(512) / size(256) > size(128) / size(64)
+    told = verdict(records(Shape(fixed_kv_heads=2), widths=(64, 128, 256, 512)))
+    assert told.passed, told.table(only_failures=True)
 
 
 # ---- depth -----------------------------------------------------------------------------------------------------

@@ -45,6 +45,15 @@ def test_every_parameter_is_in_one_group_in_the_callers_order() -> None:
         assert len({g["name"] for g in groups}) == len(groups)
 
 
+@pytest.mark.parametrize("cls", [MuAdam, MuAdamW, MuSGD])
+def test_there_are_no_empty_groups(cls: Any) -> None:
+    """Neither where one kind of parameter is missing nor where a whole group of the caller's is."""
+    vectors = mup.set_base_shapes(nn.LayerNorm(16), nn.LayerNorm(4), delta=nn.LayerNorm(8))
+    assert [len(g["params"]) for g in cls(vectors, lr=0.1).param_groups] == [2]
+    groups = [{"params": []}, {"params": list(vectors.parameters())}]
+    assert [len(g["params"]) for g in cls(groups, lr=0.1).param_groups] == [2]
+
+
 def test_factors() -> None:
     model = in_mup()
     adam = by_name(model, MuAdam(model, lr=1.0, weight_decay=0.5), "lr")

@@ -164,12 +164,12 @@ def test_powers(r: float, s: float, m: float) -> None:
 
 
 def test_unit_scaling_table() -> None:
-    """u-muP, Table 2."""
+    """The factors of the unit-scaling library: linear, linear_readout, lr_scale_func_adam."""
     sizes: dict[str, int] = {"fan_in": 16, "fan_out": 64}
     assert astuple(unit_scaling(Role.INPUT, **sizes)) == (1, 1, 1, 1 / 8)
     assert astuple(unit_scaling(Role.HIDDEN, **sizes)) == (1, 1 / 4, 1 / 4, 1 / 4)
     assert astuple(unit_scaling(Role.HIDDEN, depth=4, **sizes)) == (1, 1 / 4, 1 / 4, 1 / 8)
-    assert astuple(unit_scaling(Role.OUTPUT, **sizes)) == (1, 1 / 16, 1 / 4, 1)
+    assert astuple(unit_scaling(Role.OUTPUT, **sizes)) == (1, 1 / 16, 1 / 8, 1)
     assert astuple(unit_scaling(Role.VECTOR, depth=9, **sizes)) == (1, 1, 1, residual_mult(9))
     with pytest.raises(ValueError, match="positive"):
         unit_scaling(Role.HIDDEN, fan_in=0, fan_out=3)

@@ -251,12 +251,34 @@ def test_precision(small, keys, precision):
         ({"lr": 0.1}, "lr: 0.1 disagrees with optimizer.params.lr: 0.001; keep one of the two"),
         ({"optimizer_type": "sgd"}, "optimizer_type: sgd disagrees with optimizer.type: adam"),
         ({"clip_grad": 0.5, "gradient_clipping": 1.0}, "gradient_clipping: 1.0 disagrees with clip_grad"),
-        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage: 3 is not supported yet; use 0 or 1"),
-        ({"zero_stage": "all"}, "is not supported yet; use 0 or 1"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage: 4 is not supported; 0, 1, 2 or 3 would do"),
+        ({"zero_stage": "all"}, "is not supported; 0, 1, 2 or 3 would do"),
         ({"zero_optimization": {"stage": 1}, "zero_stage": 0}, "zero_stage: 0 disagrees with"),
-        ({"zero_optimization": {"cpu_offload": True}}, "optimizer offload is not supported"),
-        ({"model_parallel_size": 2}, "model_parallel_size: 2 is not supported yet"),
-        ({"pipe_parallel_size": 2}, "pipe_parallel_size: 2 is not supported yet"),
+        ({"zero_optimization": {"cpu_offload": True}}, "cpu_offload: needs ZeRO stage 1 or more, not 0"),
+        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "offload_param: needs ZeRO stage 3"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "nvme is not supported; use cpu"),
+        (
+            {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}, "pipe_parallel_size": 2},
+            "does not work with a pipeline",
+        ),
+        ({"model_parallel_size": 0}, "model_parallel_size: needs a number of at least 1, not 0"),
+        (
+            {"model_parallel_size": 3},
+            "3 does not divide num_attention_heads, which is 4; model_parallel_size 1 or 2 or 4 would do",
+        ),
+        ({"model_parallel_size": 4, "num_kv_heads": 2}, "4 does not divide num_kv_heads, which is 2"),
+        ({"model_parallel_size": 2, "padded_vocab_size": 513}, "2 does not divide padded_vocab_size, which is 513"),
+        (
+            {"model_parallel_size": 2, "sequence_parallel": True, "seq_length": 63},
+            "2 does not divide seq_length (sequence_parallel), which is 63",
+        ),
+        ({"model_parallel_size": 2, "intermediate_size": 129}, "2 does not divide the MLP's inner width"),
+        ({"pipe_parallel_size": 3}, "3 stages for num_layers 2: each needs a layer; 2 stages at most"),
+        (
+            {"pipe_parallel_size": 2, "zero_optimization": {"stage": 2}},
+            "DeepSpeed's pipeline works with ZeRO stages 0 and 1, not 2",
+        ),
+        ({"model_parallel_size": 2, "world_size": 3}, "start a multiple of 2 processes"),
         ({"deepspeed_extra_args": {"lr": 1}}, "deepspeed_extra_args.lr: is a key of its own"),
         ({"deepspeed_extra_args": {"elasticity": {"enabled": True}}}, "is refused: the batch size must not"),
     ],
@@ -414,3 +436,15 @@ def test_null_on_the_command_line_takes_a_key_back_to_its_default(tmp_path):
     (tmp_path / "a.yml").write_text("save: checkpoints\neval-interval: 7\n")
     args = NeoXArgs.consume_neox_args([str(tmp_path / "a.yml"), "--save", "null", "--eval-interval=null"])
     assert args.save is None and args.eval_interval == 1000
+
+
+def test_an_overlay_wins_over_the_other_files_wherever_it_stands(write):
+    model = write("num-layers: 2\noptimizer: {type: Adam, params: {lr: 0.1, eps: 1e-6}}\n", "model.yml")
+    best = write("overlay: true\noptimizer: {params: {lr: 0.2}}\nmin_lr: 0.01\n", "best.yml")
+    for files in ([model, best], [best, model]):
+        args = NeoXArgs.from_ymls(files)
+        assert (args.num_layers, args.lr, args.min_lr) == (2, 0.2, 0.01)
+    with pytest.raises(ConfigError, match="overlay: needs true or false"):
+        NeoXArgs.from_ymls([model, write("overlay: 3\n", "odd.yml")])
+    with pytest.raises(ConfigError, match=r"best2\.yml.*unknown key 'hiden-size'"):
+        NeoXArgs.from_ymls([model, write("overlay: true\nhiden-size: 3\n", "best2.yml")])

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.yaml_loader import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = ROOT / "configs" / "local_setup.yml"
-FILES = sorted(path for path in (ROOT / "configs").rglob("*.yml") if path != LOCAL)
+SPACES = {"space.yml", "space_pairwise.yml"}  # of the search: no configurations
+FILES = sorted(path for path in (ROOT / "configs").rglob("*.yml") if path != LOCAL and path.name not in SPACES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT / "configs")) for path in FILES])
@@ -22,16 +22,9 @@ def test_every_configuration_parses_with_the_local_setup(path):
     values = {key.replace("-", "_"): value for key, value in load_config(path).values.items()}
     shared = set(values) & {key.replace("-", "_") for key in load_config(LOCAL).values}
     files = [path] if shared else [path, LOCAL]
-    one = {"model_parallel_size": 1, "pipe_parallel_size": 1}
-    args = NeoXArgs.from_ymls(files, overwrite_values=one)
-    for key in set(values) - set(one) - {"optimizer", "fp16", "bf16", "zero_optimization"}:
+    args = NeoXArgs.from_ymls(files)
+    for key in set(values) - {"optimizer", "fp16", "bf16", "zero_optimization"}:
         assert getattr(args, key) == values[key]
-    large = [key for key in one if values.get(key, 1) > 1]
-    if large:
-        with pytest.raises(ConfigError) as error:
-            NeoXArgs.from_ymls(files)
-        for key in large:
-            assert re.search(rf"{path.name}:\d+: {key}: {values[key]} is not supported yet", str(error.value))
 
 
 def test_reference_is_up_to_date():

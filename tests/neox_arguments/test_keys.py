@@ -20,7 +20,8 @@ OURS = {
     "mup_base_hidden_size", "mup_base_num_attention_heads", "mup_base_num_kv_heads",
     "mup_base_intermediate_size", "mup_base_num_layers", "mup_depth_alpha", "mup_readout_zero_init",
     "mup_query_zero_init", "mup_weight_decay_mode", "mup_eps_scaling", "coord_check_widths",
-    "coord_check_seeds", "coord_check_lr", "warmup_style", "lr_cooldown_fraction", "lr_cooldown_style",
+    "coord_check_seeds", "coord_check_lr", "warmup_style", "dry_run", "dry_run_gpu",
+    "lr_cooldown_fraction", "lr_cooldown_style",
     "wandb_mode", "torch_autocast", "optimizer_implementation",
 }  # fmt: skip
 # Departures that are meant: key -> why.

@@ -23,7 +23,7 @@ ADAM = {"lr": 1e-2, "eps": 1e-8, "weight_decay": 0.1}
 
 
 def groups_of(plan, mode="scaled"):
-    return parameter_groups(materialise(plan, 1), plan.parameters, **ADAM, weight_decay_mode=mode)
+    return parameter_groups(materialise(plan, 1).named_parameters(), plan.parameters, **ADAM, weight_decay_mode=mode)
 
 
 @pytest.mark.parametrize("options", [{}, {"activation": "swiglu", "norm": "rmsnorm"}, {"tied_readout": True}])
@@ -165,7 +165,7 @@ def test_weight_decay_modes(mode, coupled, independent):
 def test_groups_partition_the_parameters_and_have_unique_names():
     plan = make_plan(scaled(4))
     model = materialise(plan, 1)
-    groups = parameter_groups(model, plan.parameters, **ADAM)
+    groups = parameter_groups(model.named_parameters(), plan.parameters, **ADAM)
     names = [name for group in groups for name in group["parameter_names"]]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
     assert len({group["name"] for group in groups}) == len(groups)

@@ -271,10 +271,11 @@ def test_audit_catches_a_lost_lr_mult_and_a_second_rescale(corpus, tmp_path, mon
     rows = audit(corpus, tmp_path).parameters
     assert {row.departures for row in rows if row.role == "hidden"} == {("lr",)} and any(row.passed for row in rows)
 
-    def twice(*args, initialise=build.initialise):
-        initialise(*args)
+    def twice(parameters, *args, initialise=build.initialise):
+        parameters = list(parameters)
+        initialise(parameters, *args)
         with torch.no_grad():
-            args[0].readout.weight.mul_(math.sqrt(4))
+            dict(parameters)["readout.weight"].mul_(math.sqrt(4))
 
     monkeypatch.setattr(build, "initialise", twice)
     rows = audit(corpus, tmp_path).parameters

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from megatron.checkpointing import LoadedWeights, load_weights, step_directories, verify
+from megatron.checkpointing import Layout, LoadedWeights, load_weights, step_directories, verify
 from megatron.checkpointing.layout import locate, read_latest
 from megatron.entry import run_script
 from megatron.errors import CheckpointError
@@ -59,7 +59,10 @@ def _print_contents(console: Console, loaded: LoadedWeights, statistics: bool) -
     mup = loaded.client_state.get("mup")
     if mup:
         console.print(_mup_table(mup))
-    rest = {key: value for key, value in loaded.client_state.items() if key != "mup"}
+    layout = loaded.client_state.get("layout")
+    if layout:
+        console.print(f"saved under {Layout.from_section(layout).describe()}", highlight=False)
+    rest = {key: value for key, value in loaded.client_state.items() if key not in ("mup", "layout")}
     for key, value in rest.items():
         console.print(f"{key}: {value}", highlight=False, soft_wrap=True)
     if loaded.configs:

@@ -22,15 +22,15 @@ from megatron.entry import run_script  # noqa: E402
 from megatron.neox_arguments import NeoXArgs  # noqa: E402
 
 if TYPE_CHECKING:
-    from megatron.parametrization.audit import AuditRow
-    from megatron.training.audit_run import Audit
+    from megatron.training.audit_run import ModelAudit
+    from mup.static_audit import AuditRow
 
 MEASURES = ("init_std", "lr", "eps", "weight_decay")
 
 
-def _cell(expected: float, measured: float | None, departs: bool) -> str:
-    if measured is None:
-        return "[red]missing[/red]"
+def _cell(expected: float | None, measured: float | None, departs: bool) -> str:
+    if measured is None or expected is None:
+        return "-"  # SGD has no eps
     return f"[red]{measured:.4g}, rule {expected:.4g}[/red]" if departs else f"{measured:.4g}"
 
 
@@ -39,29 +39,25 @@ def _alike(row: AuditRow) -> tuple[object, ...]:
     return re.sub(r"\.\d+\.", ".*.", row.name), row.departures
 
 
-def _show(audit: Audit, console: Console, brief: bool) -> None:
+def _verdict(row: AuditRow) -> str:
+    return "ok" if row.passed else "[red]DEPARTS[/red]: " + ", ".join(row.departures)
+
+
+def _show(audit: ModelAudit, console: Console, brief: bool) -> None:
     table = Table("parameter", "role", "shape", "base", "r", *MEASURES, "verdict", title="parameters, as measured")
     shown = list({_alike(row): row for row in reversed(audit.parameters)}.values())[::-1] if brief else audit.parameters
     for row in shown:
-        cells = [_cell(row.expected[m], row.measured.get(m), m in row.departures) for m in MEASURES]
+        name = re.sub(r"\.\d+\.", ".*.", row.name) if brief else row.name
         shapes = ["x".join(map(str, shape)) for shape in (row.shape, row.base_shape)]
-        verdict = "ok" if row.passed else "[red]DEPARTS[/red]: " + ", ".join(row.departures)
-        table.add_row(
-            re.sub(r"\.\d+\.", ".*.", row.name) if brief else row.name,
-            row.role,
-            *shapes,
-            f"{row.fan_in_mult:g}",
-            *cells,
-            verdict,
-        )
+        cells = [_cell(row.expected.get(m), row.measured.get(m), m in row.departures) for m in MEASURES]
+        table.add_row(name, row.role, *shapes, f"{row.fan_in_mult:g}", *cells, _verdict(row))
     console.print(table)
     factors = Table("forward factor", "rule", "measured", "verdict", title="forward factors")
-    for factor in audit.factors:
-        verdict = "ok" if factor.passed else "[red]DEPARTS[/red]"
-        factors.add_row(factor.name, f"{factor.expected:.6g}", f"{factor.measured:.6g}", verdict)
+    for row in audit.factors:
+        factors.add_row(row.name, f"{row.expected['forward']:.6g}", f"{row.measured['forward']:.6g}", _verdict(row))
     console.print(factors)
-    for name in audit.finite:
-        console.print(f"note: {name} has the same fan-in in base and target, so its r is 1: is this meant?")
+    for note in audit.notes:
+        console.print(f"note: {note}")
 
 
 def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
@@ -75,7 +71,7 @@ def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str,
     audit = run_audit(neox_args, initialize_megatron(neox_args.distributed_backend, neox_args.seed))
     console = Console(width=None if sys.stdout.isatty() else 160)
     _show(audit, console, brief)
-    departures = sum(not row.passed for row in (*audit.parameters, *audit.factors))
+    departures = sum(not row.passed for row in audit.rows)
     console.print(f"audit: FAIL, {departures} departures from the rules" if departures else "audit: PASS")
     return int(not audit.passed)
 

@@ -50,7 +50,7 @@ class NeoXArgsDeepspeedConfig:
         None, "DeepSpeed's torch_autocast section: {enabled, dtype, lower_precision_safe_modules}."
     )
     gradient_clipping: float = supported(1.0, "Largest norm of the gradient; 0: no clipping.")
-    zero_optimization: dict | None = supported(None, "DeepSpeed's zero_optimization section; stage 0 or 1.")
+    zero_optimization: dict | None = supported(None, "DeepSpeed's zero_optimization section.")
     curriculum_learning: dict | None = refused(
         None, "DeepSpeed's curriculum.", "curriculum learning is not supported; remove the key", neutral=_OFF
     )

@@ -30,7 +30,7 @@ class NeoXArgsOptimizer:
         False, "Use bitsandbytes' 8-bit Adam.", "bitsandbytes is not supported; use optimizer type adam"
     )
     zero_stage: int | list[int] | Literal["all"] | None = supported(
-        None, "ZeRO stage; same as zero_optimization.stage. 0 and 1 are supported now."
+        None, "ZeRO stage; same as zero_optimization.stage. 0 to 3; 2 and 3 without a pipeline."
     )
     zero_reduce_scatter: bool | None = supported(None, "Same as zero_optimization.reduce_scatter.")
     zero_contiguous_gradients: bool | None = supported(None, "Same as zero_optimization.contiguous_gradients.")

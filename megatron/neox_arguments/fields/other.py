@@ -13,17 +13,20 @@ _OBSOLETE = "obsolete in GPT-NeoX itself; remove the key"
 class NeoXArgsParallelism:
     """Parallel layout."""
 
-    pipe_parallel_size: int = supported(0, "Pipeline stages. 0 and 1: none; the model is a plain module.")
-    model_parallel_size: int = supported(1, "Tensor-parallel size. Only 1 is supported now.")
-    pipe_partition_method: str = refused(
-        "type:transformer|mlp", "How layers are dealt to stages.", "pipeline parallelism is not supported yet"
+    pipe_parallel_size: int = supported(
+        0, "Pipeline stages (with ZeRO 0 or 1). 0 and 1: none; the model is a plain module."
+    )
+    model_parallel_size: int = supported(
+        1, "Tensor-parallel size; divides heads, key-value heads and the MLP's inner width."
+    )
+    pipe_partition_method: str = supported(
+        "type:transformer|mlp",
+        "How layers are dealt to stages: uniform, parameters, or type:<regex> of GPT-NeoX's layer names.",
     )
     world_size: int | None = supported(None, "Number of processes; taken from WORLD_SIZE where the launcher sets it.")
     is_pipe_parallel: bool = supported(False, "Derived: pipe_parallel_size is 2 or more.")
-    sequence_parallel: bool = refused(
-        False,
-        "Shard norms and dropout over the sequence.",
-        "sequence parallelism is not supported yet; remove the key",
+    sequence_parallel: bool = supported(
+        False, "Between tensor-parallel regions each rank keeps a slice of the sequence (norms, dropout, residuals)."
     )
 
 
@@ -48,6 +51,12 @@ class NeoXArgsTokenizer:
 class NeoXArgsOther:
     """Distribution and miscellany."""
 
+    dry_run: bool = supported(
+        False,
+        "Do not train: build every rank's part without weights, check its multipliers, and print parameters, memory,"
+        " communication and the predicted time of a step. Set world_size for the number of processes.",
+    )
+    dry_run_gpu: str = supported("H100", "GPU that dry_run predicts the time for, by its name.")
     distributed_backend: str = supported("nccl", "torch.distributed backend; without a GPU, gloo takes nccl's place.")
     local_rank: int | None = refused(None, "Process on this host.", _LAUNCHER_SETS)
     rank: int | None = refused(None, "Process among all.", _LAUNCHER_SETS)

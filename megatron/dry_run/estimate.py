@@ -1,0 +1,180 @@
+"""Memory, communication and time of one rank, as formulas of what the parts and the layers measured.
+
+Sources: optimizer states and ZeRO, Rajbhandari et al., arXiv:1910.02054, section 5 and 7; microbatches in flight of
+1F1B and its bubble, Narayanan et al., arXiv:2104.04473, section 2.2; activations, Korthikanti et al., arXiv:2205.05198,
+section 4, here counted from the layers themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from megatron.dry_run.layers import LayerCost
+from megatron.dry_run.model import RankPart
+from megatron.mpu import CommunicationCounts, sent_bytes
+from megatron.mpu.topology import Grid
+
+MASTER_BYTES = 4  # fp32
+
+
+@dataclass(frozen=True)
+class Run:
+    """The numbers of a run that the estimates need.
+
+    element_bytes: of weights and activations, 4 or 2. moments: fp32 numbers of the optimizer for each parameter (2 for
+    Adam). microbatches: of one step. checkpoint_every: blocks between kept activations, 0 for no recomputation.
+    """
+
+    grid: Grid
+    zero_stage: int
+    element_bytes: int
+    moments: int
+    microbatches: int
+    checkpoint_every: int
+    flops_per_step: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def kind_of(layer: str) -> str:
+    return "block" if layer.startswith("layers.") else layer
+
+
+def activation_bytes(layers: Sequence[str], costs: Mapping[str, LayerCost], checkpoint_every: int) -> float:
+    """Activations of one microbatch on a stage with these layers.
+
+    With recomputation every span of blocks keeps its input, and one span at a time is there in full.
+    """
+    blocks = [layer for layer in layers if kind_of(layer) == "block"]
+    others = sum(costs[layer].saved_bytes for layer in layers if kind_of(layer) != "block")
+    block = costs["block"]
+    if not checkpoint_every:
+        return float(others + len(blocks) * block.saved_bytes)
+    spans = -(-len(blocks) // checkpoint_every)
+    return float(others + spans * block.output_bytes + min(checkpoint_every, len(blocks)) * block.saved_bytes)
+
+
+def memory(part: RankPart, costs: Mapping[str, LayerCost], run: Run) -> Memory:
+    """Weights and gradients in the training precision, fp32 master weights beside half-precision ones, moments.
+
+    ZeRO 1 cuts the optimizer's part over the data-parallel ranks, 2 also the gradients, 3 also the weights.
+    """
+    share = {stage: run.grid.data if run.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    master = MASTER_BYTES if run.element_bytes < MASTER_BYTES else 0
+    in_flight = min(run.grid.pipe - part.pipe, run.microbatches)
+    kept = activation_bytes(part.layers, costs, run.checkpoint_every)
+    return Memory(
+        weights=part.parameters * run.element_bytes / share[3],
+        gradients=part.parameters * run.element_bytes / share[2],
+        optimizer=part.parameters * (master + MASTER_BYTES * run.moments) / share[1],
+        activations=kept * in_flight,
+    )
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one rank sends in a step, and the number of calls, by (group, collective)."""
+
+    entries: Mapping[tuple[str, str], tuple[int, float]]
+
+    def bytes_over(self, group: str) -> float:
+        return sum(size for (over, _), (_, size) in self.entries.items() if over == group)
+
+
+def _add(entries: dict[tuple[str, str], tuple[int, float]], key: tuple[str, str], calls: int, size: float) -> None:
+    if calls and size:
+        before = entries.get(key, (0, 0.0))
+        entries[key] = (before[0] + calls, before[1] + size)
+
+
+def _add_counts(entries: dict[tuple[str, str], tuple[int, float]], counts: CommunicationCounts, times: int) -> None:
+    for collective, tally in counts.tallies.items():
+        _add(entries, ("tensor", collective), tally.calls * times, tally.sent_bytes * times)
+
+
+def traffic(part: RankPart, costs: Mapping[str, LayerCost], run: Run) -> Traffic:
+    """What this rank sends in one step.
+
+    tensor: the layers' own collectives, counted; recomputation repeats the forward ones. pipe: hidden states forward
+    and their gradients back, each microbatch. data: ZeRO 0 all-reduces the gradients; 1 all-reduces them and 2
+    reduce-scatters them, and both gather the updated weights; 3 gathers the weights for each forward and backward
+    pass and reduce-scatters the gradients.
+    """
+    entries: dict[tuple[str, str], tuple[int, float]] = {}
+    for layer in part.layers:
+        cost = costs[kind_of(layer)]
+        again = 2 if run.checkpoint_every and kind_of(layer) == "block" else 1
+        _add_counts(entries, cost.forward, run.microbatches * again)
+        _add_counts(entries, cost.backward, run.microbatches)
+    hidden = costs["block"].output_bytes
+    neighbours = (part.pipe > 0) + (part.pipe < run.grid.pipe - 1)
+    _add(entries, ("pipe", "send"), run.microbatches * neighbours, float(run.microbatches * neighbours * hidden))
+    size, replicas = part.parameters * run.element_bytes, run.grid.data
+    passes = {
+        0: {"all_reduce": 1},
+        1: {"all_reduce": 1, "all_gather": 1},
+        2: {"reduce_scatter": 1, "all_gather": 1},
+        3: {"reduce_scatter": run.microbatches, "all_gather": 2 * run.microbatches},
+    }[run.zero_stage]
+    for collective, times in passes.items():
+        _add(entries, ("data", collective), times, times * sent_bytes(collective, size, replicas))
+    return Traffic(entries)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A GPU and its links. Bytes a second are one way, for one GPU; efficiency is the share of the peak that dense
+    matrix products of this size reach."""
+
+    name: str
+    peak_tflops: float
+    efficiency: float = 0.5
+    inside_host: float = 200e9
+    between_hosts: float = 25e9
+    gpus_per_host: int = 8
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step of the slowest rank: compute, waiting for the pipeline to fill, communication."""
+
+    compute: float
+    bubble: float
+    communication: float
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.bubble + self.communication
+
+
+def step_time(slowest: Traffic, run: Run, hardware: Hardware) -> StepTime:
+    """A rough prediction: nothing overlaps, and every rank computes an equal share.
+
+    Tensor-parallel traffic stays inside a host where the group fits into it; the rest goes between hosts unless all
+    ranks fit into one. The bubble is (p - 1) / m of the time of the microbatches.
+    """
+    repeat = 4 / 3 if run.checkpoint_every else 1.0  # one more forward pass
+    compute = run.flops_per_step * repeat / run.grid.world_size / (hardware.peak_tflops * 1e12 * hardware.efficiency)
+    one_host = run.grid.world_size <= hardware.gpus_per_host
+    inside = {
+        "tensor": run.grid.tensor <= hardware.gpus_per_host,
+        "pipe": one_host,
+        "data": one_host,
+    }
+    speed = {group: hardware.inside_host if near else hardware.between_hosts for group, near in inside.items()}
+    communication = sum(slowest.bytes_over(group) / speed[group] for group in speed)
+    bubble = (compute + slowest.bytes_over("tensor") / speed["tensor"]) * (run.grid.pipe - 1) / run.microbatches
+    return StepTime(compute, bubble, communication)

@@ -1,0 +1,65 @@
+"""How a pipeline deals out the layers of a model to its stages. No process and no weight is needed to know it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from megatron.errors import ConfigError
+
+# pipe-partition-method `type:<regex>` is matched against the names that GPT-NeoX's pipeline layers have
+_KINDS = {"embedding": "EmbeddingPipe", "final_norm": "NormPipe", "readout": "ParallelLinearPipe"}
+_BLOCK_KIND = "ParallelTransformerLayerPipe"
+
+Shape = tuple[int, ...]
+
+
+def layer_of(name: str) -> str:
+    """The layer that a parameter belongs to: `layers.3` for `layers.3.mlp.dense_h_to_4h.weight`."""
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[0] == "layers" else parts[0]
+
+
+def _weights(layers: Sequence[str], shapes: Mapping[str, Shape], method: str) -> list[int]:
+    """What a stage's share is counted in, by layer."""
+    kind, _, pattern = method.partition(":")
+    if kind == "uniform":
+        return [1] * len(layers)
+    if kind == "parameters":
+        totals = dict.fromkeys(layers, 0)
+        for name, shape in shapes.items():
+            totals[layer_of(name)] += math.prod(shape)
+        return list(totals.values())
+    if kind == "type" and pattern:
+        try:
+            regex = re.compile(pattern, re.IGNORECASE)
+        except re.error as error:
+            raise ConfigError(f"pipe-partition-method: {pattern!r} is no regular expression: {error}") from error
+        return [int(bool(regex.search(_KINDS.get(layer, _BLOCK_KIND)))) for layer in layers]
+    raise ConfigError(f"pipe-partition-method: {method!r}: uniform, parameters or type:<regular expression> would do")
+
+
+def stage_bounds(layers: Sequence[str], shapes: Mapping[str, Shape], stages: int, method: str) -> list[int]:
+    """Stage i holds layers [bounds[i], bounds[i + 1]), so that the heaviest stage is as light as can be.
+
+    layers: names in order. shapes: global shapes by parameter name. ConfigError where a stage would hold no block.
+    """
+    from deepspeed.runtime.utils import partition_balanced
+
+    weights = _weights(layers, shapes, method)
+    bounds = [int(bound) for bound in partition_balanced(weights, stages)]
+    blocks = [sum(layer.startswith("layers.") for layer in layers[a:b]) for a, b in zip(bounds, bounds[1:])]
+    if min(blocks) == 0:
+        raise ConfigError(
+            f"pipe-partition-method {method} deals {blocks} blocks to the {stages} stages of pipe-parallel-size: "
+            "every stage needs one; use fewer stages, or type:transformer"
+        )
+    return bounds
+
+
+def stage_parameters(names: Sequence[str], stage_layers: Sequence[str], tied_readout: bool) -> list[str]:
+    """Global names of the parameters that a stage with these layers holds; a tied readout holds the embedding's."""
+    held = set(stage_layers)
+    tied = {"embedding.word_embeddings.weight"} if tied_readout and "readout" in held else set()
+    return [name for name in names if layer_of(name) in held or name in tied]

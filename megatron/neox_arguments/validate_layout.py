@@ -1,0 +1,95 @@
+"""Refuse parallel layouts that do not fit the model, the processes or DeepSpeed, and say what would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from megatron.neox_arguments.derived import ffn_hidden_size
+from megatron.neox_arguments.validate_run import Problem, show
+
+
+def problems(v: Mapping[str, Any]) -> Iterator[Problem]:
+    """Every (key, sentence) that speaks against the parallel layout of the resolved values `v`."""
+    yield from _sizes(v)
+    yield from _tensor(v)
+    yield from _pipeline(v)
+    yield from _zero(v)
+
+
+def _sizes(v: Mapping[str, Any]) -> Iterator[Problem]:
+    for key, least in (("model_parallel_size", 1), ("pipe_parallel_size", 0)):
+        if v[key] < least:
+            yield key, f"{key}: needs a number of at least {least}, not {v[key]}"
+
+
+def _ffn(v: Mapping[str, Any]) -> int | None:
+    if not v["hidden_size"]:
+        return None
+    return ffn_hidden_size(
+        v["hidden_size"], v["intermediate_size"], v["expansion_factor"], v["activation"], v["mlp_multiple_of"] or 1
+    )
+
+
+def _tensor(v: Mapping[str, Any]) -> Iterator[Problem]:
+    """What tensor parallelism cuts into equal parts."""
+    key, ranks = "model_parallel_size", v["model_parallel_size"]
+    if ranks <= 1:
+        return
+    cut = {
+        "num_attention_heads": v["num_attention_heads"],
+        "num_kv_heads": v["num_kv_heads"],
+        "the MLP's inner width (intermediate_size, mlp_multiple_of)": _ffn(v),
+        "padded_vocab_size": v["padded_vocab_size"],
+    }
+    if v["sequence_parallel"]:
+        cut["seq_length (sequence_parallel)"] = v["seq_length"]
+    for what, size in cut.items():
+        if size and size > 0 and size % ranks:
+            fitting = [n for n in range(1, size + 1) if all(s % n == 0 for s in cut.values() if s)]
+            yield (
+                key,
+                f"{key}: {ranks} does not divide {what}, which is {size};"
+                f" model_parallel_size {' or '.join(map(str, fitting))} would do,"
+                f" or a multiple of {ranks} for {what.split(' (')[0]}",
+            )
+            return
+
+
+def _pipeline(v: Mapping[str, Any]) -> Iterator[Problem]:
+    stages, layers = v["pipe_parallel_size"], v["num_layers"]
+    if stages <= 1:
+        return
+    if layers and layers < stages:
+        yield (
+            "pipe_parallel_size",
+            f"pipe_parallel_size: {stages} stages for num_layers {layers}: each needs a layer; {layers} stages at most",
+        )
+    if v["zero_stage"] in (2, 3):
+        yield (
+            "pipe_parallel_size",
+            f"pipe_parallel_size: DeepSpeed's pipeline works with ZeRO stages 0 and 1, not {v['zero_stage']}, which cut"
+            " the gradients that the pipeline accumulates; use zero_optimization.stage 1, or pipe_parallel_size 0",
+        )
+
+
+def _zero(v: Mapping[str, Any]) -> Iterator[Problem]:
+    stage = v["zero_stage"]
+    key = "zero_optimization" if v["zero_optimization"] else "zero_stage"
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        yield key, f"zero_optimization.stage: {show(stage)} is not supported; 0, 1, 2 or 3 would do"
+        return
+    section = v["zero_optimization"] or {}
+    for name, least in (("cpu_offload", 1), ("offload_optimizer", 1), ("offload_param", 3)):
+        offload = section.get(name)
+        if not offload or (isinstance(offload, dict) and offload.get("device") in (None, "none")):
+            continue
+        where = f"zero_optimization.{name}"
+        if stage < least:
+            yield key, f"{where}: needs ZeRO stage {least} or more, not {stage}"
+        if isinstance(offload, dict) and offload.get("device") == "nvme":
+            yield key, f"{where}.device: nvme is not supported; use cpu"
+        if v["pipe_parallel_size"] > 1:
+            yield key, f"{where}: does not work with a pipeline; use pipe_parallel_size 0, or remove it"
+        if v["optimizer_implementation"] != "torch":
+            yield key, f"{where}: needs optimizer_implementation torch, which also runs on the CPU"

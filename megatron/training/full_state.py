@@ -1,0 +1,65 @@
+"""Whole parameters from a model that is spread over processes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from megatron.mpu import ProcessGroups, shard_of, unshard
+
+if TYPE_CHECKING:
+    from megatron.training.engine import Trainee
+
+
+def local_tensor(parameter: nn.Parameter) -> Tensor:
+    """This tensor-parallel rank's part of a parameter, also where ZeRO 3 has cut it. Collective under ZeRO 3."""
+    if not hasattr(parameter, "ds_id"):
+        return parameter.detach().clone()
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().clone()
+
+
+def gather_shards(local: Tensor, parameter: nn.Parameter, groups: ProcessGroups) -> Tensor:
+    """The whole tensor from the tensor-parallel ranks' parts, on each of them; `local` itself if it is not cut."""
+    spec = shard_of(parameter)
+    if spec is None or groups.tensor.size == 1:
+        return local
+    parts = [torch.empty_like(local) for _ in range(groups.tensor.size)]
+    dist.all_gather(parts, local.contiguous(), group=groups.tensor.process_group)
+    return unshard(parts, spec)
+
+
+def whole_parameters(
+    trainee: Trainee, read: Callable[[nn.Parameter], Tensor] = local_tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """(global name, whole tensor without vocabulary padding) of this process's stage. Collective.
+
+    read: what to take of each parameter, with the parameter's local shape.
+    """
+    groups = trainee.runtime.groups
+    for name, parameter in trainee.model.global_named_parameters():
+        whole = gather_shards(read(parameter), parameter, groups)
+        yield name, whole[: trainee.plan.parameters[name].shape[0]]
+
+
+def weight_digests(trainee: Trainee) -> dict[str, str]:
+    """SHA-256 of every whole parameter, by global name, on every rank. Collective."""
+    own = {name: hashlib.sha256(x.float().cpu().numpy().tobytes()).hexdigest() for name, x in whole_parameters(trainee)}
+    stages: list[Any] = [own]
+    pipe = trainee.runtime.groups.pipe
+    if pipe.size > 1:
+        stages = [None] * pipe.size
+        dist.all_gather_object(stages, own, group=pipe.process_group)
+    merged: dict[str, str] = {}
+    for part in stages:
+        for name, digest in part.items():
+            if merged.setdefault(name, digest) != digest:
+                raise RuntimeError(f"the copies of {name} on two pipeline stages differ")
+    return dict(sorted(merged.items()))

@@ -1,0 +1,46 @@
+"""The training objective: from a batch to tokens and targets, from logits to the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron.errors import ConfigError
+from megatron.model.loss import next_token_loss
+from megatron.mpu import SINGLE, Communicator
+from megatron.neox_arguments import NeoXArgs
+
+Batch = dict[str, Tensor]
+Target = Tensor | tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Next-token prediction. `masked_token`: positions that hold it are not counted (eod-mask-loss)."""
+
+    vocab_size: int
+    z_loss: float = 0.0
+    masked_token: int | None = None
+    group: Communicator = SINGLE
+
+    def split(self, batch: Batch) -> tuple[Tensor, Target]:
+        """{"text": int64 [b, s + 1]} -> tokens [b, s], and labels [b, s] or (labels, mask)."""
+        tokens, labels = batch["text"][:, :-1], batch["text"][:, 1:]
+        if self.masked_token is None:
+            return tokens, labels
+        return tokens, (labels, torch.ne(tokens, self.masked_token))
+
+    def loss(self, logits: Tensor, target: Target, training: bool) -> Tensor:
+        """Mean loss in nats a token; z-loss counts in training only."""
+        labels, mask = target if isinstance(target, tuple) else (target, None)
+        z_loss = self.z_loss if training else 0.0
+        return next_token_loss(logits, labels, mask, z_loss, group=self.group, vocab_size=self.vocab_size)
+
+
+def make_objective(args: NeoXArgs, vocab_size: int, eod: int | None, group: Communicator) -> Objective:
+    """The configured objective. `eod`: the tokenizer's end-of-document token, for eod-mask-loss."""
+    if args.eod_mask_loss and eod is None:
+        raise ConfigError("eod-mask-loss: the tokenizer has no end-of-document token")
+    return Objective(vocab_size, args.z_loss, eod if args.eod_mask_loss else None, group)

@@ -1,0 +1,72 @@
+"""Steps of a model that is cut into pipeline stages (1F1B, by DeepSpeed's pipeline engine)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron.training.engine import Trainee, non_finite
+from megatron.training.objective import Batch, Target
+
+
+def reduce_norm_once(optimizer: Any) -> None:
+    """Make ZeRO 1 sum its gradient norm over the stages once, not once a parameter group.
+
+    Stages hold different groups (the first alone has the embedding's), so that one collective a group would wait for
+    ever. A norm below zero is DeepSpeed's mark for a gradient that is not finite.
+    """
+    over_own_groups = getattr(optimizer, "scaled_global_norm", None)
+    if over_own_groups is None:  # ZeRO 0, and the bf16 optimizer, reduce once
+        return
+    group = optimizer.model_parallel_group
+    optimizer._model_parallel_all_reduce = lambda tensor, op: None
+
+    def over_all_stages(norm_type: int = 2) -> Tensor:
+        own = torch.as_tensor(over_own_groups(norm_type), dtype=torch.float32)
+        squares = torch.where(own < 0, torch.nan, own.square())
+        torch.distributed.all_reduce(squares, group=group)
+        return torch.where(squares.isnan(), -1.0, squares.sqrt())
+
+    optimizer.scaled_global_norm = over_all_stages
+
+
+class PipelinedTrainee(Trainee):
+    """One stage of a model under training; every stage calls the same methods."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        # the engine's schedule makes the update, so the loss must be looked at from inside it
+        self._update = self.engine._take_model_step
+        self.engine._take_model_step = self._checked_update
+        reduce_norm_once(self.engine.optimizer)
+
+    def _checked_update(self, *args: Any) -> None:
+        loss, engine = self.engine.total_loss, self.engine
+        total = torch.zeros((), device=self.runtime.device)
+        if loss is not None:
+            total += loss.detach() / engine.gradient_accumulation_steps()
+        if self.runtime.world_size > 1:
+            torch.distributed.all_reduce(total)
+        if not torch.isfinite(total):
+            raise non_finite(float(total), engine.global_steps + 1)
+        self._update(*args)
+
+    def _pairs(self, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Target]]:
+        return (self.objective.split(batch) for batch in batches)
+
+    def train_step(self, batches: Iterator[Batch], stop: bool = False) -> tuple[float, bool]:
+        """As of Trainee: the whole schedule of one global batch."""
+        loss = self.engine.train_batch(self._pairs(batches))
+        stopped = self.runtime.mean(torch.tensor(float(stop), device=self.runtime.device))
+        return float(loss), bool(stopped > 0)
+
+    def evaluate(self, batches: Iterator[Batch], microbatches: int) -> float:
+        """As of Trainee. The first and the last stage read the data, the others pass activations on."""
+        was_training = self.engine.training
+        try:
+            return float(self.engine.eval_batch(self._pairs(batches), num_micro_batches=microbatches))
+        finally:
+            self.engine.train(was_training)

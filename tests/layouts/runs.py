@@ -1,0 +1,32 @@
+"""Runs of the real trainer under a layout, inside the processes of `tests.mpu.distributed.run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tools.layouts import Layout, configuration
+
+STEPS = 6
+
+
+def train(
+    layout: Layout, folder: str, steps: int, load: str | None = None, save: str | None = None, **changes: Any
+) -> tuple[list[float], list[float | None]]:
+    """Losses and gradient norms of the steps after the loaded checkpoint, which end with a save."""
+    from megatron.initialize import initialize_megatron
+    from megatron.neox_arguments import NeoXArgs
+    from megatron.training.trainer import Trainer
+
+    config = configuration(layout, Path(folder) / "corpus", STEPS)
+    args = NeoXArgs.from_dict({**config, "save": save, "load": load, **changes}, world_size=layout.world_size)
+    trainer = Trainer(args, initialize_megatron("gloo", args.seed, layout.tensor, layout.pipe))
+    batches = trainer.data.train_batches(trainer.step * args.train_batch_size)
+    losses, norms = [], []
+    for _ in range(steps):
+        losses.append(trainer.trainee.train_step(batches)[0])
+        norms.append(trainer.trainee.grad_norm())
+        trainer.step += 1
+    if save:
+        trainer.save()
+    return losses, norms

@@ -1,0 +1,123 @@
+"""Base-shape files written under one layout and read under every other."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron.errors import BaseShapeError
+from megatron.parametrization.base_shapes import load_base_shapes
+from tests.mpu.distributed import run
+from tools.layouts import Layout, configuration, make_corpus
+
+pytestmark = pytest.mark.xdist_group("multiprocess")
+
+LLAMA = "Llama, GQA, SwiGLU"
+LAYOUTS = {
+    "tp1": Layout(LLAMA),
+    "tp2": Layout(LLAMA, tensor=2),
+    "pp2": Layout(LLAMA, pipe=2),
+    "tp4": Layout(LLAMA, tensor=4),
+    "tp2pp2": Layout(LLAMA, tensor=2, pipe=2),
+}
+QUICK = ("tp1", "tp2", "pp2")
+BASE_KEYS = ("mup_base_hidden_size", "mup_base_num_attention_heads", "mup_base_num_kv_heads")
+
+
+def _arguments(layout: Layout, folder: Path, **changes: Any) -> Any:
+    from megatron.neox_arguments import NeoXArgs
+
+    config = configuration(layout, folder / "corpus", 4)
+    return NeoXArgs.from_dict({**config, **changes}, world_size=layout.world_size)
+
+
+def save(layout: Layout, folder: str, name: str) -> str:
+    """Write the files of the base model, which has 4 heads of 8 so that four ranks can share them."""
+    from megatron.initialize import initialize_megatron
+    from megatron.training.save_base_shapes import run_save_base_shapes
+
+    base = {"hidden_size": 32, "num_attention_heads": 8, "num_kv_heads": 4, **dict.fromkeys(BASE_KEYS)}
+    args = _arguments(layout, Path(folder), save_base_shapes=True, base_shapes_file=f"{folder}/{name}", **base)
+    return str(run_save_base_shapes(args, initialize_megatron("gloo", 1, layout.tensor, layout.pipe)))
+
+
+def multipliers(layout: Layout, folder: str, names: list[str]) -> dict[str, dict[str, Any]]:
+    """By file: infshapes (base and global dimensions), and of this rank's parameters lr_mult on the engine."""
+    from megatron.initialize import initialize_megatron
+    from megatron.training.engine import build_trainee, learning_rate_schedule
+    from megatron.training.from_args import model_plan
+
+    runtime = initialize_megatron("gloo", 1, layout.tensor, layout.pipe)
+    found = {}
+    for name in names:
+        keys = dict.fromkeys(BASE_KEYS)
+        args = _arguments(layout, Path(folder), base_shapes_file=f"{folder}/{name}", **keys)
+        plan = model_plan(args, 512)
+        trainee = build_trainee(args, runtime, plan, learning_rate_schedule(args), 1)
+        groups = trainee.engine.optimizer.param_groups
+        found[name] = {
+            "infshapes": {n: (p.base_shape, p.shape, p.fan_in_mult) for n, p in plan.parameters.items()},
+            "lr_mult": {n: g["lr"] / trainee.scheduler.get_base_lr() for g in groups for n in g["parameter_names"]},
+        }
+        trainee.engine.destroy()
+    return found
+
+
+def check(names: tuple[str, ...], folder: Path) -> None:
+    make_corpus(folder / "corpus")
+    for name in names:
+        files = run(LAYOUTS[name].world_size, save, LAYOUTS[name], str(folder), name)
+        assert len(set(files)) == LAYOUTS[name].world_size
+    expected = multipliers_here = None
+    for name in names:
+        results = run(LAYOUTS[name].world_size, multipliers, LAYOUTS[name], str(folder), list(names))
+        for result in results:
+            for found in result.values():
+                expected = expected or found["infshapes"]
+                assert found["infshapes"] == expected
+        held: dict[str, float] = {}
+        for result in results:
+            for found in result.values():
+                for parameter, mult in found["lr_mult"].items():
+                    assert held.setdefault(parameter, mult) == mult
+        multipliers_here = multipliers_here or held
+        assert held == multipliers_here  # every parameter is on some rank, with the multiplier of one process
+    assert expected and expected["layers.0.mlp.dense_4h_to_h.weight"][2] == 2.0
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    check(QUICK, tmp_path)
+
+
+@pytest.mark.slow
+def test_every_layout_reads_every_other(tmp_path: Path) -> None:
+    check(tuple(LAYOUTS), tmp_path)
+
+
+def test_a_rank_writes_what_it_owns_and_a_missing_file_is_named(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "corpus")
+    first, second = (Path(file) for file in run(2, save, LAYOUTS["pp2"], str(tmp_path), "pp2"))
+    held = [set(load_base_shapes(file).shapes) for file in (first, second)]
+    assert not held[0] & held[1]
+    assert "embedding.word_embeddings.weight" in held[0] and "readout.weight" in held[1]
+    second.unlink()
+    with pytest.raises(BaseShapeError, match=r"layers\.2.* is in none of .*pp2\.0"):
+        _plan_here(tmp_path)
+
+
+def test_an_earlier_save_with_more_ranks_leaves_nothing_behind(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "corpus")
+    run(2, save, LAYOUTS["tp2"], str(tmp_path), "base")
+    run(1, save, LAYOUTS["tp1"], str(tmp_path), "base")
+    assert sorted(path.name for path in tmp_path.glob("base.*")) == ["base.0"]
+
+
+def _plan_here(folder: Path) -> Any:
+    from megatron.training.from_args import model_plan
+
+    layout = dataclasses.replace(LAYOUTS["tp1"])
+    keys = dict.fromkeys(BASE_KEYS)
+    return model_plan(_arguments(layout, folder, base_shapes_file=str(folder / "pp2"), **keys), 512)

@@ -1,0 +1,70 @@
+"""What a training step sends, counted from the run, against the closed forms in the layers' docstrings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron.dry_run.layers import measure
+from megatron.model.layers import make_norm
+from megatron.mpu import ProcessGroups, TensorParallel
+from megatron.mpu.topology import Grid
+from tests.mpu.distributed import run
+from tools.layouts import Layout, configuration, make_corpus
+
+Counted = dict[str, tuple[int, float]]
+
+BLOCKS, HIDDEN, SEQUENCE, MICRO, MICROBATCHES = 4, 64, 16, 2, 4  # of tools.layouts.configuration
+
+
+def count(layout: Layout, folder: str) -> Counted:
+    """Calls and sent bytes by collective, of the tensor-parallel group, in one training step."""
+    from megatron.initialize import initialize_megatron
+    from megatron.mpu import count_communication
+    from megatron.neox_arguments import NeoXArgs
+    from megatron.training.trainer import Trainer
+
+    config = configuration(layout, Path(folder) / "corpus", 4)
+    args = NeoXArgs.from_dict(config, world_size=layout.world_size)
+    trainer = Trainer(args, initialize_megatron("gloo", args.seed, layout.tensor, layout.pipe))
+    batches = trainer.data.train_batches()
+    with count_communication() as counts:
+        trainer.trainee.train_step(batches)
+    return {name: (tally.calls, tally.sent_bytes) for name, tally in counts.tallies.items()}
+
+
+@pytest.mark.xdist_group("multiprocess")
+def test_a_step_sends_what_the_docstrings_say(tmp_path: Path) -> None:
+    """Over two ranks an all-reduce sends its payload once, all-gather and reduce-scatter half of it."""
+    make_corpus(tmp_path / "corpus")
+    plain = run(2, count, Layout("GPT, untied", tensor=2), str(tmp_path))[0]
+    cut = run(2, count, Layout("GPT, untied", tensor=2, sequence_parallel=True), str(tmp_path))[0]
+    hidden = 4 * MICRO * SEQUENCE * HIDDEN
+    regions = MICROBATCHES * (2 * BLOCKS + 1)  # MLP and attention of each block, and the readout, entered backward
+    left = MICROBATCHES * (2 * BLOCKS + 1)  # the same and the embedding, left forward
+    loss = MICROBATCHES * 12 * MICRO * SEQUENCE
+    norm = 8  # of the gradient norm, one fp64
+    assert plain == {"all_reduce": (regions + left + 2 * MICROBATCHES + 1, (regions + left) * hidden + loss + norm)}
+    # under sequence parallelism norms, and biases of row-parallel layers, have partial gradients
+    partial = [HIDDEN] * (2 * BLOCKS * 2 + 2 + 2 * BLOCKS)
+    own = 4 * sum(partial) * MICROBATCHES
+    assert cut["all_gather"] == cut["reduce_scatter"] == (regions + left, (regions + left) * hidden / 2)
+    assert cut["all_reduce"] == (2 * MICROBATCHES + 1 + MICROBATCHES * len(partial), loss + norm + own)
+    activations = sum(cut[name][1] for name in ("all_gather", "reduce_scatter")) + loss + norm
+    assert activations <= plain["all_reduce"][1]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_sequence_parallelism_keeps_a_share_of_norm_and_dropout(ranks: int) -> None:
+    kept = {}
+    for cut in (False, True):
+        tp = TensorParallel(ProcessGroups.described(Grid(tensor=ranks), 0).tensor, cut)
+        with torch.device("meta"):
+            norm = make_norm("layernorm", HIDDEN, 1e-5, True, tp)
+            length = SEQUENCE // ranks if cut else SEQUENCE
+            x = torch.empty(MICRO, length, HIDDEN)
+            cost = measure(lambda x: torch.nn.functional.dropout(norm(x), 0.1), norm, x)  # noqa: B023
+        kept[cut] = cost.saved_bytes
+    assert kept[True] * ranks == kept[False]

@@ -1,0 +1,63 @@
+"""Layouts against one process. `make layouts` prints the whole matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.layouts.runs import train
+from tests.mpu.distributed import run
+from tools.layouts import LAYOUTS, TOLERANCE, Layout, compare, make_corpus
+
+pytestmark = pytest.mark.xdist_group("multiprocess")
+
+TIED, LLAMA = "GPT, tied, learned positions", "Llama, GQA, SwiGLU"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("layouts") / "corpus")
+
+
+def test_two_processes_train_as_one(corpus: Path) -> None:
+    """Tensor parallel with sequence parallelism, a tied pipeline, ZeRO 1 and 3: one of each family of layouts."""
+    chosen = [
+        Layout(LLAMA, tensor=2, sequence_parallel=True),
+        Layout(TIED, pipe=2),
+        Layout(LLAMA, data=2, zero=3),
+        Layout(TIED, data=2, zero=1),
+    ]
+    assert [row.layout.name for row in compare(chosen, corpus, steps=4) if not row.passed] == []
+
+
+@pytest.mark.slow
+def test_the_whole_matrix(corpus: Path) -> None:
+    assert len(LAYOUTS) >= 20 and {layout.mup for layout in LAYOUTS} == {True, False}
+    assert [row for row in compare(LAYOUTS, corpus, steps=10) if not row.passed] == []
+
+
+def _without_partial_gradients(layout: Layout, folder: str, steps: int) -> object:
+    """The same run, where each rank keeps its own part of the norms' gradients."""
+    from megatron.training import engine
+
+    engine.sync_partial_grads_in_backward = lambda model, group: []  # type: ignore[assignment]
+    return train(layout, folder, steps)
+
+
+def _with_local_norm(layout: Layout, folder: str, steps: int) -> object:
+    """The same run, clipped by the norm of each rank's own shards."""
+    from megatron.training import engine
+    from megatron.training.optimizer import local_grad_norm
+
+    engine.global_grad_norm = lambda parameters, groups: local_grad_norm(parameters)  # type: ignore[assignment]
+    return train(layout, folder, steps)
+
+
+@pytest.mark.parametrize("mutation", [_without_partial_gradients, _with_local_norm])
+def test_the_comparison_sees_what_is_wrong(mutation: object, corpus: Path) -> None:
+    layout = Layout(LLAMA, tensor=2, sequence_parallel=True)
+    losses, norms = run(1, train, Layout(LLAMA), str(corpus.parent), 4)[0]
+    wrong_losses, wrong_norms = run(2, mutation, layout, str(corpus.parent), 4)[0]  # type: ignore[arg-type]
+    apart = [abs(a - b) / b for a, b in zip([*wrong_losses, *wrong_norms], [*losses, *norms], strict=True)]
+    assert max(apart) > 10 * TOLERANCE
