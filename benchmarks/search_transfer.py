@@ -1,0 +1,184 @@
+"""Does a search on a small proxy pay? Its winner at the target's width against a direct search there, muP and SP.
+
+    python benchmarks/search_transfer.py --out runs/search_transfer --workers 2
+
+Byte level, 3 layers, head dimension 32, sequence 128, batch 8. Four searches with equally many trials (muP and SP, at
+the proxy's and at the target's width), then the four winners at the target's width with further seeds. Each is a study
+file in --out: started again, it goes on. In muP the space is that of configs/mup/space.yml; SP has learning rate and
+init std over the same factors. Equal numbers of trials draw equal points, so that the direct search holds the
+proxy's winner among its own trials, and cannot do worse than it by bad luck.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import optuna  # noqa: E402
+import yaml  # noqa: E402
+
+from tools.mup.searching.progress import Spent, value_text  # noqa: E402
+from tools.mup.searching.stages import ranked  # noqa: E402
+from tools.mup.searching.storage import open_storage  # noqa: E402
+
+HEAD_DIM, INIT_STD = 32, 0.05
+SP_SPACE = {
+    "lr": {"low": 1e-4, "high": 1e-1, "log": True},
+    "init-method-std": {"low": INIT_STD / 10, "high": INIT_STD * 10, "log": True},
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of the experiment."""
+
+    out: Path
+    data: Path
+    proxy_width: int
+    target_width: int
+    trials: int
+    iters: int
+    final_seeds: tuple[int, ...]
+    workers: int
+
+
+def configuration(plan: Plan, parametrization: str, width: int) -> dict[str, Any]:
+    """A model of the family; its muP base is the proxy."""
+    return {
+        "num-layers": 3,
+        "hidden-size": width,
+        "num-attention-heads": width // HEAD_DIM,
+        "seq-length": 128,
+        "pos-emb": "rotary",
+        "no-weight-tying": True,
+        "init-method-std": INIT_STD,
+        "use-mup": parametrization == "mup",
+        "mup-base-hidden-size": plan.proxy_width,
+        "mup-base-num-attention-heads": plan.proxy_width // HEAD_DIM,
+        "optimizer": {"type": "Adam", "params": {"lr": 2.0**-7, "betas": [0.9, 0.95], "eps": 1e-8}},
+        "lr-decay-style": "cosine",
+        "warmup": 0.05,
+        "weight-decay": 0.1,
+        "train-micro-batch-size-per-gpu": 8,
+        "train-iters": plan.iters,
+        "eval-interval": plan.iters,
+        "eval-iters": 60,
+        "log-interval": 50,
+        "num-workers": 0,
+        "data-path": str(plan.data / "text_document"),
+        "tokenizer-type": "CharLevelTokenizer",
+        "make-vocab-size-divisible-by": 1,
+        "seed": 1,
+    }
+
+
+def space(parametrization: str) -> dict[str, Any]:
+    if parametrization == "sp":
+        return {"sampler": "random", "seed": 1, "parameters": SP_SPACE}
+    return yaml.safe_load((ROOT / "configs" / "mup" / "space.yml").read_text())
+
+
+def search(plan: Plan, name: str, parametrization: str, width: int, over: dict[str, Any], trials: int) -> optuna.Study:
+    """Run or resume one search as a user would, and open its study."""
+    folder = plan.out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.yml").write_text(yaml.safe_dump(configuration(plan, parametrization, width), sort_keys=False))
+    (folder / "space.yml").write_text(yaml.safe_dump(over, sort_keys=False))
+    files = ("--space", folder / "space.yml", "--out", folder)
+    command = [sys.executable, ROOT / "tools/mup/search.py", folder / "model.yml", *files]
+    numbers = ("--trials", trials, "--workers", plan.workers)
+    print(f"\n== {name}: {trials} trials at width {width}", flush=True)
+    subprocess.run([*map(str, command), *map(str, numbers)], check=True, cwd=ROOT)
+    return optuna.load_study(study_name="search", storage=open_storage(str(folder / "study.db"))[0])
+
+
+def final(plan: Plan, name: str, parametrization: str, study: optuna.Study) -> tuple[float, list[float]]:
+    """The winner of a study at the target's width with the final seeds: mean, and loss by seed."""
+    best = ranked(study.get_trials())[0]
+    over = {
+        "sampler": "grid",
+        "seeds": list(plan.final_seeds),
+        "parameters": {key: [value] for key, value in best.params.items()},
+    }
+    [trial] = search(plan, f"{name}-final", parametrization, plan.target_width, over, 1).get_trials()
+    losses = [run["loss"] for run in trial.user_attrs["runs"].values()]
+    return (trial.value if trial.value is not None else math.inf), losses
+
+
+def row(label: str, study: optuna.Study, result: tuple[float, list[float]], reference: float) -> str:
+    spent, best = Spent.of(study.get_trials()), ranked(study.get_trials())[0]
+    params = ", ".join(f"{key} {value_text(value)}" for key, value in best.params.items())
+    seeds = ", ".join(f"{loss:.4f}" for loss in result[1])
+    return (
+        f"| {label} | {best.value:.4f} | **{result[0]:.4f}** ({seeds}) | {result[0] / reference - 1:+.2%} "
+        f"| {spent.flops:.3g} | {spent.seconds:,.0f} | {params} |"
+    )
+
+
+def main(input_args: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/search_transfer"))
+    parser.add_argument("--data", type=Path, default=Path("data/corpus_bytes"), help="made if missing")
+    parser.add_argument("--proxy-width", type=int, default=64)
+    parser.add_argument("--target-width", type=int, default=256)
+    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--iters", type=int, default=300)
+    parser.add_argument("--final-seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--workers", type=int, default=2)
+    given = parser.parse_args(input_args)
+    plan = Plan(
+        **{
+            **vars(given),
+            "out": given.out.resolve(),
+            "data": given.data.resolve(),
+            "final_seeds": tuple(given.final_seeds),
+        }
+    )
+    if not (plan.data / "text_document.idx").is_file():
+        import prepare_data
+
+        prepare_data.main(["--tokenizer", "byte", "--output-dir", str(plan.data)])
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    studies, results = {}, {}
+    for parametrization in ("mup", "sp"):
+        for role, width in (("proxy", plan.proxy_width), ("direct", plan.target_width)):
+            name = f"{parametrization}-{role}"
+            studies[name] = search(plan, name, parametrization, width, space(parametrization), plan.trials)
+            results[name] = final(plan, name, parametrization, studies[name])
+    reference = results["mup-direct"][0]
+    print(
+        f"\nwidth {plan.proxy_width} -> {plan.target_width}, {plan.trials} trials each, {plan.iters} steps, "
+        "losses in nats a byte\n"
+    )
+    print(
+        f"| search | best in it | winner at {plan.target_width}, mean of seeds | against muP direct "
+        "| FLOPs | seconds | winner |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    labels = {"proxy": f"at {plan.proxy_width}, transferred", "direct": f"at {plan.target_width}, direct"}
+    for name, study in studies.items():
+        parametrization, role = name.split("-")
+        print(row(f"{'muP' if parametrization == 'mup' else 'SP'} {labels[role]}", study, results[name], reference))
+    cost = [Spent.of(studies[name].get_trials()) for name in ("mup-proxy", "mup-direct")]
+    print(
+        f"\nmuP transferred is {results['mup-proxy'][0] / reference - 1:+.2%} from direct, for "
+        f"{cost[0].flops / cost[1].flops:.1%} of its FLOPs and {cost[0].seconds / cost[1].seconds:.1%} of its seconds; "
+        f"against SP's best at {plan.target_width}: {results['mup-proxy'][0] / results['sp-direct'][0] - 1:+.2%}; "
+        f"SP transferred is {results['sp-proxy'][0] / results['sp-direct'][0] - 1:+.2%} from SP direct"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The annealing law: its sums as the paper defines them, exact recovery, an unseen schedule and a run's end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron.errors import DataError
+from tools.scaling.annealing import AnnealingLaw, Curve, areas, fit_annealing, sample_annealing, schedule
+
+LAW = AnnealingLaw(2.5, 20.0, 0.45, 4e-4, 0.998)
+TOTAL, WARMUP = 3000, 200
+
+
+def rates(kind):
+    t = np.arange(1, TOTAL + 1)
+    warm = np.minimum(1, t / WARMUP)
+    shapes = {
+        "constant": np.ones(TOTAL),
+        "cosine": 0.55 + 0.45 * np.cos(np.pi * t / TOTAL),
+        "drop": np.where(t < 1800, 1.0, 0.3),
+        "wsd": np.minimum(1, (TOTAL + 1 - t) / 600),
+    }
+    return 3e-4 * warm * shapes[kind]
+
+
+def curve(kind, noise=0.0, seed=0):
+    steps = np.arange(WARMUP, TOTAL + 1, 25)
+    loss = LAW(rates(kind), steps)
+    return Curve(steps, loss * (1 + noise * np.random.default_rng(seed).standard_normal(len(steps))), rates(kind))
+
+
+@settings(max_examples=25)
+@given(momentum=st.floats(0.9, 0.9999), seed=st.integers(0, 30))
+def test_the_sums_are_those_of_the_paper(momentum, seed):
+    rate = np.random.default_rng(seed).uniform(0, 1e-3, 12)
+    steps = np.array([1, 5, 12])
+    first, second = areas(rate, steps, np.array([1 - momentum]))
+    eta = np.concatenate([[0.0], rate / rate.max()])
+    for i, s in enumerate(steps):
+        double = sum((eta[k - 1] - eta[k]) * momentum ** (j - k) for j in range(1, s + 1) for k in range(1, j + 1))
+        assert first[i] == pytest.approx(eta[1 : s + 1].sum())
+        assert second[0, i] == pytest.approx(double, rel=1e-6, abs=1e-9)
+
+
+def test_a_noiseless_law_is_recovered_and_predicts_other_schedules():
+    law = fit_annealing([curve("constant"), curve("cosine"), curve("drop")])
+    assert law.alpha == pytest.approx(LAW.alpha, rel=1e-4)
+    assert law.momentum == pytest.approx(LAW.momentum, abs=1e-5)
+    assert law(rates("wsd"), np.array([TOTAL])) == pytest.approx(LAW(rates("wsd"), np.array([TOTAL])), rel=1e-6)
+
+
+def test_the_unit_of_the_learning_rate_does_not_matter():
+    curves = [curve("cosine"), curve("drop")]
+    scaled = [Curve(c.steps, c.loss, 1000 * c.rates) for c in curves]
+    one, other = fit_annealing(curves), fit_annealing(scaled)
+    assert [other.floor, other.alpha, other.gain] == pytest.approx([one.floor, one.alpha, one.gain], rel=1e-6)
+
+
+def test_a_curve_counts_the_same_however_often_it_was_logged():
+    dense, other = curve("cosine", 0.002), curve("drop", 0.002, 1)
+    thrice = Curve(np.repeat(dense.steps, 3), np.repeat(dense.loss, 3), dense.rates)
+    one, two = fit_annealing([dense, other]), fit_annealing([thrice, other])
+    assert two.alpha == pytest.approx(one.alpha, rel=1e-4)
+
+
+def test_an_unseen_schedule_and_the_end_of_a_run_are_inside_their_intervals():
+    posterior = sample_annealing([curve("cosine", 0.001), curve("constant", 0.001, 1), curve("drop", 0.001, 2)])
+    end = np.array([TOTAL])
+    low, high = np.quantile(posterior.observe(rates("wsd"), end), [0.05, 0.95])
+    assert low < LAW(rates("wsd"), end)[0] < high and high - low < 0.03 * low
+    whole = curve("cosine", 0.001)
+    early = whole.steps <= 1500
+    posterior = sample_annealing([Curve(whole.steps[early], whole.loss[early], whole.rates)])
+    low, high = np.quantile(posterior.observe(whole.rates, end), [0.05, 0.95])
+    assert low < LAW(whole.rates, end)[0] < high
+
+
+def test_schedule_fills_in_the_steps_between():
+    assert schedule([2, 4], [1.0, 0.5], 5).tolist() == [1.0, 1.0, 0.75, 0.5, 0.5]
+    assert schedule([4], [1.0], 5, warmup=4).tolist() == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("steps", "loss", "rate", "words"),
+    [
+        ([1, 2], [3.0], np.ones(2), "2 steps but 1 losses"),
+        ([1, 5], [3.0, 2.0], np.ones(3), "schedule of 3 steps"),
+        ([0, 1], [3.0, 2.0], np.ones(3), "schedule"),
+        ([1, 2], [3.0, np.nan], np.ones(3), "finite"),
+        ([1, 2], [3.0, 2.0], np.zeros(3), "zero"),
+    ],
+)
+def test_what_is_no_curve(steps, loss, rate, words):
+    with pytest.raises(DataError, match=words):
+        Curve(np.array(steps), np.array(loss), rate)
+
+
+def test_too_few_points():
+    with pytest.raises(DataError, match="fewer than 8"):
+        fit_annealing([Curve(np.arange(1, 6), np.linspace(4, 3, 5), np.ones(5))])

@@ -1,0 +1,55 @@
+"""Ladders of known truth: no bias in the law, intervals that hold what they promise, accidents flagged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tools.scaling.diagnostics import find_outliers
+from tools.scaling.power_law import sample_power_law
+
+
+def ladder(rng, noise):
+    """Eight sizes over a decade or two, three seeds; a target two to eight times the largest, and its loss."""
+    c, b = rng.uniform(1.5, 2.5), rng.uniform(0.2, 0.5)
+    a = rng.uniform(0.5, 2) * 10**b
+    x = np.repeat(np.geomspace(10, 10 ** rng.uniform(2, 3), 8), 3)
+    y = (c + a * x**-b) * (1 + noise * rng.standard_normal(len(x)))
+    target = x.max() * np.exp(rng.uniform(np.log(2), np.log(8)))
+    return x, y, target, (c + a * target**-b) * (1 + noise * rng.standard_normal()), b
+
+
+def trial(count, seed, draws):
+    rng, inside, ratios = np.random.default_rng(seed), [], []
+    for i in range(count):
+        x, y, target, actual, b = ladder(rng, (0.002, 0.005)[i % 2])
+        posterior = sample_power_law(x, y, draws=draws, seed=i)
+        low, high = np.quantile(posterior.observe([target]), [0.05, 0.95])
+        inside.append(low <= actual <= high)
+        ratios.append(np.log(np.median(-posterior.b) / b))
+    return np.mean(inside), np.array(ratios)
+
+
+def test_two_dozen_ladders():
+    covered, ratios = trial(24, 1, 600)
+    assert covered >= 0.72  # three standard errors below 0.9
+    assert abs(ratios.mean()) < 3 * ratios.std() / np.sqrt(24) + 0.02
+
+
+@pytest.mark.slow
+def test_two_hundred_ladders():
+    covered, ratios = trial(200, 2, 2000)
+    assert 0.87 <= covered <= 0.93
+    assert abs(ratios.mean()) < 0.03
+
+
+def test_outliers_and_a_diverged_run_are_flagged_and_good_ladders_are_not():
+    rng, found, false = np.random.default_rng(5), 0, 0
+    for _ in range(12):
+        x, y, *_ = ladder(rng, 0.003)
+        false += bool(find_outliers(x, y))
+        y[10] *= 1.03
+        y[19] *= 1.5
+        flagged = {outlier.index: outlier.diverged for outlier in find_outliers(x, y)}
+        found += flagged.get(10) is False and flagged.get(19) is True
+    assert found >= 11 and false <= 1

@@ -1,0 +1,258 @@
+"""The command: tables, metrics.jsonl and evaluation results in; text, JSON, picture and a registered forecast out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from megatron.errors import ConfigError, DataError, UserError
+from megatron.monitoring.jsonl import JsonlMonitor
+from tools.scaling.predict_loss import main
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = [8.0, 16.0, 32.0, 64.0, 128.0, 256.0]
+TARGET = 1024.0
+
+
+def loss(x, seed=None):
+    noise = 0 if seed is None else 0.001 * np.random.default_rng(seed).standard_normal()
+    return (2 + 4 * x**-0.4) * (1 + noise)
+
+
+@pytest.fixture
+def table(tmp_path):
+    rows = [f"w{x:g},{x},{loss(x, i)},a" for i, x in enumerate([*SIZES, TARGET])]
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(["name,params_M,loss,kind", *rows, "w8,8,9.9,b"]) + "\n")
+    return path
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def metrics(folder, params, seed=0, **config):
+    """A metrics.jsonl as a run leaves it, its loss falling to that of its size at step 400."""
+    monitor = JsonlMonitor(folder / "metrics.jsonl")
+    header = {
+        "config": {"lr": 0.01, "train_iters": 400, "seed": seed, **config},
+        "model": {"params": params, "hidden_size": 64},
+    }
+    monitor.start(header | {"train_batch_size": 4, "seq_length": 32})
+    for step in range(20, 401, 20):
+        value = loss(params / 1e6, seed) + 3 * (step**-0.5 - 400**-0.5)
+        monitor.log({"step": step, "tokens": step * 128, "valid/loss": value, "lr": 0.01 * (1 - step / 500)})
+    monitor.close()
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [metrics(tmp_path / f"runs/w{i}", int(x * 1e6), seed=i) for i, x in enumerate(SIZES)]
+
+
+TABLE = ("--x", "params_M", "--y", "loss", "--where", "kind=a")
+
+
+def test_a_table_is_forecast_and_compared_with_what_was_held_out(table, tmp_path, capsys):
+    out, picture = tmp_path / "deep/forecast.json", tmp_path / "forecast.png"
+    code = run(table, *TABLE, "--fit-below", 300, "--target", TARGET, 4096, "--json", out, "--plot", picture)
+    assert code == 0
+    content = json.loads(out.read_text())
+    first, second = content["targets"]
+    assert first["actual"] == pytest.approx(loss(TARGET, 6)) and first["inside"]
+    assert first["low"] < first["prediction"] < first["high"] and first["level"] == 0.9
+    assert first["extrapolation"] == 4 and second["extrapolation"] == 16 and "actual" not in second
+    assert set(content["parameters"]) == {"a", "b", "c"}
+    assert content["parameters"]["b"]["low"] < -0.4 < content["parameters"]["b"]["high"]
+    assert len(content["points"]["used"]) == 6 and len(content["points"]["left_out"]) == 1
+    assert content["backtest"]["held_out"] and content["backtest"]["mean_absolute_relative_error"] < 0.02
+    assert any("16 times beyond" in text for text in content["warnings"])
+    shown = capsys.readouterr().out
+    for text in (f"{first['prediction']:.4f}", "4.0 x", "backtest: mean error", "inside", "prior:"):
+        assert text in shown
+    pixels = imread(picture)
+    assert pixels.shape[0] > 1000 and pixels.std() > 0.05
+
+
+def test_runs_are_forecast_at_their_end_and_at_a_step(runs, tmp_path):
+    out = tmp_path / "f.json"
+    assert run(*runs, "--y", "valid/loss", "--target", TARGET * 1e6, "--json", out) == 0
+    end = json.loads(out.read_text())["targets"][0]
+    assert end["prediction"] == pytest.approx(loss(TARGET), rel=0.01)
+    assert run(*runs, "--y", "valid/loss", "--target", TARGET * 1e6, "--at-step", 200, "--json", out) == 0
+    early = json.loads(out.read_text())["targets"][0]
+    assert early["prediction"] == pytest.approx(loss(TARGET) + 3 * (200**-0.5 - 400**-0.5), rel=0.01)
+    assert run(*runs, "--y", "valid/loss", "--target", TARGET * 1e6, "--at-tokens", 200 * 128, "--json", out) == 0
+    assert json.loads(out.read_text())["targets"][0]["prediction"] == pytest.approx(early["prediction"])
+
+
+def test_a_forecast_is_registered_once_and_checked(runs, tmp_path, capsys):
+    saved = tmp_path / "registered.json"
+    ask = (*runs, "--y", "valid/loss", "--target", TARGET * 1e6)
+    assert run(*ask, "--save", saved) == 0
+    content = json.loads(saved.read_text())
+    assert len(content["registered"]["inputs"]) == 6
+    assert all(len(entry["sha256"]) == 64 for entry in content["registered"]["inputs"])
+    with pytest.raises(ConfigError, match="not overwritten"):
+        run(*ask, "--save", saved)
+    target = metrics(tmp_path / "target", int(TARGET * 1e6), seed=9)
+    assert run("--check", saved, target) == 0
+    assert "inside" in capsys.readouterr().out
+    worse = metrics(tmp_path / "worse", int(TARGET * 1e6), seed=9, note="x")
+    text = (worse / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(text[-1]) | {"valid/loss": 3.0}
+    (worse / "metrics.jsonl").write_text("\n".join([*text[:-1], json.dumps(last)]) + "\n")
+    assert run("--check", saved, worse) == 1
+    assert "OUTSIDE" in capsys.readouterr().out
+    with pytest.raises(DataError, match="the runs given have"):
+        run("--check", saved, runs[0])
+    content["targets"][0]["high"] = 9.0
+    saved.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="changed after"):
+        run("--check", saved, target)
+
+
+def test_perplexities_are_fitted_as_losses(tmp_path):
+    path, out = tmp_path / "eval.csv", tmp_path / "f.json"
+    path.write_text("params,ppl\n" + "\n".join(f"{x},{np.exp(loss(x))}" for x in SIZES) + "\n")
+    assert run(path, "--y", "ppl", "--perplexity", "--target", TARGET, "--json", out) == 0
+    target = json.loads(out.read_text())["targets"][0]
+    assert target["prediction"] == pytest.approx(loss(TARGET), rel=0.005)
+    assert target["perplexity"]["prediction"] == pytest.approx(np.exp(target["prediction"]))
+
+
+def test_results_of_lm_eval_are_read(tmp_path):
+    for i, x in enumerate(SIZES):
+        content = {
+            "results": {"wikitext": {"word_perplexity,none": float(np.exp(loss(x))), "alias": "wikitext"}},
+            "config": {"model_num_parameters": int(x * 1e6)},
+            "model_name": f"m{i}",
+        }
+        (tmp_path / f"results_{i}.json").write_text(json.dumps(content))
+    files, out = sorted(tmp_path.glob("results_*.json")), tmp_path / "f.json"
+    arguments = ("--perplexity", "--target", TARGET * 1e6, "--json", out)
+    assert run(*files, "--y", "wikitext/word_perplexity", *arguments) == 0
+    assert json.loads(out.read_text())["targets"][0]["prediction"] == pytest.approx(loss(TARGET), rel=0.005)
+    with pytest.raises(DataError, match="did you mean wikitext/word_perplexity"):
+        run(*files, "--y", "word_perplexity", *arguments)
+
+
+def test_a_surface_and_the_optimum_of_a_budget(tmp_path):
+    rows = [
+        (n, d, 1.7 + 400 * n**-0.34 + 410 * d**-0.28) for n in (1e8, 3e8, 1e9, 3e9) for d in (3e9, 1e10, 3e10, 1e11)
+    ]
+    path, out = tmp_path / "grid.csv", tmp_path / "f.json"
+    path.write_text("params,tokens,loss\n" + "\n".join(",".join(map(str, row)) for row in rows) + "\n")
+    ask = (path, "--law", "surface", "--y", "loss", "--json", out)
+    assert run(*ask, "--target", "1e10:1e12", "--budget", 1e23, "--fit-below", 2e9) == 0
+    content = json.loads(out.read_text())
+    assert content["targets"][0]["prediction"] == pytest.approx(1.7 + 400 * 1e10**-0.34 + 410 * 1e12**-0.28, rel=0.01)
+    assert content["compute_optimal"][0]["params"]["value"] == pytest.approx(1.2e10, rel=0.5)
+    with pytest.raises(ConfigError, match="7e9:1.4e11"):
+        run(*ask, "--target", "1e10")
+    with pytest.raises(ConfigError, match="one variable"):
+        run(*ask, "--target", "1e10:1e12", "--plot", tmp_path / "f.png")
+
+
+def test_compute_takes_the_best_run_of_each_budget(runs, tmp_path):
+    out = tmp_path / "f.json"
+    assert run(*runs, "--law", "compute", "--y", "valid/loss", "--target", 1e16, "--json", out) == 0
+    content = json.loads(out.read_text())
+    assert content["x"] == "flops" and content["targets"][0]["prediction"] > 0
+    values = [point["y"] for point in content["points"]["used"]]
+    assert values == sorted(values, reverse=True)
+
+
+def test_a_runs_end_from_its_beginning(tmp_path):
+    steps = np.arange(20, 2001, 20)
+    rate = 0.5 + 0.5 * np.cos(np.pi * steps / 2000)
+    area = np.cumsum(rate) * 20
+    value = 2 + 20 * area**-0.5
+    path, out = tmp_path / "run.csv", tmp_path / "f.json"
+    path.write_text("step,lr,loss\n" + "\n".join(f"{s},{r},{v}" for s, r, v in zip(steps, rate, value)) + "\n")
+    assert run(path, "--law", "annealing", "--y", "loss", "--until", 1200, "--json", out) == 0
+    target = json.loads(out.read_text())["targets"][0]
+    assert target["x"] == 2000 and target["inside"] and abs(target["relative_error"]) < 0.01
+    with pytest.raises(ConfigError, match="--until"):
+        run(path, "--law", "annealing", "--y", "loss", "--target", 2000)
+
+
+def test_the_next_run_is_planned(table, capsys, tmp_path):
+    out = tmp_path / "f.json"
+    assert run(table, *TABLE, "--fit-below", 300, "--target", TARGET, "--plan", "--json", out) == 0
+    assert "most informative for the money" in capsys.readouterr().out
+    plan = json.loads(out.read_text())["plan"]
+    assert plan["best"]["shrink"] > 0 and len(plan["candidates"]) == 7
+
+
+def test_a_diverged_run_is_left_out_when_told_and_an_outlier_named(tmp_path, capsys):
+    path = tmp_path / "t.csv"
+    rows = [f"r{i},{x},{loss(x, i)}" for i, x in enumerate(np.geomspace(8, 400, 9))]
+    path.write_text("\n".join(["name,params,loss", *rows, "bad,70,nan", "worse,90,6.5"]) + "\n")
+    ask = (path, "--y", "loss", "--target", 2000)
+    with pytest.raises(DataError, match="bad.*--drop-diverged"):
+        run(*ask)
+    out = tmp_path / "f.json"
+    assert run(*ask, "--drop-diverged", "--drop-flagged", "--json", out) == 0
+    content = json.loads(out.read_text())
+    assert {point["name"]: point["reason"] for point in content["points"]["left_out"]} == {
+        "bad": "loss not finite", "worse": "outlier",
+    }  # fmt: skip
+    assert "worse seems to have diverged" in capsys.readouterr().out
+    assert content["targets"][0]["prediction"] == pytest.approx(loss(2000), rel=0.01)
+
+
+def test_what_is_wrong_is_said(table, runs, tmp_path):
+    few = tmp_path / "few.csv"
+    few.write_text("params,loss\n1,3\n2,2.8\n4,2.7\n")
+    other = metrics(tmp_path / "runs/other", int(5e8), lr=0.02)
+    cases = [
+        ((table, "--x", "param_M", "--y", "loss", "--target", 9e3), DataError, ["param_M", "params_M"]),
+        ((table, "--x", "params_M", "--y", "los", "--target", 9e3), DataError, ["`los`", "loss"]),
+        ((table, *TABLE[:4], "--where", "kin=a", "--target", 9e3), DataError, ["kin", "kind"]),
+        ((table, *TABLE, "--target", 50), ConfigError, ["target 50", "inside the data", "--fit-below"]),
+        ((table, *TABLE, "--target", "big"), ConfigError, ["big"]),
+        ((table, *TABLE, "--target", -4), ConfigError, ["positive"]),
+        ((table, "--x", "params_M", "--target", 9e3), ConfigError, ["--y"]),
+        ((table, *TABLE, "--target", 9e3, "--level", 90), ConfigError, ["--level"]),
+        ((few, "--y", "loss", "--target", 9), DataError, ["3 different sizes", "at least 4"]),
+        ((*runs, "--y", "valid/los", "--target", 9e9), DataError, ["valid/los", "valid/loss"]),
+        ((*runs, "--x", "parms", "--y", "valid/loss", "--target", 9e9), DataError, ["parms", "params"]),
+        ((*runs, other, "--y", "valid/loss", "--target", 9e9), DataError, ["`lr`", "0.02", "other"]),
+        ((*runs, "--y", "valid/loss", "--target", 9e9, "--at-step", 90), DataError, ["step 90"]),
+        ((tmp_path / "nowhere", "--y", "loss", "--target", 9), DataError, ["nowhere"]),
+        (("--y", "loss", "--target", 9), ConfigError, ["no runs"]),
+        (("--check", table, table), DataError, ["no registered forecast"]),
+    ]
+    for arguments, kind, words in cases:
+        with pytest.raises(kind) as error:
+            run(*arguments)
+        assert all(word in str(error.value) for word in words), (arguments, str(error.value))
+    assert run(*runs, other, "--y", "valid/loss", "--target", 9e9, "--allow", "lr") == 0
+
+
+def test_runs_of_different_lengths_are_not_compared(runs, tmp_path):
+    lines = (runs[0] / "metrics.jsonl").read_text().splitlines()
+    (runs[0] / "metrics.jsonl").write_text("\n".join(lines[:-3]) + "\n")
+    with pytest.raises(UserError, match="--at-step 340"):
+        run(*runs, "--y", "valid/loss", "--target", 9e9)
+
+
+def test_the_command_needs_no_torch_and_exits_1_on_bad_data(tmp_path):
+    few = tmp_path / "few.csv"
+    few.write_text("params,loss\n1,3\n2,2.8\n4,2.7\n")
+    code = (
+        "import sys; from megatron.entry import run_script; import tools.scaling.picture;"
+        "from tools.scaling.predict_loss import main; code = run_script(main);"
+        "sys.exit(9 if 'torch' in sys.modules else code)"
+    )
+    command = [sys.executable, "-c", code, str(few), "--y", "loss", "--target", "9"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.search.tiny import make_corpus, write_proxy
+
+
+@pytest.fixture(scope="session")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of a tiny proxy, beside its corpus."""
+    folder = tmp_path_factory.mktemp("search")
+    make_corpus(folder)
+    return write_proxy(folder)

@@ -1,0 +1,164 @@
+"""transfer.py: what breaks the transfer, what shifts the optimum, and the proxy of a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron.errors import ConfigError
+from megatron.neox_arguments import NeoXArgs
+from tools.mup import transfer
+from tools.mup.transferring import keys
+from tools.mup.transferring.compare import _SHIFTS, _WHY_EQUAL, Kind, compare
+from tools.mup.transferring.make import dump, make_proxy
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE, TARGET = ROOT / "configs/mup/base.yml", ROOT / "configs/mup/target.yml"
+
+
+@pytest.fixture
+def pair() -> tuple[NeoXArgs, NeoXArgs]:
+    return tuple(NeoXArgs.from_ymls([file], world_size=1) for file in (BASE, TARGET))  # type: ignore[return-value]
+
+
+def found(proxy: NeoXArgs, target: NeoXArgs, kind: Kind) -> list[str]:
+    return [finding.key for finding in compare(proxy, target) if finding.kind is kind]
+
+
+def test_the_demos_proxy_and_target_fit(pair: tuple[NeoXArgs, NeoXArgs]) -> None:
+    assert found(*pair, Kind.BREAKS) == [] and found(*pair, Kind.SHIFTS) == []
+    assert {"hidden_size", "num_attention_heads"} <= set(found(*pair, Kind.GROWS))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"use_mup": False}, "use_mup"),
+        ({"mup_base_hidden_size": 128}, "mup_base_hidden_size"),
+        ({"mup_base_num_attention_heads": 4}, "mup_base_num_attention_heads"),
+        ({"mup_depth_alpha": 1.0}, "mup_depth_alpha"),
+        ({"mup_weight_decay_mode": "constant"}, "mup_weight_decay_mode"),
+        ({"lr_decay_style": "linear"}, "lr_decay_style"),
+        ({"lr_decay_iters": 150}, "lr_decay_iters"),
+        ({"min_lr": 0.0}, "min_lr"),
+        ({"lr": 0.001, "min_lr": 0.0001}, "lr"),
+        ({"mup_output_temp": 2.0}, "mup_output_temp"),
+        ({"optimizer.params.betas": [0.9, 0.999]}, "optimizer.params.betas"),
+        ({"optimizer": {"type": "SGD", "params": {"lr": 0.0078125}}}, "optimizer_type"),
+        ({"activation": "relu"}, "activation"),
+        ({"no_weight_tying": False}, "no_weight_tying"),
+        ({"pos_emb": "none"}, "pos_emb"),
+        ({"init_method": "small_init"}, "init_method"),
+        ({"tokenizer_type": "CharLevelTokenizer"}, "tokenizer_type"),
+    ],
+)
+def test_what_breaks_the_transfer_is_refused(pair: tuple[NeoXArgs, NeoXArgs], changes: dict, key: str) -> None:
+    assert key in found(pair[0], pair[1].replace(**changes), Kind.BREAKS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"train_micro_batch_size_per_gpu": 32}, "train_batch_size"),
+        ({"train_iters": 3000}, "train_iters"),
+        ({"warmup": 0.01}, "warmup"),
+        ({"seq_length": 256}, "seq_length"),
+        ({"num_layers": 6}, "num_layers"),
+        ({"num_attention_heads": 2}, "head dimension"),
+        ({"weight_decay": 0.01}, "weight_decay"),
+        ({"hidden_dropout": 0.1}, "hidden_dropout"),
+        ({"precision": "bfloat16"}, "precision"),
+        ({"intermediate_size": 512, "mup_base_intermediate_size": 256}, "intermediate_size"),
+    ],
+)
+def test_what_shifts_the_optimum_is_warned_of_with_a_source(
+    pair: tuple[NeoXArgs, NeoXArgs], changes: dict, key: str
+) -> None:
+    target = pair[1].replace(**changes)
+    findings = [finding for finding in compare(pair[0], target) if finding.kind is Kind.SHIFTS]
+    assert [finding.key for finding in findings] == [key]
+    assert findings[0].why and findings[0].source
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"save": "x"}, {"log_interval": 3}, {"seed": 5}, {"zero_stage": 1}, {"checkpoint_activations": True}],
+)
+def test_what_does_not_matter_is_not_mentioned(pair: tuple[NeoXArgs, NeoXArgs], changes: dict) -> None:
+    assert compare(*pair) == compare(pair[0], pair[1].replace(**changes))
+
+
+def test_the_same_batch_cut_otherwise_is_the_same(pair: tuple[NeoXArgs, NeoXArgs]) -> None:
+    cut = pair[1].replace(train_micro_batch_size_per_gpu=4, gradient_accumulation_steps=4)
+    assert found(pair[0], cut, Kind.SHIFTS) == [] == found(pair[0], cut, Kind.BREAKS)
+
+
+def test_two_standard_models_have_nothing_to_transfer(pair: tuple[NeoXArgs, NeoXArgs]) -> None:
+    proxy, target = (args.replace(use_mup=False) for args in pair)
+    assert "use_mup" in found(proxy, target, Kind.BREAKS)
+
+
+def test_a_proxy_as_wide_as_its_target_is_refused(pair: tuple[NeoXArgs, NeoXArgs]) -> None:
+    assert "hidden_size" in found(pair[1], pair[1], Kind.BREAKS)
+
+
+def test_depth_is_warned_of_even_with_a_rule_that_covers_it(pair: tuple[NeoXArgs, NeoXArgs]) -> None:
+    proxy, target = (args.replace(mup_depth_alpha=1.0, mup_base_num_layers=3) for args in pair)
+    [finding] = [f for f in compare(proxy, target.replace(num_layers=6)) if f.key == "num_layers"]
+    assert finding.kind is Kind.SHIFTS and "alpha 1 covers it" in finding.why
+    assert found(proxy, target.replace(num_layers=6), Kind.BREAKS) == []
+
+
+def test_the_classes_of_keys_hold_known_keys_and_do_not_overlap() -> None:
+    known = set(NeoXArgs.__dataclass_fields__)
+    classes = [keys.INDIFFERENT, keys.WIDTHS, keys.BASE, keys.TUNED, set(_SHIFTS)]
+    for number, one in enumerate(classes):
+        assert one <= known, one - known
+        assert all(not one & other for other in classes[number + 1 :])
+    assert set(_WHY_EQUAL) <= known
+
+
+@pytest.mark.parametrize("shape", ["125M.yml", "pythia/1B.yml", "llama2/70B.yml", "mistral/7B.yml"])
+def test_the_made_proxy_of_a_published_shape_transfers_to_it(tmp_path: Path, shape: str) -> None:
+    file = ROOT / "configs" / shape
+    target = NeoXArgs.from_ymls([file], {"lr": 1e-3, "min_lr": 1e-4, "train_iters": 10}, world_size=1)
+    made = make_proxy(target, [str(file)], None)
+    (tmp_path / "proxy.yml").write_text(dump(made.values, ["a proxy"]))
+    keys_of_both = {"lr": 1e-3, "min_lr": 1e-4, "train_iters": 10}
+    proxy = NeoXArgs.from_ymls([tmp_path / "proxy.yml"], keys_of_both, world_size=1)
+    fitted = target.replace(**made.target_keys)
+    assert found(proxy, fitted, Kind.BREAKS) == [] and found(proxy, fitted, Kind.SHIFTS) == []
+    assert proxy.num_layers == target.num_layers
+    assert proxy.hidden_size // proxy.num_attention_heads == target.hidden_size // target.num_attention_heads
+    assert proxy.hidden_size < target.hidden_size
+
+
+def test_a_width_that_does_not_fit_is_refused(pair: tuple[NeoXArgs, NeoXArgs]) -> None:
+    for width, said in ((48, "multiple of the head dimension 32"), (256, "must be narrower"), (0, "multiple")):
+        with pytest.raises(ConfigError, match=said):
+            make_proxy(pair[1], [str(TARGET)], width)
+
+
+def test_the_script_judges_makes_and_keeps_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert transfer.main([str(BASE), str(TARGET), "--vocab-size", "512"]) == 0
+    assert "transfer: holds" in capsys.readouterr().out
+    made = tmp_path / "proxy.yml"
+    assert transfer.main([str(made), str(TARGET), "--make", "--vocab-size", "512", "--width", "64"]) == 0
+    assert "24 trials" in capsys.readouterr().out
+    assert transfer.main([str(made), str(TARGET), "--vocab-size", "512"]) == 0
+    with pytest.raises(ConfigError, match="exists already"):
+        transfer.main([str(made), str(TARGET), "--make", "--vocab-size", "512"])
+    assert transfer.main([str(TARGET), str(BASE), "--vocab-size", "512"]) == 1
+    assert "BROKEN by hidden_size" in capsys.readouterr().out
+
+
+def test_the_script_prints_each_parameters_rate_and_std(capsys: pytest.CaptureFixture[str]) -> None:
+    transfer.main([str(BASE), str(TARGET), "--vocab-size", "512", "--brief"])
+    rows = {
+        cells[0]: cells
+        for line in capsys.readouterr().out.splitlines()
+        if "│" in line and len(cells := line.strip("│").replace(" ", "").split("│")) == 8
+    }
+    assert rows["layers.*.mlp.dense_h_to_4h.weight"][4:] == ["4", "0.025", "0.001953", "0.4"]
+    assert rows["readout.weight"][4:] == ["4", "0.05", "0.007812", "0.1"]

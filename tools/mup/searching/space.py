@@ -1,0 +1,222 @@
+"""The search space: which keys vary, over what, and how trials are drawn from it.
+
+A space file is YAML:
+
+    sampler: random            # grid, random, qmc (scrambled Sobol) or tpe
+    seed: 1                    # of the sampler; the trials' own seeds are `seeds`
+    widths: [64]               # hidden sizes of each trial; unset: the configuration's
+    seeds: [1234]              # seeds of each trial; unset: the configuration's
+    pruner: none               # none, median or hyperband
+    parameters:
+      lr: {low: 1.0e-4, high: 1.0e-1, log: true}
+      mup-output-temp: [0.5, 1.0, 2.0]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from megatron.errors import ConfigError
+from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.merging import normalise, unknown_key
+from megatron.neox_arguments.yaml_loader import load_config
+
+SAMPLERS = ("grid", "random", "qmc", "tpe")
+PRUNERS = ("none", "median", "hyperband")
+_KEYS = ("sampler", "seed", "widths", "seeds", "pruner", "parameters")
+_RANGE_KEYS = ("low", "high", "log", "points")
+# What a search itself sets in every trial, and so must not vary.
+_OWN = {"seed": "give `seeds` beside `parameters`", "hidden_size": "give `widths` beside `parameters`"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One key that varies: over [low, high], in the logarithm where `log`, or over `choices` in their order.
+
+    points: how many values a grid takes of a range, both ends included.
+    """
+
+    key: str
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    points: int | None = None
+    choices: tuple[Any, ...] = ()
+
+    def at(self, u: float) -> Any:
+        """The value at u in [0, 1): the quantile of the uniform (or log-uniform) distribution."""
+        if self.choices:
+            return self.choices[min(int(u * len(self.choices)), len(self.choices) - 1)]
+        if self.log:
+            value = math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low)))
+        else:
+            value = self.low + u * (self.high - self.low)
+        return min(max(value, self.low), self.high)  # exp(log(x)) may miss x by a rounding
+
+    def position(self, value: Any) -> float:
+        """Where a value stands: 0 at the lower end or first choice, 1 at the upper end or last choice."""
+        if self.choices:
+            return self.choices.index(value) / max(len(self.choices) - 1, 1)
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the values have an order, so that the space has edges here."""
+        return not self.choices or all(_is_number(choice) for choice in self.choices)
+
+    def grid_values(self) -> tuple[Any, ...]:
+        """The values of a grid. Raises ConfigError for a range without `points`."""
+        if self.choices:
+            return self.choices
+        if self.points is None:
+            raise ConfigError(f"parameters: {self.key}: a grid needs a list of values, or `points` beside low and high")
+        return tuple(self.at(k / (self.points - 1)) for k in range(self.points))
+
+    def describe(self) -> Any:
+        """The parameter as plain data, as a space file would say it."""
+        if self.choices:
+            return list(self.choices)
+        return {"low": self.low, "high": self.high, "log": self.log, "points": self.points}
+
+
+@dataclass(frozen=True)
+class Space:
+    """A space file's content. `widths` and `seeds` are empty where the configuration's own count."""
+
+    parameters: tuple[Parameter, ...]
+    sampler: str = "random"
+    seed: int = 1
+    widths: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()
+    pruner: str = "none"
+    dropped: tuple[str, ...] = field(default=(), compare=False)
+
+    def describe(self) -> dict[str, Any]:
+        """The space as plain data: two searches fit together where this is equal."""
+        return {
+            "parameters": {parameter.key: parameter.describe() for parameter in self.parameters},
+            "sampler": self.sampler,
+            "seed": self.seed,
+            "widths": list(self.widths),
+            "seeds": list(self.seeds),
+            "pruner": self.pruner,
+        }
+
+
+def load_space(path: str | Path, args: NeoXArgs) -> Space:
+    """Read a space file for the configuration `args`. Raises ConfigError naming the file and the key."""
+    file = load_config(path)
+    try:
+        return parse_space(file.values, args)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def parse_space(values: Mapping[str, Any], args: NeoXArgs) -> Space:
+    """The space that `values` say. A multiplier of relative positions is dropped where the model has none."""
+    for key in values:
+        if key not in _KEYS:
+            raise ConfigError(f"{unknown_key(key, _KEYS)}; a space has {', '.join(_KEYS)}")
+    sampler, pruner = values.get("sampler", "random"), values.get("pruner", "none")
+    if sampler not in SAMPLERS:
+        raise ConfigError(f"sampler: {sampler!r} is not one of {', '.join(SAMPLERS)}")
+    if pruner not in PRUNERS:
+        raise ConfigError(f"pruner: {pruner!r} is not one of {', '.join(PRUNERS)}")
+    if not isinstance(values.get("seed", 1), int):
+        raise ConfigError(f"seed: needs a whole number, not {values['seed']!r}")
+    given = values.get("parameters")
+    if not isinstance(given, Mapping) or not given:
+        raise ConfigError("parameters: needs at least one key with its range or list of values")
+    parameters = [_parameter(key, value, args) for key, value in given.items()]
+    names = [parameter.key for parameter in parameters]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"parameters: {name} is given twice")
+    kept = [p for p in parameters if p.key != "mup_rp_embedding_mult" or args.pos_emb == "rpe"]
+    if not kept:
+        raise ConfigError("parameters: mup_rp_embedding_mult does nothing here: the model has no relative positions")
+    if sampler == "grid":
+        for parameter in kept:
+            parameter.grid_values()
+    return Space(
+        tuple(kept),
+        sampler,
+        values.get("seed", 1),
+        _numbers("widths", values.get("widths"), 1),
+        _numbers("seeds", values.get("seeds"), 0),
+        pruner,
+        tuple(name for name in names if name not in [p.key for p in kept]),
+    )
+
+
+def _numbers(key: str, value: Any, least: int) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not value or not all(type(v) is int and v >= least for v in value):
+        raise ConfigError(f"{key}: needs a list of whole numbers from {least}, not {value!r}")
+    if len(set(value)) < len(value):
+        raise ConfigError(f"{key}: {value} has a number twice")
+    return tuple(value)
+
+
+def _parameter(key: Any, value: Any, args: NeoXArgs) -> Parameter:
+    top, *rest = str(key).split(".")
+    name = normalise(top)
+    fields = NeoXArgs.__dataclass_fields__
+    if name not in fields:
+        raise ConfigError(f"parameters: {unknown_key(str(key), fields)}")
+    name = ".".join([name, *rest])
+    name = {"optimizer.params.lr": "lr", "optimizer.params.weight_decay": "weight_decay"}.get(name, name)
+    if name in _OWN:
+        raise ConfigError(f"parameters: {name} cannot vary by itself; {_OWN[name]}")
+    if name.startswith("mup_") and not args.use_mup:
+        raise ConfigError(f"parameters: {name} does nothing without use-mup: true in the configuration")
+    if isinstance(value, list):
+        return _choices(name, value)
+    if isinstance(value, Mapping):
+        numeric = {int, float} & {*get_args(fields[normalise(top)].type), fields[normalise(top)].type}
+        if not numeric and not rest:
+            raise ConfigError(f"parameters: {name} has no range: it is no number; give a list of its values")
+        return _range(name, value)
+    raise ConfigError(f"parameters: {name}: needs a list of values or {{low: ..., high: ..., log: ...}}, not {value!r}")
+
+
+def _choices(name: str, values: list[Any]) -> Parameter:
+    if not values:
+        raise ConfigError(f"parameters: {name}: the list is empty")
+    for value in values:
+        if values.count(value) > 1:
+            raise ConfigError(f"parameters: {name}: {value!r} is given twice")
+        if not isinstance(value, bool | int | float | str):
+            raise ConfigError(f"parameters: {name}: {value!r} is neither a number, text nor a truth value")
+    return Parameter(name, choices=tuple(sorted(values) if all(map(_is_number, values)) else values))
+
+
+def _range(name: str, value: Mapping[str, Any]) -> Parameter:
+    for key in value:
+        if key not in _RANGE_KEYS:
+            raise ConfigError(f"parameters: {name}: {unknown_key(key, _RANGE_KEYS)}")
+    low: Any = value.get("low")
+    high: Any = value.get("high")
+    log, points = value.get("log"), value.get("points")
+    if not _is_number(low) or not _is_number(high):
+        raise ConfigError(f"parameters: {name}: low and high need to be numbers")
+    if log is not None and not isinstance(log, bool):
+        raise ConfigError(f"parameters: {name}: log needs true or false, not {log!r}")
+    if low >= high:
+        raise ConfigError(f"parameters: {name}: the range from {low} to {high} is empty; low must be below high")
+    if log and low <= 0:
+        raise ConfigError(f"parameters: {name}: a range in the logarithm must begin above 0, not at {low}")
+    if points is not None and (type(points) is not int or points < 2):
+        raise ConfigError(f"parameters: {name}: points needs a whole number from 2, not {points!r}")
+    return Parameter(name, float(low), float(high), bool(log), points)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,72 @@
+"""The proxy of a target: the same configuration, narrower, and its own base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from megatron.errors import ConfigError
+from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.merging import merge, override
+from megatron.neox_arguments.yaml_loader import find_config, load_config
+
+LEAST_HEADS = 2
+
+
+@dataclass(frozen=True)
+class Made:
+    """A proxy: the values of its file, and the keys that the target needs beside its own."""
+
+    values: Mapping[str, Any]
+    target_keys: Mapping[str, Any]
+
+
+def make_proxy(target: NeoXArgs, files: Sequence[str], width: int | None) -> Made:
+    """The proxy of `target`, whose own keys `files` hold.
+
+    Depth, head dimension, ratio of the MLP and everything else stay; heads are dropped. width: the proxy's hidden
+    size; unset, the target's base, else an eighth of its width. Raises ConfigError where a width does not fit.
+    """
+    target.require("hidden_size", "num_attention_heads", "num_layers")
+    head_dim = target.hidden_size // target.num_attention_heads
+    if width is None:
+        heads = max(target.num_attention_heads // 8, LEAST_HEADS)
+        width = target.mup_base_hidden_size or heads * head_dim
+    heads, rest = divmod(width, head_dim)
+    if rest or not heads:
+        raise ConfigError(f"--width {width}: needs a multiple of the head dimension {head_dim}, which stays")
+    if width >= target.hidden_size:
+        raise ConfigError(f"--width {width}: the target is {target.hidden_size} wide; the proxy must be narrower")
+    dims: dict[str, Any] = {"hidden_size": width, "num_attention_heads": heads}
+    base: dict[str, Any] = {"use_mup": True, "mup_base_hidden_size": width, "mup_base_num_attention_heads": heads}
+    if target.num_kv_heads not in (None, target.num_attention_heads):
+        dims["num_kv_heads"] = _kv_heads(target, heads)
+        base["mup_base_num_kv_heads"] = dims["num_kv_heads"]
+    if target.intermediate_size is not None:
+        dims["intermediate_size"], rest = divmod(target.intermediate_size * width, target.hidden_size)
+        if rest:
+            raise ConfigError(f"--width {width}: intermediate-size {target.intermediate_size} does not scale to it")
+    if target.mup_depth_alpha:
+        base["mup_base_num_layers"] = target.mup_base_num_layers or target.num_layers
+    fields = NeoXArgs.__dataclass_fields__
+    merged = merge([load_config(find_config(file)) for file in files], fields)
+    values = override(merged, {**dims, **base}, fields, "--make").values
+    for key in ("save", "load", "log_dir", "base_shapes_file", "hostfile"):
+        values.pop(key, None)
+    wanted = {key: value for key, value in base.items() if getattr(target, key) != value}
+    return Made(values, wanted)
+
+
+def _kv_heads(target: NeoXArgs, heads: int) -> int:
+    """As many queries to a key as in the target, or one key for all."""
+    queries_a_key = target.num_attention_heads // target.num_kv_heads
+    return max(heads // queries_a_key, 1) if heads % queries_a_key == 0 or heads < queries_a_key else heads
+
+
+def dump(values: Mapping[str, Any], header: Sequence[str]) -> str:
+    """The text of a configuration file."""
+    spelt = {key.replace("_", "-"): value for key, value in values.items() if key != "config_files"}
+    return "".join(f"# {line}\n" for line in header) + yaml.safe_dump(spelt, sort_keys=False)

@@ -1,0 +1,117 @@
+"""What a section of the page consists of, whatever it is about."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron.errors import DataError
+
+Status = Literal["pass", "fail", "note"]
+
+# Colours are names that the page's style sheet gives a value, one for a light and one for a dark background.
+SERIES = 8
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "pentagon")
+DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text of a table's cell, and the full-precision number behind it."""
+
+    text: str
+    value: float | None = None
+
+
+Entry = Cell | str
+
+
+@dataclass(frozen=True)
+class Table:
+    """rows: one Entry for each of head. folded: behind a heading that opens it."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: list[tuple[Entry, ...]]
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One interactive figure.
+
+    data, layout: Plotly's, with colours as `$c0` or `$c0/0.2` (opacity). alt: what it shows, in words. views: labels of
+    a choice and the traces that each shows; the others always show. half: may stand beside another one.
+    """
+
+    name: str
+    title: str
+    alt: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+    caption: str = ""
+    views: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    toggles: tuple[str, ...] = ("x", "y")
+    height: int = 440
+    half: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page. headline: its outcome in one sentence. blocks: figures and tables in order."""
+
+    name: str
+    title: str
+    status: Status
+    headline: str
+    lead: str = ""
+    blocks: tuple[Figure | Table, ...] = ()
+    warnings: tuple[str, ...] = field(default=())
+
+
+def load(path: Path, keys: Sequence[str], maker: str) -> dict[str, Any]:
+    """A JSON object with these keys. Raises DataError that names the file and the tool that writes such ones."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON ({error}); it should be what {maker} writes") from error
+    missing = [key for key in keys if not isinstance(content, Mapping) or key not in content]
+    if missing:
+        raise DataError(f"{path} is not what {maker} writes: it has no `{missing[0]}`")
+    return dict(content)
+
+
+def number(value: float | None, form: str = ".4g") -> Cell:
+    """A number as it is shown, `none` for one that is missing."""
+    if value is None or not math.isfinite(value):
+        return Cell("–")
+    return Cell(format(value, form), float(value))
+
+
+def colour(i: int) -> str:
+    return f"$c{i % SERIES}"
+
+
+def short(value: float) -> str:
+    """6.7e9 as 6.7B, as counts of parameters and tokens are said."""
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if unit <= abs(value) < 1e15:
+            return f"{value / unit:.4g}{name}"
+    return f"{value:.6g}"
+
+
+def ticks(values: Iterable[float]) -> dict[str, Any]:
+    """An axis's ticks at these values, powers of two below 1 written as such; for a logarithmic axis."""
+    places = sorted(set(values))
+    exact = [math.log2(place) for place in places if place > 0]
+    if places and places[-1] < 1 and all(power == round(power) for power in exact):
+        texts = [f"2<sup>−{-power:.0f}</sup>" for power in exact]
+    else:
+        texts = [f"{place:.4g}" for place in places]
+    return {"tickvals": places, "ticktext": texts}

@@ -1,0 +1,71 @@
+"""Intervals of draws, their coverage, and how much each run is to be believed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tools.scaling.power_law import checked, fit_power_law
+from tools.scaling.separable import Array
+
+LEVEL = 0.90
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The median of draws and the central interval that holds `level` of them."""
+
+    value: float
+    low: float
+    high: float
+    level: float = LEVEL
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+    def as_json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def interval(draws: ArrayLike, level: float = LEVEL) -> Interval:
+    """draws: [s]."""
+    tail = (1 - level) / 2
+    low, middle, high = np.quantile(np.asarray(draws, np.float64), [tail, 0.5, 1 - tail])
+    return Interval(float(middle), float(low), float(high), level)
+
+
+def seed_variance(x: ArrayLike, y: ArrayLike) -> Array | None:
+    """Relative noise variance of each run [n] (mean 1) where sizes were repeated with several seeds, else None.
+
+    A size's own scatter is drawn towards the pooled one with the weight of four degrees of freedom, since a variance of
+    three seeds says little.
+    """
+    size, loss = checked(x, y, least=1)
+    sizes, where, count = np.unique(size, return_inverse=True, return_counts=True)
+    if (count > 1).sum() < 3:
+        return None
+    log = np.log(loss)
+    mean = np.bincount(where, log) / count
+    squares = np.bincount(where, (log - mean[where]) ** 2)
+    pooled = squares.sum() / (count - 1).sum()
+    if pooled <= 0:
+        return None
+    variance = (4 * pooled + squares) / (4 + count - 1)
+    return np.asarray(variance[where] / variance[where].mean())
+
+
+def noise_floor(x: ArrayLike, y: ArrayLike) -> tuple[float, str]:
+    """Relative noise of one run, and where it is known from: repeats of a size, else the residuals of the fit."""
+    size, loss = checked(x, y)
+    _, where, count = np.unique(size, return_inverse=True, return_counts=True)
+    if (freedom := int((count - 1).sum())) >= 2:
+        log = np.log(loss)
+        mean = np.bincount(where, log) / count
+        return float(np.sqrt(((log - mean[where]) ** 2).sum() / freedom)), "repeated sizes"
+    return fit_power_law(size, loss).rms, "residuals of the fit"
