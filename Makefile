@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml requirements/constraints.txt tools/setup_env.py
 demo: $(STAMP)  ## corpus, muP check, training and a sample, in minutes on two CPU cores
 	$(BIN)/python tools/demo.py
 
-layouts: $(STAMP)  ## train under 37 layouts in up to four processes and compare each with one process
+layouts: $(STAMP)  ## train under 39 layouts in up to four processes and compare each with one process
 	$(BIN)/python tools/layouts.py
 
 test: $(STAMP)  ## the tests, without those marked slow

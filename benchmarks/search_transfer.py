@@ -47,6 +47,7 @@ class Plan:
     proxy_width: int
     target_width: int
     trials: int
+    sp_trials: int
     iters: int
     final_seeds: tuple[int, ...]
     workers: int
@@ -132,6 +133,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
     parser.add_argument("--proxy-width", type=int, default=64)
     parser.add_argument("--target-width", type=int, default=256)
     parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--sp-trials", type=int, help="of SP's searches, which have two parameters (default: --trials)")
     parser.add_argument("--iters", type=int, default=300)
     parser.add_argument("--final-seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--workers", type=int, default=2)
@@ -141,6 +143,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
             **vars(given),
             "out": given.out.resolve(),
             "data": given.data.resolve(),
+            "sp_trials": given.sp_trials or given.trials,
             "final_seeds": tuple(given.final_seeds),
         }
     )
@@ -154,12 +157,13 @@ def main(input_args: Sequence[str] | None = None) -> int:
     for parametrization in ("mup", "sp"):
         for role, width in (("proxy", plan.proxy_width), ("direct", plan.target_width)):
             name = f"{parametrization}-{role}"
-            studies[name] = search(plan, name, parametrization, width, space(parametrization), plan.trials)
+            trials = plan.trials if parametrization == "mup" else plan.sp_trials
+            studies[name] = search(plan, name, parametrization, width, space(parametrization), trials)
             results[name] = final(plan, name, parametrization, studies[name])
     reference = results["mup-direct"][0]
     print(
-        f"\nwidth {plan.proxy_width} -> {plan.target_width}, {plan.trials} trials each, {plan.iters} steps, "
-        "losses in nats a byte\n"
+        f"\nwidth {plan.proxy_width} -> {plan.target_width}, {plan.trials} trials each (SP {plan.sp_trials}), "
+        f"{plan.iters} steps, losses in nats a byte\n"
     )
     print(
         f"| search | best in it | winner at {plan.target_width}, mean of seeds | against muP direct "

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 TOLERANCE = 1e-5
+OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 STUCK_AFTER = 120.0  # seconds for one layout; then the process says where it hangs, and ends
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
@@ -58,6 +59,7 @@ class Layout:
     zero: int = 0
     sequence_parallel: bool = False
     mup: bool = True
+    offload: bool = False
 
     @property
     def world_size(self) -> int:
@@ -66,7 +68,7 @@ class Layout:
     @property
     def name(self) -> str:
         parts = [f"TP {self.tensor}", f"PP {self.pipe}", f"DP {self.data}", f"ZeRO {self.zero}"]
-        return " ".join(parts) + (" SP" if self.sequence_parallel else "")
+        return " ".join(parts) + (" SP" if self.sequence_parallel else "") + (" offload" if self.offload else "")
 
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -79,6 +81,8 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(_UNTIED, data=2, zero=2),
     Layout(_UNTIED, data=2, zero=3),
     Layout(_UNTIED, data=2, zero=3, mup=False),
+    Layout(_UNTIED, data=2, zero=2, offload=True),
+    Layout(_UNTIED, data=2, zero=3, offload=True),
     Layout(_TIED, tensor=2),
     Layout(_TIED, tensor=2, sequence_parallel=True),
     Layout(_TIED, pipe=2),
@@ -136,7 +140,7 @@ def configuration(layout: Layout, corpus: Path, steps: int) -> dict[str, Any]:
         "model_parallel_size": layout.tensor,
         "pipe_parallel_size": layout.pipe,
         "sequence_parallel": layout.sequence_parallel,
-        "zero_optimization": {"stage": layout.zero},
+        "zero_optimization": {"stage": layout.zero, **(OFFLOAD if layout.offload else {})},
         "steps_per_print": 10**9,
         "use_mup": layout.mup,
     }

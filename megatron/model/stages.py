@@ -36,23 +36,27 @@ def _weights(layers: Sequence[str], shapes: Mapping[str, Shape], method: str) ->
             regex = re.compile(pattern, re.IGNORECASE)
         except re.error as error:
             raise ConfigError(f"pipe-partition-method: {pattern!r} is no regular expression: {error}") from error
-        return [int(bool(regex.search(_KINDS.get(layer, _BLOCK_KIND)))) for layer in layers]
+        weights = [int(bool(regex.search(_KINDS.get(layer, _BLOCK_KIND)))) for layer in layers]
+        if not any(weights):
+            known = ", ".join([_BLOCK_KIND, *_KINDS.values()])
+            raise ConfigError(f"pipe-partition-method: {pattern!r} matches no layer; their names are {known}")
+        return weights
     raise ConfigError(f"pipe-partition-method: {method!r}: uniform, parameters or type:<regular expression> would do")
 
 
 def stage_bounds(layers: Sequence[str], shapes: Mapping[str, Shape], stages: int, method: str) -> list[int]:
     """Stage i holds layers [bounds[i], bounds[i + 1]), so that the heaviest stage is as light as can be.
 
-    layers: names in order. shapes: global shapes by parameter name. ConfigError where a stage would hold no block.
+    layers: names in order. shapes: global shapes by parameter name. ConfigError where a stage would hold nothing.
     """
     from deepspeed.runtime.utils import partition_balanced
 
     weights = _weights(layers, shapes, method)
     bounds = [int(bound) for bound in partition_balanced(weights, stages)]
-    blocks = [sum(layer.startswith("layers.") for layer in layers[a:b]) for a, b in zip(bounds, bounds[1:])]
-    if min(blocks) == 0:
+    held = [b - a for a, b in zip(bounds, bounds[1:])]
+    if min(held) == 0:
         raise ConfigError(
-            f"pipe-partition-method {method} deals {blocks} blocks to the {stages} stages of pipe-parallel-size: "
+            f"pipe-partition-method {method} deals {held} layers to the {stages} stages of pipe-parallel-size: "
             "every stage needs one; use fewer stages, or type:transformer"
         )
     return bounds

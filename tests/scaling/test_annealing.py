@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron.errors import DataError
-from tools.scaling.annealing import AnnealingLaw, Curve, areas, fit_annealing, sample_annealing, schedule
+from tools.scaling.annealing import AnnealingLaw, Curve, areas, fit_annealing, held_out, sample_annealing, schedule
 
 LAW = AnnealingLaw(2.5, 20.0, 0.45, 4e-4, 0.998)
 TOTAL, WARMUP = 3000, 200
 
 
-def rates(kind):
+def rates(kind, warmup=WARMUP):
     t = np.arange(1, TOTAL + 1)
-    warm = np.minimum(1, t / WARMUP)
+    warm = np.minimum(1, t / max(warmup, 1))
     shapes = {
         "constant": np.ones(TOTAL),
         "cosine": 0.55 + 0.45 * np.cos(np.pi * t / TOTAL),
@@ -26,10 +26,10 @@ def rates(kind):
     return 3e-4 * warm * shapes[kind]
 
 
-def curve(kind, noise=0.0, seed=0):
-    steps = np.arange(WARMUP, TOTAL + 1, 25)
-    loss = LAW(rates(kind), steps)
-    return Curve(steps, loss * (1 + noise * np.random.default_rng(seed).standard_normal(len(steps))), rates(kind))
+def curve(kind, noise=0.0, seed=0, warmup=WARMUP, law=LAW):
+    steps, rate = np.arange(WARMUP, TOTAL + 1, 25), rates(kind, warmup)
+    loss = law(rate, steps) * (1 + noise * np.random.default_rng(seed).standard_normal(len(steps)))
+    return Curve(steps, loss, rate)
 
 
 @settings(max_examples=25)
@@ -76,6 +76,44 @@ def test_an_unseen_schedule_and_the_end_of_a_run_are_inside_their_intervals():
     posterior = sample_annealing([Curve(whole.steps[early], whole.loss[early], whole.rates)])
     low, high = np.quantile(posterior.observe(whole.rates, end), [0.05, 0.95])
     assert low < LAW(whole.rates, end)[0] < high
+
+
+@pytest.mark.parametrize("warmup", [0, WARMUP])
+@pytest.mark.parametrize("kinds", [("cosine", "constant"), ("constant", "drop"), ("constant", "constant", "wsd")])
+def test_one_falling_rate_among_constant_ones_is_enough(kinds, warmup):
+    """Without the falling one S2 is a second constant: the error on unseen schedules must not be taken from there."""
+    curves = [curve(kind, 0.001, i, warmup) for i, kind in enumerate(kinds)]
+    posterior = sample_annealing(curves, draws=800)
+    assert posterior.annealed and 0.001 <= posterior.departure < 0.02
+    low, middle, high = np.quantile(posterior.draws.theta, [0.05, 0.5, 0.95], axis=0)
+    assert (low < middle).all() and (middle < high).all()  # a sharp ridge that a coarse grid takes for a point
+    end = np.array([TOTAL])
+    low, high = np.quantile(posterior.observe(curves[0].rates, end), [0.05, 0.95])
+    assert low < LAW(curves[0].rates, end)[0] < high
+
+
+def test_constant_rates_tell_their_own_future_but_nothing_of_annealing():
+    truth = AnnealingLaw(2.5, 20.0, 0.45, 2e-3, 0.99)
+    whole = [curve("constant", 0.001, seed, law=truth) for seed in (0, 1)]
+    end = np.array([TOTAL])
+    for count in (1, 2):
+        early = [c.part((c.steps >= 500) & (c.steps <= 2000)) for c in whole[:count]]
+        law, posterior = fit_annealing(early), sample_annealing(early)
+        assert law.gain is None and not posterior.annealed
+        low, high = np.quantile(posterior.observe(rates("constant"), end), [0.05, 0.95])
+        assert low < truth(rates("constant"), end)[0] < high and high - low < 0.05 * low
+        for predict in (law, posterior.observe):
+            assert np.isfinite(predict(rates("wsd"), np.array([2300]))).all()  # before its decay
+            with pytest.raises(DataError, match="does not fall"):
+                predict(rates("wsd"), end)
+
+
+def test_a_decay_late_in_a_single_run_is_split_within_it():
+    """Held out after two thirds, all that tells C would be in what is to be predicted."""
+    [(kept, left)] = held_out([curve("wsd")])
+    assert kept[0].fallen.any() and left.fallen.all()
+    posterior = sample_annealing([curve("wsd", 0.001)])
+    assert posterior.annealed and posterior.departure < 0.02
 
 
 def test_schedule_fills_in_the_steps_between():

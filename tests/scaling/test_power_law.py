@@ -10,7 +10,7 @@ from scipy.optimize import curve_fit
 
 from megatron.errors import DataError
 from tools.scaling.power_law import PowerLaw, bootstrap_power_law, fit_power_law, matern, sample_power_law
-from tools.scaling.separable import NoisePrior, project, residuals
+from tools.scaling.separable import Exponents, NoisePrior, project, residuals, sample_posterior
 
 # Mu-scaling: ten widths of a 12-layer model in muP, parameters in units of 2^20, training loss at step 20k.
 MU_SCALING = np.array([
@@ -81,6 +81,19 @@ def test_projection_is_nonnegative_least_squares(seed):
         best, left = residuals(columns[g], y, weights[b])
         assert rss[b, g] == pytest.approx((left**2).sum(), rel=1e-6, abs=1e-9)
         assert coefficients[b, g] == pytest.approx(best, rel=1e-4, abs=1e-6)
+
+
+def test_collinear_columns_are_no_error_and_change_no_fit():
+    rng = np.random.default_rng(0)
+    y, weights = rng.uniform(1, 3, 9), rng.uniform(0.1, 2, 9)
+    power = np.geomspace(1, 9, 9) ** -0.5
+    columns = np.stack([np.ones(9), power, 3 * np.ones(9)], -1)
+    _, both = project(columns[None], y, weights)
+    _, alone = project(columns[None, :, :2], y, weights)
+    assert both == pytest.approx(alone, rel=1e-9)
+    exponents = Exponents((0.1,), (2.0,), 20, (0.4,), (0.5,))
+    with pytest.raises(DataError, match="cannot be told apart"):
+        sample_posterior(lambda theta: np.repeat(columns[None], len(theta), 0), y, exponents)
 
 
 def test_mu_scaling_three_widths_from_seven():

@@ -79,6 +79,15 @@ def test_a_table_is_forecast_and_compared_with_what_was_held_out(table, tmp_path
         assert text in shown
     pixels = imread(picture)
     assert pixels.shape[0] > 1000 and pixels.std() > 0.05
+    [band] = content["bands"]
+    assert band["x"][0] == SIZES[0] and band["x"][-1] == pytest.approx(4096) and band["level"] == 0.9
+    for target in content["targets"]:
+        for key, line in (("prediction", "median"), ("low", "low"), ("high", "high")):
+            along = np.interp(np.log(target["x"]), np.log(band["x"]), band[line])
+            assert along == pytest.approx(target[key], rel=2e-3)
+    assert np.interp(np.log(SIZES), np.log(band["x"]), band["median"]) == pytest.approx(
+        [p["y"] for p in content["points"]["used"]], rel=4e-3
+    )
 
 
 def test_runs_are_forecast_at_their_end_and_at_a_step(runs, tmp_path):
@@ -157,8 +166,12 @@ def test_a_surface_and_the_optimum_of_a_budget(tmp_path):
     assert content["compute_optimal"][0]["params"]["value"] == pytest.approx(1.2e10, rel=0.5)
     with pytest.raises(ConfigError, match="7e9:1.4e11"):
         run(*ask, "--target", "1e10")
-    with pytest.raises(ConfigError, match="one variable"):
-        run(*ask, "--target", "1e10:1e12", "--plot", tmp_path / "f.png")
+    [band] = content["bands"]
+    assert band["name"] == "1T tokens" and band["median"][-1] == pytest.approx(
+        content["targets"][0]["prediction"], rel=1e-3
+    )
+    assert run(*ask, "--target", "1e10:1e12", "1e10:2e12", "--fit-below", 2e9, "--plot", tmp_path / "f.png") == 0
+    assert imread(tmp_path / "f.png").std() > 0.05
 
 
 def test_compute_takes_the_best_run_of_each_budget(runs, tmp_path):
@@ -175,11 +188,15 @@ def test_a_runs_end_from_its_beginning(tmp_path):
     rate = 0.5 + 0.5 * np.cos(np.pi * steps / 2000)
     area = np.cumsum(rate) * 20
     value = 2 + 20 * area**-0.5
-    path, out = tmp_path / "run.csv", tmp_path / "f.json"
+    path, out, picture = tmp_path / "run.csv", tmp_path / "f.json", tmp_path / "f.png"
     path.write_text("step,lr,loss\n" + "\n".join(f"{s},{r},{v}" for s, r, v in zip(steps, rate, value)) + "\n")
-    assert run(path, "--law", "annealing", "--y", "loss", "--until", 1200, "--json", out) == 0
+    assert run(path, "--law", "annealing", "--y", "loss", "--until", 1200, "--json", out, "--plot", picture) == 0
+    assert imread(picture).std() > 0.05
     target = json.loads(out.read_text())["targets"][0]
     assert target["x"] == 2000 and target["inside"] and abs(target["relative_error"]) < 0.01
+    [band] = json.loads(out.read_text())["bands"]
+    assert band["x"][-1] == 2000 and band["median"][-1] == pytest.approx(target["prediction"], rel=1e-4)
+    assert all(low < high for low, high in zip(band["low"], band["high"]))
     with pytest.raises(ConfigError, match="--until"):
         run(path, "--law", "annealing", "--y", "loss", "--target", 2000)
 

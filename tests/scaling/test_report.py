@@ -66,6 +66,10 @@ FORECAST = {
         "used": [{"name": f"run {i} {EVIL}", "x": 1e6 * 4**i, "y": 4 - 0.3 * i, "source": "x"} for i in range(5)],
         "left_out": [{"name": "gone", "x": 5e6, "y": "nan", "source": "x", "reason": "loss is nan"}],
     },
+    "bands": [
+        {"name": "", "level": 0.9, "x": [1e6, 1e8, 6.7e9], "median": [4.0, 3.1, 2.51]}
+        | {"low": [3.95, 3.05, 2.47], "high": [4.05, 3.15, 2.55]}
+    ],
     "warnings": [f"a warning with {EVIL}"],
 }
 
@@ -226,7 +230,10 @@ def test_figures_hold_the_same_numbers(read, inputs):
     traces = {trace["name"]: trace for trace in figures["ladder"]["data"]}
     assert traces["fitted runs"]["y"] == [point["y"] for point in FORECAST["points"]["used"]]
     assert traces["forecast"]["y"] == [2.51234567] and traces["seen"]["y"] == [2.5]
-    assert traces["law"]["y"][0] == pytest.approx(9 * 1e6**-0.2 + 2)
+    [band] = FORECAST["bands"]
+    assert traces["median"]["x"] == band["x"] and traces["median"]["y"] == band["median"]
+    area = traces["90% interval of a new run"]
+    assert area["x"] == band["x"] + band["x"][::-1] and area["y"] == band["low"] + band["high"][::-1]
 
 
 def test_audit_is_read_from_what_it_prints(read):
@@ -291,6 +298,7 @@ def test_contrast_of_text_and_lines_light_and_dark():
 
 def test_parts_are_optional_and_forecasts_can_be_compared(inputs, tmp_path):
     other = json.loads((inputs / "forecast.json").read_text())
+    del other["bands"]  # as SP's ladder, or another tool, may have none
     del other["targets"][0]["actual"], other["targets"][0]["inside"], other["targets"][0]["relative_error"]
     (tmp_path / "sp.json").write_text(json.dumps(other))
     out = tmp_path / "r.html"

@@ -4,8 +4,9 @@ Tissue et al., arXiv:2408.11029, eq. 1: S1(s) is the sum of the learning rate up
 momentum m_i = lambda m_(i-1) + (lr_(i-1) - lr_i). Linear in L0, A and C once alpha and lambda are fixed. The schedule
 counts as it was, warm-up included, in both sums; the learning rate is taken in units of its peak.
 
-Where the rate does not fall S2 soon is constant, a second L0: such curves alone say nothing of C and lambda. The law
-then is L0 + A S1^-alpha, and is refused where a rate falls.
+Where the rate does not fall S2 is constant after some 1/(1 - lambda) steps, a second L0: such curves alone say nothing
+of C and lambda. The law then is L0 + A S1^-alpha, and is refused where a rate falls. Begin such curves after the
+warm-up's echo in S2 (a thousand steps), which it takes for a part of A S1^-alpha.
 """
 
 from __future__ import annotations
@@ -29,10 +30,8 @@ from tools.scaling.separable import (
 )
 
 # alpha, and one minus lambda (0.99 to 0.9999).
-EXPONENTS = Exponents(low=(0.05, 1e-4), high=(2.0, 2e-2), cells=20, median=(0.4, 1.5e-3), log_sd=(0.5, 1.0))
-CONSTANT = Exponents(
-    *(part[:1] for part in (EXPONENTS.low, EXPONENTS.high)), 72, EXPONENTS.median[:1], EXPONENTS.log_sd[:1]
-)
+EXPONENTS = Exponents(low=(0.05, 1e-4), high=(2.0, 2e-2), cells=40, median=(0.4, 1.5e-3), log_sd=(0.5, 1.0))
+CONSTANT = Exponents(low=(0.05,), high=(2.0,), cells=72, median=(0.4,), log_sd=(0.5,))  # alpha alone
 FALLEN = 0.99  # of the highest rate before: below it, a rate has fallen
 INDEPENDENT = 24  # points of one curve that count for the interval; neighbours say the same
 
@@ -60,7 +59,7 @@ class Curve:
         """Whether the rate has fallen by each step: bool[n]."""
         return fallen(self.rates)[self.steps - 1]
 
-    def part(self, index: slice | NDArray[np.int64]) -> Curve:
+    def part(self, index: slice | NDArray[np.int64] | NDArray[np.bool_]) -> Curve:
         return Curve(self.steps[index], self.loss[index], self.rates)
 
 
@@ -140,7 +139,7 @@ class AnnealingPosterior:
 def fit_annealing(curves: Sequence[Curve]) -> AnnealingLaw:
     """Least squares in relative residuals; every curve weighs the same, however often it was logged."""
     design, loss, variance, scale, exponents = _prepare(curves)
-    theta = best_exponents(design, loss, 1 / variance, exponents)
+    theta = best_exponents(design, loss, 1 / variance, exponents, cells=20)
     (floor, height, *gain), _ = residuals(design(theta[None])[0], loss, 1 / variance)
     alpha = float(theta[0])
     annealing = (float(gain[0] / scale[1]), 1 - float(theta[1])) if gain else (None, None)

@@ -11,9 +11,9 @@ from megatron.errors import ConfigError, DataError
 from tools.runs import Run, Smoothing, smooth
 from tools.scaling.annealing import AnnealingPosterior, Curve, fit_annealing, held_out, sample_annealing, schedule
 from tools.scaling.backtest import Held
-from tools.scaling.forecast import Forecast, Target
+from tools.scaling.forecast import BAND, Forecast, Target
 from tools.scaling.ladder import Point
-from tools.scaling.uncertainty import LEVEL, Interval, interval
+from tools.scaling.uncertainty import LEVEL, Band, Interval, Trace, band, interval
 
 RATES = ("lr", "learning_rate", "train/lr", "train/learning_rate", "learning-rate")
 MOST_BACKTESTS = 5
@@ -67,8 +67,9 @@ def forecast_curves(
     """
     curves = [curve_of(run, options) for run in runs]
     posterior = sample_annealing(curves)
-    targets, extra = [], []
+    targets, extra, bands = [], [], []
     reach = max(int(curve.steps[-1]) for curve in curves)
+    start = min(curve.steps[0] for curve in curves)
     for run in schedules or runs:
         rates = planned(run, options)
         wanted = np.array([int(s) for s in steps] or [len(rates)], np.int64)
@@ -85,15 +86,26 @@ def forecast_curves(
                 actual = float(known.values[np.searchsorted(known.steps, step)])
             targets.append(Target(float(step), interval(draws, level), float(step / reach), actual=actual))
             extra.append(run.name)
+        bands.append(_band(posterior, run.name, rates, int(start), int(wanted.max()), level))
     law = fit_annealing(curves)
     used = tuple(Point(r.name, float(c.steps[-1]), float(c.loss[-1]), r.source) for r, c in zip(runs, curves))
-    residual = np.concatenate([law(c.rates, c.steps) / c.loss - 1 for c in curves])
+    traces = tuple(
+        Trace(r.name, c.steps.astype(np.float64), c.loss, law(c.rates, c.steps)) for r, c in zip(runs, curves)
+    )
+    residual = np.concatenate([trace.fit / trace.y - 1 for trace in traces])
     return Forecast(
         "annealing", "L(s) = L0 + A S1^-alpha - C S2", "step", options.metric, tuple(targets),
         _parameters(posterior, level),
         (float(np.sqrt(np.mean(residual**2))), "residuals of the fit"), tuple(_backtest(curves, level)), used, (), (),
         prior=f"departure on an unseen schedule {posterior.departure:.2%}", extra={"schedules": extra},
+        bands=tuple(bands), traces=traces,
     )  # fmt: skip
+
+
+def _band(posterior: AnnealingPosterior, name: str, rates: np.ndarray, first: int, last: int, level: float) -> Band:
+    """From the first fitted step to the last forecast one; kinks of the schedule are kept."""
+    steps = np.unique(np.linspace(min(first, last), last, 2 * BAND).round().astype(np.int64))
+    return band(name, steps, posterior.observe(rates, steps), level, smooth=False)
 
 
 def _parameters(posterior: AnnealingPosterior, level: float) -> dict[str, Interval]:

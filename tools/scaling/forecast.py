@@ -25,10 +25,11 @@ from tools.scaling.ladder import Point
 from tools.scaling.power_law import PowerLawPosterior, sample_power_law
 from tools.scaling.separable import Array, NoisePrior
 from tools.scaling.surface import sample_surface
-from tools.scaling.uncertainty import LEVEL, Interval, interval, noise_floor, seed_variance
+from tools.scaling.uncertainty import LEVEL, Band, Interval, Trace, band, interval, noise_floor, seed_variance
 
 FEWEST_SIZES = 4
 FORMAT = 1
+BAND = 80  # places of a band
 FAR = 10.0  # times beyond the data: a warning of its own
 PRIOR = (
     "exponents log-normal, median 0.33, 90 % in 0.14 to 0.75; coefficients positive, else flat; noise of one run "
@@ -81,10 +82,11 @@ class Forecast:
     perplexity: bool = False
     prior: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
-    posterior: PowerLawPosterior | None = None  # of the laws with one x, for the picture
+    bands: tuple[Band, ...] = ()  # of a new run, along x up to the targets
+    traces: tuple[Trace, ...] = ()  # for the picture; not in the JSON
 
     def as_json(self) -> dict[str, Any]:
-        """`targets`, `parameters`, `backtest`, `points`, `warnings` and what they rest on, as JSON has it."""
+        """`targets`, `parameters`, `backtest`, `points`, `bands`, `warnings` and what they rest on, as JSON."""
         worst = max((h.extrapolation for h in self.held), default=None)
         return {
             "format": FORMAT,
@@ -102,6 +104,7 @@ class Forecast:
                 "used": [_point_json(point) for point in self.used],
                 "left_out": [_point_json(point) | {"reason": reason} for point, reason in self.left_out],
             },
+            "bands": [found.as_json() for found in self.bands],
             "warnings": list(self.warnings),
             "prior": self.prior,
             **self.extra,
@@ -152,12 +155,15 @@ def forecast_size(
     x, y = np.array([p.x for p in fitted]), np.array([p.y for p in fitted])
     posterior = sample_power_law(x, y, variance=seed_variance(x, y), prior=prior)
     found = _size_targets(posterior, targets, float(x.max()), points, level)
+    line = np.geomspace(x.min(), max([float(x.max()), *targets]), BAND)
     warnings += collapse_warnings(fitted, float(np.median(posterior.c))) + _far(found)
     return Forecast(
         law, f"L({names[0]}) = a {names[0]}^b + c", *names, found,
         {name: interval(getattr(posterior, name), level) for name in "abc"},
         noise_floor(x, y), tuple(backtest(x, y, level=level, prior=prior)), tuple(fitted), tuple(left_out),
-        tuple(warnings), perplexity, (PRIOR + DEPARTURE).format(sigma=prior.sigma, tau=prior.tau), posterior=posterior,
+        tuple(warnings), perplexity, (PRIOR + DEPARTURE).format(sigma=prior.sigma, tau=prior.tau),
+        bands=(band("", line, posterior.observe(line), level),),
+        traces=(Trace("fitted runs", x, y, np.median(posterior.law(x), axis=0)),),
     )  # fmt: skip
 
 
@@ -201,7 +207,7 @@ def forecast_surface(
     fitted, left_out = _split(points, fit_below)
     n, d, y = (np.array([getattr(p, key) for p in fitted], np.float64) for key in ("x", "tokens", "y"))
     posterior = sample_surface(n, d, y, prior=prior)
-    found = []
+    found, bands = [], []
     if targets:
         samples = posterior.observe(*np.array(targets).T)
         for (params, tokens), draws in zip(targets, samples.T):
@@ -209,6 +215,10 @@ def forecast_surface(
             known = [p.y for p in points if math.isclose(p.x, params) and math.isclose(p.tokens or 0, tokens)]
             actual = float(np.mean(known)) if known else None
             found.append(Target(params, interval(draws, level), float(reach), tokens, actual))
+    for tokens in dict.fromkeys(tokens for _, tokens in targets):
+        line = np.geomspace(n.min(), max([n.max(), *(params for params, other in targets if other == tokens)]), BAND)
+        along = posterior.observe(line, np.full(BAND, tokens))
+        bands.append(band(f"{short(tokens)} tokens", line, along, level))
     held = _surface_backtest(n, d, y, level, prior)
     surface, optima = posterior.surface, []
     for budget in budgets:
@@ -220,7 +230,8 @@ def forecast_surface(
     return Forecast(
         "surface", "L(N, D) = e + a N^-alpha + b D^-beta", *names, tuple(found), parameters,
         (float(np.median(posterior.draws.sigma)), "residuals of the fit"), tuple(held), tuple(fitted), tuple(left_out),
-        tuple(_far(found)), perplexity, PRIOR.format(sigma=prior.sigma), {"compute_optimal": optima},
+        tuple(_far(found)), perplexity, PRIOR.format(sigma=prior.sigma), {"compute_optimal": optima}, tuple(bands),
+        (Trace("fitted runs", n, y, np.median(posterior.law(n, d), axis=0), d),),
     )  # fmt: skip
 
 
@@ -249,6 +260,14 @@ def collapse_warnings(points: Sequence[Point], floor: float) -> list[str]:
     far = not_collapsing([p.x for p in points], curves, min(floor, 0.999 * min(p.y for p in points)))
     return [f"{points[i].name} does not collapse onto the other runs' normalised curve: another recipe or an accident?"
             for i in far]  # fmt: skip
+
+
+def short(x: float) -> str:
+    """6.7e9 as 6.7B."""
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if unit <= x < 1e15:
+            return f"{x / unit:.4g}{name}"
+    return f"{x:.6g}" if x < 1e6 else f"{x:.3g}"
 
 
 def _far(targets: Sequence[Target]) -> list[str]:

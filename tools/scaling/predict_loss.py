@@ -261,7 +261,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
     show(forecast, console)
     content = forecast.as_json()
     if options.plan:
-        if forecast.posterior is None or not forecast.targets:
+        if forecast.law not in ("size", "compute") or not forecast.targets:
             raise ConfigError("--plan needs a target, and a law of one variable")
         target = forecast.targets[-1].x
         x, y = [p.x for p in forecast.used], [p.y for p in forecast.used]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -38,6 +39,45 @@ def interval(draws: ArrayLike, level: float = LEVEL) -> Interval:
     tail = (1 - level) / 2
     low, middle, high = np.quantile(np.asarray(draws, np.float64), [tail, 0.5, 1 - tail])
     return Interval(float(middle), float(low), float(high), level)
+
+
+@dataclass(frozen=True)
+class Band:
+    """What a new run would show along a line of x [m]: its median and the central interval, each [m]."""
+
+    name: str
+    x: Array
+    median: Array
+    low: Array
+    high: Array
+    level: float
+
+    def as_json(self) -> dict[str, Any]:
+        lines = {key: getattr(self, key).tolist() for key in ("x", "median", "low", "high")}
+        return {"name": self.name, "level": self.level} | lines
+
+
+def band(name: str, x: ArrayLike, draws: Array, level: float = LEVEL, *, smooth: bool = True) -> Band:
+    """draws: [s, m] at x [m]. smooth: take the sampling noise out of quantiles that are smooth in the index of x."""
+    tail = (1 - level) / 2
+    lines = np.asarray(np.quantile(draws, [0.5, tail, 1 - tail], axis=0), np.float64)
+    if smooth:
+        index = np.linspace(-1, 1, lines.shape[1])
+        fit = np.polynomial.chebyshev.chebfit(index, lines.T, 8)
+        lines = np.asarray(np.polynomial.chebyshev.chebval(index, fit), np.float64)
+    middle, low, high = lines
+    return Band(name, np.asarray(x, np.float64), middle, low, high, level)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Points that were fitted, for the picture: x, y and the fit there, each [n]; tokens [n] where they differ."""
+
+    name: str
+    x: Array
+    y: Array
+    fit: Array
+    tokens: Array | None = None
 
 
 def seed_variance(x: ArrayLike, y: ArrayLike) -> Array | None:

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tools.scaling.page.content import Cell, Entry, Figure, Section, Status, Table, colour, load, number, short
 
 MAKER = "tools/scaling/predict_loss.py --json"
@@ -61,8 +59,11 @@ def _headline(content: Mapping[str, Any]) -> str:
 def _ladder(name: str, content: Mapping[str, Any]) -> Figure:
     points, targets = content["points"], content["targets"]
     x, y = content.get("x", "x"), content.get("y", "loss")
-    law = _law(content)
-    data = [*law, _runs("fitted runs", points["used"], colour(0), "circle")]
+    bands = content.get("bands", [])
+    data = [
+        *(trace for band in bands for trace in _band(band)),
+        _runs("fitted runs", points["used"], colour(0), "circle"),
+    ]
     seen = [target for target in targets if "actual" in target]
     shown = {target["x"] for target in seen}
     rest = [point for point in points["left_out"] if isinstance(point["y"], int | float) and point["x"] not in shown]
@@ -85,7 +86,8 @@ def _ladder(name: str, content: Mapping[str, Any]) -> Figure:
                 "hovertemplate": f"seen<br>{x} %{{x:.4s}}<br>{y} %{{y:.4f}}<extra></extra>",
             }
         )
-    axis = {"type": "log", "title": {"text": x}, "dtick": "D2", "tickformat": "~s"}
+    steps = content.get("law") == "annealing"
+    axis = {"title": {"text": x}, "tickformat": "~s"} | ({} if steps else {"type": "log", "dtick": "D2"})
     title = f"{name}: {content.get('formula', 'ladder')}" if name else str(content.get("formula", "ladder"))
     return Figure(
         f"ladder-{name}" if name else "ladder",
@@ -94,24 +96,25 @@ def _ladder(name: str, content: Mapping[str, Any]) -> Figure:
         f"intervals. {_headline(content)}.",
         data,
         {"xaxis": axis, "yaxis": {"title": {"text": y}}},
-        caption="Line: the law at the medians of its parameters. " * bool(law) + "Bars: intervals of a new run.",
+        caption="Line and area: median and interval of a new run. " * bool(bands) + "Bars: intervals of a new run.",
         height=520,
     )
 
 
-def _law(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """a x^b + c at the medians, over all that is shown; nothing for another law."""
-    parameters, used = content["parameters"], content["points"]["used"]
-    if set("abc") - set(parameters) or content.get("law", "size") not in ("size", "compute") or not used:
-        return []
-    a, b, c = (parameters[name]["value"] for name in "abc")
-    places = [point["x"] for point in used] + [target["x"] for target in content["targets"]]
-    x = np.geomspace(min(places), max(places), 80)
-    line = {"color": "$text", "width": 1.5}
-    return [
-        {"type": "scatter", "mode": "lines", "name": "law", "line": line, "hoverinfo": "skip"}
-        | {"x": x.tolist(), "y": (a * x**b + c).tolist()}
-    ]
+def _band(band: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The median of a new run along the ladder, and its interval as an area."""
+    of = f", {band['name']}" if band["name"] else ""
+    line = {"type": "scatter", "mode": "lines", "hoverinfo": "skip"}
+    area = {
+        "name": f"{band['level']:.0%} interval of a new run{of}",
+        "x": [*band["x"], *reversed(band["x"])],
+        "y": [*band["low"], *reversed(band["high"])],
+        "fill": "toself",
+        "fillcolor": "$muted/0.25",
+        "line": {"width": 0},
+    }
+    middle = {"name": f"median{of}", "x": band["x"], "y": band["median"], "line": {"color": "$text", "width": 1.5}}
+    return [line | area, line | middle]
 
 
 def _runs(name: str, points: Sequence[Mapping[str, Any]], shade: str, symbol: str) -> dict[str, Any]:
