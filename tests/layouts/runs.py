@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ STEPS = 6
 
 
 def train(
-    layout: Layout, folder: str, steps: int, load: str | None = None, save: str | None = None, **changes: Any
+    layout: Layout,
+    folder: str,
+    steps: int,
+    load: str | None = None,
+    save: str | None = None,
+    inspect: Callable[[Any], None] | None = None,
+    **changes: Any,
 ) -> tuple[list[float], list[float | None]]:
     """Losses and gradient norms of the steps after the loaded checkpoint, which end with a save."""
     from megatron.initialize import initialize_megatron
@@ -29,4 +36,6 @@ def train(
         trainer.step += 1
     if save:
         trainer.save()
+    if inspect is not None:
+        inspect(trainer)
     return losses, norms

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +37,30 @@ def test_two_processes_train_as_one(corpus: Path) -> None:
 def test_the_whole_matrix(corpus: Path) -> None:
     assert len(LAYOUTS) >= 20 and {layout.mup for layout in LAYOUTS} == {True, False}
     assert [row for row in compare(LAYOUTS, corpus, steps=10) if not row.passed] == []
+
+
+def _replicated(layouts: list[Layout], folder: str, changes: dict[str, Any]) -> list[dict[str, str]]:
+    """Digests of the parameters that all tensor-parallel ranks hold, after three steps."""
+    from megatron.mpu import shard_of
+
+    found = []
+    for layout in layouts:
+        trained: list[Any] = []
+        train(layout, folder, 3, inspect=trained.append, **changes)
+        parameters = dict(trained[0].trainee.model.global_named_parameters())
+        kept = {name: p.detach() for name, p in parameters.items() if shard_of(p) is None}
+        found.append({name: hashlib.sha256(p.numpy().tobytes()).hexdigest() for name, p in kept.items()})
+    return found
+
+
+def test_dropout_keeps_replicated_parameters_equal(corpus: Path) -> None:
+    """One mask for all ranks outside the tensor-parallel regions, also where a block is recomputed."""
+    layouts = [Layout(TIED, tensor=2), Layout(TIED, tensor=2, sequence_parallel=True)]
+    changes = {"hidden_dropout": 0.2, "attention_dropout": 0.2, "checkpoint_activations": True}
+    first, second = run(2, _replicated, layouts, str(corpus.parent), changes)
+    assert first == second and all("layers.0.input_layernorm.weight" in kept for kept in first)
+    without = run(2, _replicated, layouts[:1], str(corpus.parent), {})[0]
+    assert without[0] != first[0]  # the dropout was there
 
 
 def _without_partial_gradients(layout: Layout, folder: str, steps: int) -> object:

@@ -51,6 +51,12 @@ def assert_same_states(a: Path, b: Path) -> None:
 PAIRS = [
     pytest.param(Layout(UNTIED, tensor=2), Layout(UNTIED, data=2, zero=1), id="tp2-to-dp2-zero1"),
     pytest.param(Layout(TIED, pipe=2), Layout(TIED), id="pp2-to-one"),
+    pytest.param(Layout(TIED, tensor=2, pipe=2), Layout(TIED, tensor=2, pipe=2), id="tp2pp2-again", marks=slow),
+    pytest.param(Layout(LLAMA, tensor=2, zero=1), Layout(LLAMA, tensor=2, zero=1), id="tp2zero1-again", marks=slow),
+    pytest.param(
+        Layout(UNTIED, pipe=2, data=2, zero=1), Layout(UNTIED, pipe=2, data=2, zero=1), id="pp2dp2-again", marks=slow
+    ),
+    pytest.param(Layout(UNTIED, data=2, zero=3), Layout(UNTIED, data=2, zero=3), id="zero3-again", marks=slow),
     pytest.param(Layout(UNTIED, tensor=2, pipe=2), Layout(UNTIED, data=4), id="tp2pp2-to-dp4", marks=slow),
     pytest.param(Layout(UNTIED, data=4), Layout(UNTIED, tensor=2, pipe=2), id="dp4-to-tp2pp2", marks=slow),
     pytest.param(
