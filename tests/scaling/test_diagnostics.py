@@ -103,8 +103,6 @@ def test_the_plan_prefers_what_tells_most_for_the_money():
     assert costs == sorted(costs) and max(costs) < 1
     assert widths[-1] < 0.8 * plan.half_width and widths[-1] < widths[0]
     assert plan.best is not None and plan.best.cost <= 0.35 and 0 < plan.best.shrink < 1
-    dear = plan_next(X, Y, 4000, cost_exponent=2, draws=20).candidates
-    assert [c.cost for c in dear] == pytest.approx([c**2 for c in costs])
     with pytest.raises(DataError, match="not beyond"):
         plan_next(X, Y, 100)
 

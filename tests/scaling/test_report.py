@@ -393,6 +393,7 @@ def in_browser(page, tmp_path_factory):
     return done.stdout.decode(), done.stderr.decode(errors="replace")
 
 
+@pytest.mark.slow
 def test_a_browser_draws_all_of_it_without_errors(in_browser, inputs):
     document, log = in_browser
     assert [line for line in log.splitlines() if "CONSOLE" in line] == []
@@ -408,6 +409,7 @@ def test_a_browser_draws_all_of_it_without_errors(in_browser, inputs):
     assert seen["print"] == [0, "light"] and seen["afterPrint"] == [0, "dark"]
 
 
+@pytest.mark.slow
 def test_numbers_in_the_browsers_document_are_those_of_the_inputs(in_browser, inputs):
     body = re.sub(r"<script.*?</script>|<svg.*?</svg>|<style.*?</style>", "", in_browser[0], flags=re.S)
     body = re.search(r"<main.*</main>", body, flags=re.S)[0]

@@ -264,14 +264,15 @@ class _Grid:
         gram, moment, total = _moments(columns, basis.T @ problem.ratio, weights)
         coefficients = _solve(gram, moment)
         rss = np.maximum(total[:, None] - (coefficients * moment).sum(-1), 0)
-        plain = _log_determinant(np.einsum("gnk,gnl->gkl", columns, columns, optimize=True))
+        plain, _ = _log_determinant(np.einsum("gnk,gnl->gkl", columns, columns, optimize=True))
+        weighted, collinear = _log_determinant(gram)
         density = -np.log(sigma) - 0.5 * (prior.sigma / sigma) ** 2 + 0.5 * np.log(weights).sum(1)
         if tau.any():
             density = density + np.log(tau) - np.log1p((tau / prior.tau) ** 2)
-        integral = 0.5 * (plain - _log_determinant(gram) - rss)
+        integral = 0.5 * (plain - weighted - rss)
         log_prior = exponents.log_prior(self.theta) + self.log_cell
         # Where columns are collinear the data say nothing of the coefficients, and Jeffreys' prior is improper.
-        log_density = np.where(collinear(gram), -np.inf, density[:, None] + log_prior + integral)
+        log_density = np.where(collinear, -np.inf, density[:, None] + log_prior + integral)
         if np.isneginf(log_density).all():
             raise DataError("the terms of the law cannot be told apart by these runs: they vary together")
         return _Table(log_density, coefficients, gram)
@@ -333,30 +334,22 @@ def _moments(columns: Array, target: Array, weights: Array) -> tuple[Array, Arra
     return gram, np.moveaxis(sums[:, len(pairs) :], 1, -1), weights @ target**2
 
 
-def _log_determinant(gram: Array) -> Array:
-    """Of symmetric matrices [..., k, k]; a singular one has that of a very small number."""
-    scale, correlation = _standardised(gram)
-    return np.asarray(np.log(np.maximum(_determinant(correlation), 1e-300)) + 2 * np.log(scale).sum(-1))
-
-
-def collinear(gram: Array) -> NDArray[np.bool_]:
-    """Whether columns with these moments [..., k, k] are linearly dependent, up to rounding; their units are free."""
-    return np.asarray(_determinant(_standardised(gram)[1]) < COLLINEAR)
+def _log_determinant(gram: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Of moments [..., k, k], k = 2 or 3, and whether the columns are collinear up to rounding, in whatever units."""
+    if gram.shape[-1] == 2:
+        diagonal = gram[..., 0, 0] * gram[..., 1, 1]
+        determinant = diagonal - gram[..., 0, 1] ** 2
+    else:
+        scale, correlation = _standardised(gram)
+        determinant, diagonal = np.linalg.det(correlation), (scale**2).prod(-1)
+        determinant = determinant * diagonal
+    return np.log(np.maximum(determinant, 1e-300)), determinant <= COLLINEAR * diagonal
 
 
 def _standardised(gram: Array) -> tuple[Array, Array]:
     """Norms of the columns [..., k], and the moments [..., k, k] of the columns over them."""
     scale = np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), 1e-300))
     return scale, gram / (scale[..., :, None] * scale[..., None, :])
-
-
-def _determinant(m: Array) -> Array:
-    """Of [..., k, k] with a unit diagonal, k <= 3."""
-    if m.shape[-1] == 1:
-        return np.asarray(m[..., 0, 0])
-    if m.shape[-1] == 2:
-        return np.asarray(m[..., 0, 0] * m[..., 1, 1] - m[..., 0, 1] ** 2)
-    return np.asarray(np.linalg.det(m))
 
 
 def _root_of_inverse(gram: Array) -> Array:
@@ -380,7 +373,7 @@ def _solve(gram: Array, moment: Array) -> Array:
         determinant = np.where(determinant > 0, determinant, np.inf)
         return np.stack([(c * first - b * second) / determinant, (a * second - b * first) / determinant], -1)
     scale, correlation = _standardised(gram)
-    singular = (_determinant(correlation) < COLLINEAR)[..., None]
+    singular = (np.linalg.det(correlation) <= COLLINEAR)[..., None]
     regular = np.where(singular[..., None], np.eye(size), correlation)
     target = np.where(singular, 0, moment / scale)
     return np.asarray(np.linalg.solve(regular, target[..., None])[..., 0] / scale, np.float64)
