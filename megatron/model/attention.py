@@ -88,9 +88,9 @@ class Attention(nn.Module):
         self.head_dim = hidden_size // num_heads
         period = (self.queries_per_kv + 2) * self.head_dim
         queries = (period, self.queries_per_kv * self.head_dim)
-        self.query_key_value = column_linear(
-            hidden_size, num_kv_heads * period, bias, Declaration(Role.HIDDEN, zero_blocks=queries), tp
-        )
+        values = (period, period - self.head_dim, self.head_dim)
+        fused = Declaration(Role.HIDDEN, zero_blocks=queries, value_rows=values)
+        self.query_key_value = column_linear(hidden_size, num_kv_heads * period, bias, fused, tp)
         self.dense = row_linear(hidden_size, hidden_size, bias, Declaration(Role.HIDDEN, "output_matrix"), tp)
         self.q_norm, self.k_norm = (
             make_norm(qk_norm[0], self.head_dim, *qk_norm[1:], over_heads=True) if qk_norm else None for _ in "qk"

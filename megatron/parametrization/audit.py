@@ -51,8 +51,14 @@ def audit_parameters(
 
 
 def _measured_std(plan: ParameterPlan, weight: Tensor, query_zero_init: bool) -> tuple[float, int]:
-    """Root mean square of the entries that were drawn, and how many they are; padding and zeroed queries are not."""
-    weight = weight[: plan.shape[0]].detach().float()
+    """Root mean square of the entries that were drawn, and how many they are; padding and zeroed queries are not.
+
+    Values that start smaller, by their rule, are measured relative to it.
+    """
+    weight = weight[: plan.shape[0]].detach().float().clone()
+    if plan.declaration.value_rows is not None and plan.value_std not in (0.0, 1.0):
+        rows, start, length = plan.declaration.value_rows
+        weight.view(-1, rows, weight.shape[-1])[:, start : start + length] /= plan.value_std
     if plan.init_method == "ones":
         return 0.0, weight.numel()
     if plan.declaration.zero_blocks is not None and query_zero_init:
@@ -95,8 +101,8 @@ def _fixed_key_value_heads(widths: Widths, base: Widths) -> list[str]:
         return []
     return [
         f"keys and values have {widths.num_kv_heads} heads of {widths.head_dim} in base and target while the model "
-        f"grows from {base.hidden_size} to {widths.hidden_size}: from a fixed number of values their change grows "
-        "slowly with the width, so let key-value heads grow with the query heads where you can"
+        f"grows from {base.hidden_size} to {widths.hidden_size}: values then are output-like, and start smaller by "
+        "the root of the width multiplier"
     ]
 
 

@@ -22,13 +22,14 @@ class Declaration:
 
     fan_in_dim: the dimension that a matrix product sums over; 1 in torch's [out, in] layout.
     zero_blocks: (period, length): of every `period` rows the first `length` are query rows of a fused QKV matrix,
-    zeroed by mup-query-zero-init.
+    zeroed by mup-query-zero-init. value_rows: (period, start, length) of its value rows, in the same way.
     """
 
     role: Role
     init: InitKind = "matrix"
     fan_in_dim: int = 1
     zero_blocks: tuple[int, int] | None = None
+    value_rows: tuple[int, int, int] | None = None
 
 
 def declare(parameter: P, declaration: Declaration) -> P:

@@ -38,6 +38,9 @@ def draw(plan: ParameterPlan, seed: int, query_zero_init: bool = False) -> Tenso
         weight.mul_(plan.init_std * math.sqrt(max(fans(plan.shape, plan.declaration.fan_in_dim))))
     else:
         weight.normal_(0.0, plan.init_std, generator=generator)
+    if plan.value_std != 1.0 and plan.declaration.value_rows is not None:
+        period, start, length = plan.declaration.value_rows
+        weight.view(-1, period, weight.shape[-1])[:, start : start + length] *= plan.value_std
     if query_zero_init and plan.declaration.zero_blocks is not None:
         period, length = plan.declaration.zero_blocks
         weight.view(-1, period, weight.shape[-1])[:, :length] = 0.0

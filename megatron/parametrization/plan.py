@@ -30,7 +30,10 @@ class InitMethods:
 
 @dataclass(frozen=True)
 class ParameterPlan:
-    """All that is decided about one parameter before it exists. Shapes are global; init_std is absolute."""
+    """All that is decided about one parameter before it exists. Shapes are global; init_std is absolute.
+
+    value_std: factor on the initial values' rows of a fused QKV matrix, see `Parametrization.value_std`.
+    """
 
     name: str
     declaration: Declaration
@@ -42,6 +45,7 @@ class ParameterPlan:
     scaling: Scaling
     init_method: str
     init_std: float
+    value_std: float = 1.0
 
     @property
     def role(self) -> Role:
@@ -96,6 +100,22 @@ class Parametrization:
     init: InitMethods = InitMethods()
     multipliers: Multipliers = Multipliers()
     query_zero_init: bool = False
+    value_zero_init: bool = False
+
+    @property
+    def value_std(self) -> float:
+        """Factor on the initial std of the values, where key-value heads grow more slowly than the model.
+
+        A matrix' spectral norm should be sqrt(fan_out / fan_in) (Yang et al., arXiv:2310.17813, condition 1), and
+        r^-1/2 presumes that both grow alike. With fixed key-value heads the values map a width to a finite
+        dimension, like a readout (Tensor Programs V, arXiv:2203.03466, table 8): then it is r^-1, which is r^-1/2
+        more. `value_zero_init` (for the coordinate check, as for a readout) makes such values start at zero.
+        """
+        if not self.options.mup:
+            return 1.0
+        grows = (self.widths.num_kv_heads * self.widths.head_dim) / (self.base.num_kv_heads * self.base.head_dim)
+        factor = min(1.0, math.sqrt(grows / self.widths.multiplier(self.base)))
+        return 0.0 if self.value_zero_init and factor < 1.0 else factor
 
     def plan(
         self,
@@ -137,6 +157,7 @@ class Parametrization:
             scaling,
             method,
             std,
+            1.0 if declaration.value_rows is None else self.value_std,
         )
 
 

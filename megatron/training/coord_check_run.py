@@ -83,9 +83,10 @@ def _fixed_batch(args: NeoXArgs, runtime: Runtime, tokenizer: Tokenizer) -> dict
 
 
 def _for_check(parametrization: Parametrization, tied: bool) -> Parametrization:
-    """The same rules, with readout and query starting at zero: their random start hides what is learned."""
+    """The same rules, with what maps to a finite dimension, and the query, starting at zero: their random start
+    hides what is learned."""
     options = dataclasses.replace(parametrization.options, readout_zero_init=not tied)
-    return dataclasses.replace(parametrization, options=options, query_zero_init=True)
+    return dataclasses.replace(parametrization, options=options, query_zero_init=True, value_zero_init=True)
 
 
 class CoordinateCheck:

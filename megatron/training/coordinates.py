@@ -23,10 +23,18 @@ def _kind(name: str) -> str:
     return re.sub(r"^layers\.\d+(\.|$)", "", name) or "block"
 
 
-def _attention_logits(name: str, module: nn.Module, inputs: Any) -> Iterator[tuple[str, Tensor]]:
-    """scale * q k^T where the causal mask allows, 0 elsewhere: [b, heads, s, s]."""
+FUSED = "attention.query_key_value"
+
+
+def _inside_attention(name: str, module: nn.Module, inputs: Any) -> Iterator[tuple[str, Tensor]]:
+    """Queries, keys and values, and scale * q k^T where the causal mask allows, 0 elsewhere: [b, heads, s, s].
+
+    One by one: the share of each in the fused projection changes with the width where key-value heads are fixed.
+    """
     if isinstance(module, CoreAttention):
-        q, k = inputs[0], inputs[1]
+        q, k, v = inputs
+        for kind, x in (("query", q), ("key", k), ("value", v)):
+            yield name.replace("attention.core", f"attention.{kind}"), x.detach().float()
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         logits = (module.scale * q.float() @ k.float().transpose(-1, -2)).tril()
         yield name.replace("attention.core", ATTENTION_LOGITS), logits.detach()
@@ -50,9 +58,10 @@ def gpt_coordinates(trainee: Trainee, batch: Batch) -> Coordinates:
     return Coordinates(
         model,
         lambda: trainee.evaluate(iter([batch]), 1),
-        keep=bool,  # all but the model itself, whose output is the readout's
+        # all but the model itself, whose output is the readout's
+        keep=lambda name: bool(name) and not name.endswith(FUSED),
         kind=lambda name: _kind(model.global_name(name)),
-        extra=_attention_logits,
+        extra=_inside_attention,
         outputs=lambda module: isinstance(module, Readout),
         pool=_pool_over_processes,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -199,3 +200,35 @@ def test_every_parameter_declares_a_role():
 def test_widths_that_do_not_fit_are_refused(heads, kv):
     with pytest.raises(ConfigError, match="num-attention-heads"):
         Widths(32, heads, kv, 128, 2)
+
+
+GROUPED = Widths(hidden_size=64, num_attention_heads=4, num_kv_heads=2, ffn_hidden_size=128, num_layers=2)
+
+
+def _qkv_stds(plan) -> tuple[float, float]:
+    """RMS of the rows of queries and keys, and of those of values, of the first block."""
+    name = "layers.0.attention.query_key_value.weight"
+    weight, (period, start, length) = draw(plan.parameters[name], 3), plan.parameters[name].declaration.value_rows
+    rows = weight.view(-1, period, weight.shape[-1])
+    assert start + length == period and rows.shape[0] == plan.config.widths.num_kv_heads
+    return float(rows[:, :start].square().mean().sqrt()), float(rows[:, start:].square().mean().sqrt())
+
+
+@pytest.mark.parametrize("mult", [2, 4, 16])
+def test_values_of_fixed_key_value_heads_start_like_a_readout(mult):
+    """sigma / r instead of sigma / sqrt(r); with growing heads, growing head dimension, or in SP nothing changes."""
+    others, values = _qkv_stds(make_plan(scaled(mult, base=GROUPED), base=GROUPED))
+    assert others == pytest.approx(0.02 / math.sqrt(mult), rel=0.03)
+    assert values == pytest.approx(0.02 / mult, rel=0.03)
+    growing = dataclasses.replace(scaled(mult, base=GROUPED), num_kv_heads=2 * mult)
+    wide_heads = dataclasses.replace(scaled(mult, base=GROUPED), num_attention_heads=4)
+    for plan in (
+        make_plan(growing, base=GROUPED),
+        make_plan(wide_heads, base=GROUPED),
+        make_plan(scaled(mult, base=GROUPED), options=Options(mup=False)),
+    ):
+        others, values = _qkv_stds(plan)
+        assert values == pytest.approx(others, rel=0.05)
+    half = dataclasses.replace(scaled(16, base=GROUPED), num_kv_heads=8)  # 4 times as many at 16 times the width
+    assert make_plan(half, base=GROUPED).parametrization.value_std == 0.5
+    assert make_plan(GROUPED, base=GROUPED).parametrization.value_std == 1.0

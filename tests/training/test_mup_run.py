@@ -15,6 +15,7 @@ from megatron.errors import BaseShapeError, ConfigError
 from megatron.initialize import initialize_megatron
 from megatron.model import attention
 from megatron.parametrization.base_shapes import canonical_name, load_base_shapes
+from megatron.parametrization.plan import Parametrization
 from megatron.training.audit_run import run_audit
 from megatron.training.coord_check_run import CoordinateCheck, run_coord_check
 from megatron.training.from_args import model_plan
@@ -302,3 +303,23 @@ def test_the_guides_steps_as_commands(corpus, tmp_path):
     done = run_script(["train.py", str(tmp_path / "target.json"), "--train-iters", "2"])
     assert done.returncode == 0, done.stderr
     assert "finished at step 2" in done.stdout
+
+
+FIXED = {"hidden_size": 64, "num_attention_heads": 4, "num_kv_heads": 1, "mup_base_num_kv_heads": 1}
+
+
+@pytest.mark.slow
+def test_fixed_key_value_heads_pass_and_would_drift_as_plain_hidden_values(corpus, tmp_path, monkeypatch):
+    changes = {**FIXED, "mup_base_hidden_size": 32, "mup_base_num_attention_heads": 2}
+    changes["coord_check_widths"] = [64, 128, 256, 512]
+    result = check(corpus, tmp_path, **changes)
+    assert result.passed, result.mup.table()
+    monkeypatch.setattr(Parametrization, "value_std", 1.0)
+    drifting = verdict(
+        CoordinateCheck(
+            arguments(configuration(corpus, tmp_path, **{**CHECK, **changes})), initialize_megatron()
+        ).records(use_mup=True)
+    )
+    worst = max((row for row in drifting.rows if row.statistic == "rms_delta"), key=lambda row: row.slope)
+    kept = {(row.module, row.statistic, row.t): row.slope for row in result.mup.rows}
+    assert worst.slope > kept[worst.module, worst.statistic, worst.t] + 0.1
