@@ -73,9 +73,7 @@ def initialize_megatron(
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # names of torch's collectives that DeepSpeed still uses; once a call site, they would drown the log
     warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+` is deprecated", category=FutureWarning)
-    # Only DeepSpeed's inference uses this op. Compiling it takes 40 s, and the lock of a build that was killed makes
-    # every later process wait forever.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    skip_shared_memory_op()
     if has_gpu:
         torch.cuda.set_device(local_rank)
     if not torch.distributed.is_initialized():
@@ -87,6 +85,17 @@ def initialize_megatron(
     runtime = Runtime(rank, world_size, local_rank, device, groups)
     seed_all(seed, groups)
     return runtime
+
+
+def skip_shared_memory_op() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collective on CPU hosts, before it initialises distribution.
+
+    Only its inference uses it. Compiling takes 40 s, and the lock of a build that was killed makes every later process
+    wait forever.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _process_groups(grid: Grid) -> ProcessGroups:

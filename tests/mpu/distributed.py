@@ -28,6 +28,9 @@ def _work(rank: int, size: int, folder: Path, timeout: float, function: Callable
     import torch
     import torch.distributed as dist
 
+    from megatron.initialize import skip_shared_memory_op
+
+    skip_shared_memory_op()  # some tests start DeepSpeed themselves
     # a process that hangs (a collective that the others do not call) tells where, and dies
     faulthandler.dump_traceback_later(timeout, exit=True)
     torch.set_num_threads(1)
