@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from megatron.errors import DataError
+from megatron.files import write_whole
 from megatron.monitoring.base import Record
 
 NONFINITE = "_nonfinite"
@@ -44,7 +43,7 @@ class JsonlMonitor:
             else:
                 header["resumed_from"] = [*earlier[0].get("resumed_from", []), self.resume_step]
                 records = earlier[1]
-        _write_atomically(self.path, (_line(entry) for entry in (to_plain(header), *records)))
+        write_whole(self.path, (_line(entry) for entry in (to_plain(header), *records)))
         self._file = self.path.open("ab")
 
     def log(self, record: Record) -> None:
@@ -140,20 +139,6 @@ def to_plain(value: Any) -> Any:
 
 def _line(entry: Mapping[str, Any]) -> bytes:
     return json.dumps(entry, allow_nan=False).encode() + b"\n"
-
-
-def _write_atomically(path: Path, lines: Iterable[bytes]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _move_aside(path: Path) -> None:

@@ -99,15 +99,15 @@ def _show_parameters(args: NeoXArgs, vocab_size: int, console: Console, brief: b
 
 def _make(options: argparse.Namespace, target: NeoXArgs, console: Console) -> None:
     from tools.mup.searching.proxy import cost_of
-    from tools.mup.searching.report import write_text
     from tools.mup.transferring.make import dump, make_proxy
+    from tools.runs.cli import write_atomically
 
     made = make_proxy(target, [options.target], options.width)
     header = [f"Proxy of {options.target}, for a hyperparameter search; it is its own muP base."]
     text = dump(made.values, header)
     if Path(options.proxy).exists():
         raise ConfigError(f"{options.proxy}: exists already; --make writes a new file")
-    write_text(Path(options.proxy), text)
+    write_atomically(Path(options.proxy), text)
     console.print(f"wrote {options.proxy}", highlight=False)
     if made.target_keys:
         keys = ", ".join(f"{key.replace('_', '-')}: {value}" for key, value in made.target_keys.items())

@@ -7,13 +7,12 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron.errors import ConfigError, DataError
+from megatron.files import write_whole
 from tools.runs.run import Run
 from tools.runs.sources import read_runs
 
@@ -46,20 +45,10 @@ def chosen_runs(options: argparse.Namespace) -> list[Run]:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing; its folder is made. Raises DataError naming the path."""
-    data = content.encode() if isinstance(content, str) else content
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
+        write_whole(path, content)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise DataError(f"{path} cannot be written: {error.strerror}") from error
 
 

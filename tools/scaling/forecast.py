@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +17,7 @@ import scipy
 
 import megatron
 from megatron.errors import ConfigError, DataError
+from tools.runs.cli import write_atomically
 from tools.scaling.backtest import Held, backtest, coverage, mean_error
 from tools.scaling.diagnostics import describe_ladder, not_collapsing
 from tools.scaling.ladder import Point
@@ -300,7 +299,7 @@ def save(path: Path, content: dict[str, Any], register: bool) -> None:
         created = datetime.now(UTC).isoformat(timespec="seconds")
         content = content | {"registered": {"created": created, "inputs": inputs, "versions": versions}}
         content["registered"]["sha256"] = _seal(content)
-    _write(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -320,18 +319,3 @@ def load(path: Path) -> dict[str, Any]:
 def _seal(content: dict[str, Any]) -> str:
     bare = content | {"registered": {k: v for k, v in content["registered"].items() if k != "sha256"}}
     return hashlib.sha256(json.dumps(bare, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

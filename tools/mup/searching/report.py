@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from tools.mup.searching.proxy import tied_changes
 from tools.mup.searching.setup import Setup
 from tools.mup.searching.space import Parameter, Space
 from tools.mup.searching.stages import Stage, ranked
+from tools.runs.cli import write_atomically
 
 EDGE = 0.1  # share of a range, at each end, that counts as its edge
 TREND = 0.05  # significance level from which loss is said to depend on a parameter
@@ -149,23 +148,7 @@ def write_best(path: Path, setup: Setup, best: FrozenTrial) -> None:
         f"# Trial {best.number} of the search {setup.name!r} ({len(setup.space.parameters)} parameters, "
         f"{setup.space.sampler}), loss {best.value:.4f} at hidden-size {', '.join(map(str, widths))}.\n"
     )
-    write_text(path, header + yaml.safe_dump(overlay, sort_keys=False))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, header + yaml.safe_dump(overlay, sort_keys=False))
 
 
 def verdict(best: FrozenTrial, second: FrozenTrial | None, noise: Noise | None) -> str:
