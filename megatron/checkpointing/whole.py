@@ -187,17 +187,21 @@ class WholeCheckpoint:
         whole = parts[0] if spec is None else unshard(parts, Shard(*spec))
         return whole[: self.layout.shapes[name][0]]
 
+    def _layer(self, name: str) -> int:
+        """Index of the layer that a parameter belongs to."""
+        return next(i for i, layer in enumerate(self.layout.layers) if name.startswith(f"{layer}."))
+
     def _stage(self, name: str) -> int:
         if self.layout.pipe == 1:
             return 0
-        index = next(i for i, layer in enumerate(self.layout.layers) if name.startswith(f"{layer}."))
+        index = self._layer(name)
         return next(s for s in range(self.layout.pipe) if index < self.layout.bounds[s + 1])
 
     def _model_weights(self, tensor: int, name: str) -> Mapping[str, Tensor]:
         """Weights by global name, from the file that holds `name`."""
         if self.layout.pipe == 1:
             return self._model_states(tensor)["module"]
-        layer = next(i for i, layer in enumerate(self.layout.layers) if name.startswith(f"{layer}."))
+        layer = self._layer(name)
         file = self.path / f"layer_{layer:02d}-model_{tensor:02d}-{_MODEL}"
         states = self._load(file)
         return {f"{self.layout.layers[layer]}.{local}": x for local, x in states.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,16 +36,11 @@ def gather_shards(local: Tensor, parameter: nn.Parameter, groups: ProcessGroups)
     return unshard(parts, spec)
 
 
-def whole_parameters(
-    trainee: Trainee, read: Callable[[nn.Parameter], Tensor] = local_tensor
-) -> Iterator[tuple[str, Tensor]]:
-    """(global name, whole tensor without vocabulary padding) of this process's stage. Collective.
-
-    read: what to take of each parameter, with the parameter's local shape.
-    """
+def whole_parameters(trainee: Trainee) -> Iterator[tuple[str, Tensor]]:
+    """(global name, whole tensor without vocabulary padding) of this process's stage. Collective."""
     groups = trainee.runtime.groups
     for name, parameter in trainee.model.global_named_parameters():
-        whole = gather_shards(read(parameter), parameter, groups)
+        whole = gather_shards(local_tensor(parameter), parameter, groups)
         yield name, whole[: trainee.plan.parameters[name].shape[0]]
 
 

@@ -8,12 +8,13 @@ import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megatron.checkpointing import Target, load_checkpoint, save_checkpoint, save_iterations
+from megatron.checkpointing import Layout, Target, load_checkpoint, save_checkpoint, save_iterations
 from megatron.initialize import Runtime
 from megatron.monitoring import MonitorGroup, ThroughputTimer, build_monitors, default_log_dir
 from megatron.monitoring.flops import peak_tflops
@@ -85,10 +86,14 @@ class Trainer:
         self.trainee: Trainee = build_trainee(args, runtime, plan, learning_rate_schedule(args), args.seed, eod)
         self.tokens_a_step = args.train_batch_size * args.seq_length
         self.log_dir = Path(args.log_dir) if args.log_dir else default_log_dir(_config_name(args), datetime.now())
-        self.layout = checkpoint_layout(args, self.trainee)
         self.step = self._load()
         every = save_iterations(args.train_iters, args.checkpoint_scale, args.checkpoint_factor, args.extra_save_iters)
         self.save_steps = every | {args.train_iters} if args.save else set()
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How checkpoints hold the model; made only by runs that load or save one."""
+        return checkpoint_layout(self.args, self.trainee)
 
     def _load(self) -> int:
         """Resume from `load`, if there is a checkpoint; the step reached so far."""
