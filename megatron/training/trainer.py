@@ -212,13 +212,17 @@ def _config_name(args: NeoXArgs) -> str:
     return Path(next(iter(args.config_files or {}), "run")).stem
 
 
-def train(args: NeoXArgs, runtime: Runtime) -> TrainingResult:
-    """Build the run, train, and return where it ended. Monitors run on the first process only."""
+def train(args: NeoXArgs, runtime: Runtime, console: bool = True) -> TrainingResult:
+    """Build the run, train, and return where it ended. Monitors run on the first process only.
+
+    console: whether the run tells its progress there, which one of many must not.
+    """
     trainer = Trainer(args, runtime)
     with (
         build_monitors(
             rank=runtime.rank,
             log_dir=trainer.log_dir,
+            console=console,
             use_wandb=bool(args.use_wandb),
             wandb_project=args.wandb_project,
             wandb_group=args.wandb_group,

@@ -22,9 +22,9 @@ import yaml
 from megatron.monitoring import read_metrics
 from megatron.neox_arguments import NeoXArgs
 from tests.search.tiny import ROOT, environment, run_search, search_command, write_space
+from tools.cost import cost_of
 from tools.mup.searching.lead import is_over
 from tools.mup.searching.progress import Spent, eta, status_line
-from tools.mup.searching.proxy import cost_of
 from tools.mup.searching.setup import Setup, parse
 from tools.mup.searching.stages import Stage, ranked, search_stage
 from tools.mup.searching.storage import open_storage

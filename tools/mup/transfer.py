@@ -98,7 +98,7 @@ def _show_parameters(args: NeoXArgs, vocab_size: int, console: Console, brief: b
 
 
 def _make(options: argparse.Namespace, target: NeoXArgs, console: Console) -> None:
-    from tools.mup.searching.proxy import cost_of
+    from tools.cost import cost_of
     from tools.mup.transferring.make import dump, make_proxy
     from tools.runs.cli import write_atomically
 

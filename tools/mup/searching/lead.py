@@ -16,8 +16,9 @@ from rich.live import Live
 
 from megatron.errors import ConfigError, UserError
 from megatron.neox_arguments import NeoXArgs
+from tools.cost import Cost
 from tools.mup.searching import progress, report
-from tools.mup.searching.proxy import Cost, check_space, check_target
+from tools.mup.searching.proxy import check_space, check_target
 from tools.mup.searching.setup import Setup
 from tools.mup.searching.stages import Stage, confirm_stage, ranked, search_stage
 

@@ -12,8 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tools.cost import Cost
 from tools.mup.searching.claims import live_workers
-from tools.mup.searching.proxy import Cost
 from tools.mup.searching.stages import Stage, ranked
 
 

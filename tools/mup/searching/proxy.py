@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
+from tools.cost import Cost, cost_of
 from tools.mup.searching.space import Space
 from tools.mup.transferring.keys import INDIFFERENT
 
@@ -66,8 +67,9 @@ def width_changes(args: NeoXArgs, hidden_size: int) -> dict[str, int]:
 
 def tied_changes(args: NeoXArgs, params: Mapping[str, Any]) -> dict[str, Any]:
     """min-lr keeps its share of lr where lr varies and min-lr does not: the schedule's shape stays."""
-    if "lr" in params and "min_lr" not in params and args.min_lr and args.lr:
-        return {"min_lr": params["lr"] * (args.min_lr / args.lr)}
+    lr = params.get("lr")
+    if isinstance(lr, int | float) and "min_lr" not in params and args.min_lr and args.lr:
+        return {"min_lr": lr * (args.min_lr / args.lr)}
     return {}
 
 
@@ -115,32 +117,6 @@ def describe(args: NeoXArgs, space: Space) -> dict[str, Any]:
 def fingerprint(description: Mapping[str, Any]) -> str:
     """A short name of a description."""
     return hashlib.sha256(repr(sorted(description.items())).encode()).hexdigest()[:10]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """A run's size before it is trained."""
-
-    params: int
-    tokens: int
-    flops: float
-
-
-def cost_of(args: NeoXArgs, vocab_size: int | None = None) -> Cost:
-    """Parameters, tokens and training FLOPs (see megatron.monitoring.flops) of a configuration.
-
-    vocab_size: the tokenizer's where unset, which its files must be there for.
-    """
-    from megatron.tokenizer import build_tokenizer
-    from megatron.training.from_args import model_plan
-    from megatron.training.report import flops_a_token
-
-    args.require("train_iters", "train_batch_size")
-    if vocab_size is None:
-        vocab_size = build_tokenizer(args.tokenizer_type, args.vocab_file, args.merge_file).vocab_size
-    plan = model_plan(args, vocab_size)
-    tokens = args.train_iters * args.train_batch_size * args.seq_length
-    return Cost(plan.num_parameters, tokens, flops_a_token(plan) * tokens)
 
 
 def check_target(args: NeoXArgs, space: Space, target: NeoXArgs) -> Cost:

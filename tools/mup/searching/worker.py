@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import Trial, TrialState
 
 from megatron.errors import TrainingError
+from tools.mup.processes import share_machine
 from tools.mup.searching.claims import BEAT_SECONDS, Claim, Claims, Worker
 from tools.mup.searching.proxy import Run, trial_args
 from tools.mup.searching.setup import Setup
@@ -210,18 +211,6 @@ class Trials:
         self.claims.finish(claim, TrialState.COMPLETE, sum(losses) / len(losses))
 
 
-def _quiet_environment(index: int, workers: int) -> None:
-    """A run of one process, whatever launcher started us; threads and devices are shared out among the workers."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)
-    import torch
-
-    if torch.cuda.is_available():
-        os.environ["LOCAL_RANK"] = str(index % torch.cuda.device_count())
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max((os.cpu_count() or 1) // workers, 1))
-
-
 def run_worker(
     setup: Setup, began: float, parent: int | None = None, poll: Callable[[float], None] = time.sleep
 ) -> None:
@@ -229,7 +218,7 @@ def run_worker(
 
     began: time.monotonic() of the process's first moment, from which its wall time counts.
     """
-    _quiet_environment(setup.worker_index or 0, setup.workers)
+    share_machine(setup.worker_index or 0, setup.workers)
     from megatron.initialize import initialize_megatron
 
     stage: Stage | None = search_stage(setup)
