@@ -112,8 +112,11 @@ def test_a_forecast_is_registered_once_and_checked(runs, tmp_path, capsys):
     with pytest.raises(ConfigError, match="not overwritten"):
         run(*ask, "--save", saved)
     target = metrics(tmp_path / "target", int(TARGET * 1e6), seed=9)
-    assert run("--check", saved, target) == 0
+    outcome = tmp_path / "outcome.json"
+    assert run("--check", saved, target, "--json", outcome) == 0
     assert "inside" in capsys.readouterr().out
+    [told] = json.loads(outcome.read_text())["targets"]
+    assert told["inside"] and told["relative_error"] == pytest.approx(told["prediction"] / told["actual"] - 1)
     worse = metrics(tmp_path / "worse", int(TARGET * 1e6), seed=9, note="x")
     text = (worse / "metrics.jsonl").read_text().splitlines()
     last = json.loads(text[-1]) | {"valid/loss": 3.0}

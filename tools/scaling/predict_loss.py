@@ -4,6 +4,7 @@
     python tools/scaling/predict_loss.py entity/project --group ladder-3 --x params --y valid/loss --target 6.7e9
     python tools/scaling/predict_loss.py 'runs/*/metrics.jsonl' --x params --y valid/loss --target 512e6 \\
         --json forecast.json --plot forecast.png
+    python tools/scaling/predict_loss.py runs/ladder --y valid/loss --target-config configs/mup/target.yml ...
     python tools/scaling/predict_loss.py table.csv --x params_M --y loss --fit-below 160 --target 676 1447
     python tools/scaling/predict_loss.py runs --law surface --x params --y valid/loss --target 7e9:1.4e11 --budget 1e22
     python tools/scaling/predict_loss.py runs --law compute --y valid/loss --target 1e22
@@ -24,6 +25,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -68,6 +70,7 @@ def arguments(input_args: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--drop-flagged", action="store_true", help="leave out runs flagged as outliers")
     fit = parser.add_argument_group("the forecast")
     fit.add_argument("--target", nargs="+", default=[], help="x to predict; N:D for --law surface; FLOPs, or steps")
+    fit.add_argument("--target-config", nargs="+", default=[], metavar="CONFIG", help="predict this model (x = params)")
     fit.add_argument("--fit-below", type=float, metavar="X", help="fit sizes up to X; compare with the others")
     fit.add_argument("--level", type=float, default=0.9, help="of the intervals (default 0.9)")
     fit.add_argument("--budget", nargs="+", type=float, default=[], help="FLOPs: compute-optimal N and D (surface)")
@@ -99,6 +102,8 @@ def selection(options: argparse.Namespace) -> Selection:
 def make_forecast(options: argparse.Namespace) -> Forecast:
     if not options.sources:
         raise ConfigError("no runs are named; see --help")
+    if options.target_config:
+        options.target.append(str(_params(options)))
     if not 0.5 <= options.level < 1:
         raise ConfigError(f"--level is {options.level:g}; a share between 0.5 and 1, such as 0.9")
     chosen = selection(options)
@@ -122,6 +127,16 @@ def make_forecast(options: argparse.Namespace) -> Forecast:
     left_out = (*found.left_out, *((p, "loss not finite") for p in bad))
     recorded = {"selection": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(chosen).items()}}
     return replace(found, warnings=warnings, left_out=left_out, extra=found.extra | recorded)
+
+
+def _params(options: argparse.Namespace) -> int:
+    """Parameters of the model that --target-config describes, as a run's header would count them."""
+    if options.law != "size" or options.x != "params":
+        raise ConfigError("--target-config tells a number of parameters: it goes with --law size and --x params")
+    from megatron.neox_arguments import NeoXArgs
+    from tools.cost import cost_of
+
+    return cost_of(NeoXArgs.from_ymls(options.target_config, world_size=1)).params
 
 
 def _annealing(options: argparse.Namespace, chosen: Selection) -> Forecast:
@@ -217,7 +232,10 @@ def show_plan(plan: Plan, target: float, console: Console) -> None:
 
 
 def check(options: argparse.Namespace, console: Console) -> int:
-    """Compares a registered forecast with what came; 1 if a loss is outside its interval."""
+    """Compares a registered forecast with what came; 1 if a loss is outside its interval.
+
+    --json writes the forecast with the mean of what came beside each target, for the report.
+    """
     content = load(options.check)
     if "selection" not in content or content["law"] not in ("size", "surface"):
         raise ConfigError(f"{options.check}: forecasts of sizes and surfaces can be checked, not of {content['law']}")
@@ -230,11 +248,8 @@ def check(options: argparse.Namespace, console: Console) -> int:
     points, _ = read_points(options.sources, chosen, content["law"])
     outside = compared = 0
     for target in content["targets"]:
-        for point in points:
-            if not math.isclose(point.x, target["x"], rel_tol=1e-3):
-                continue
-            if "tokens" in target and not math.isclose(point.tokens or 0, target["tokens"], rel_tol=1e-2):
-                continue
+        seen = [point for point in points if _is_of(point, target)]
+        for point in seen:
             inside = target["low"] <= point.y <= target["high"]
             compared, outside = compared + 1, outside + (not inside)
             console.print(
@@ -244,11 +259,24 @@ def check(options: argparse.Namespace, console: Console) -> int:
                 soft_wrap=True,
                 markup=False,
             )
+        if seen:
+            actual = mean(point.y for point in seen)
+            inside = target["low"] <= actual <= target["high"]
+            target |= {"actual": actual, "relative_error": target["prediction"] / actual - 1, "inside": inside}
     if not compared:
         sizes = ", ".join(f"{t['x']:g}" for t in content["targets"])
-        seen = ", ".join(f"{p.x:g}" for p in points)
-        raise DataError(f"{options.check} forecasts {content['x']} = {sizes}; the runs given have {seen}")
+        found = ", ".join(f"{p.x:g}" for p in points)
+        raise DataError(f"{options.check} forecasts {content['x']} = {sizes}; the runs given have {found}")
+    if options.json:
+        save(options.json, content, register=False)
     return int(outside > 0)
+
+
+def _is_of(point: Point, target: dict[str, Any]) -> bool:
+    """Whether a run is one that a target is about."""
+    if not math.isclose(point.x, target["x"], rel_tol=1e-3):
+        return False
+    return "tokens" not in target or math.isclose(point.tokens or 0, target["tokens"], rel_tol=1e-2)
 
 
 def main(input_args: Sequence[str] | None = None) -> int:
