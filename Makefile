@@ -44,7 +44,7 @@ format: $(STAMP)  ## let ruff put the code in its form
 	$(BIN)/ruff format .
 
 bench: $(STAMP)  ## run every benchmark
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 clean:  ## remove caches and build leftovers; .venv, data, runs and checkpoints stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov

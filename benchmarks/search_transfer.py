@@ -25,17 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import optuna  # noqa: E402
-import yaml  # noqa: E402
 
+from benchmarks._family import BASE_WIDTH, configuration, make_corpus, space, write  # noqa: E402
 from tools.mup.searching.progress import Spent, value_text  # noqa: E402
 from tools.mup.searching.stages import ranked  # noqa: E402
 from tools.mup.searching.storage import open_storage  # noqa: E402
-
-HEAD_DIM, INIT_STD = 32, 0.05
-SP_SPACE = {
-    "lr": {"low": 1e-4, "high": 1e-1, "log": True},
-    "init-method-std": {"low": INIT_STD / 10, "high": INIT_STD * 10, "log": True},
-}
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,6 @@ class Plan:
 
     out: Path
     data: Path
-    proxy_width: int
     target_width: int
     trials: int
     sp_trials: int
@@ -53,48 +46,11 @@ class Plan:
     workers: int
 
 
-def configuration(plan: Plan, parametrization: str, width: int) -> dict[str, Any]:
-    """A model of the family; its muP base is the proxy."""
-    return {
-        "num-layers": 3,
-        "hidden-size": width,
-        "num-attention-heads": width // HEAD_DIM,
-        "seq-length": 128,
-        "pos-emb": "rotary",
-        "no-weight-tying": True,
-        "init-method-std": INIT_STD,
-        "use-mup": parametrization == "mup",
-        "mup-base-hidden-size": plan.proxy_width,
-        "mup-base-num-attention-heads": plan.proxy_width // HEAD_DIM,
-        "optimizer": {"type": "Adam", "params": {"lr": 2.0**-7, "betas": [0.9, 0.95], "eps": 1e-8}},
-        "lr-decay-style": "cosine",
-        "warmup": 0.05,
-        "weight-decay": 0.1,
-        "train-micro-batch-size-per-gpu": 8,
-        "train-iters": plan.iters,
-        "eval-interval": plan.iters,
-        "eval-iters": 60,
-        "log-interval": 50,
-        "num-workers": 0,
-        "data-path": str(plan.data / "text_document"),
-        "tokenizer-type": "CharLevelTokenizer",
-        "make-vocab-size-divisible-by": 1,
-        "seed": 1,
-    }
-
-
-def space(parametrization: str) -> dict[str, Any]:
-    if parametrization == "sp":
-        return {"sampler": "random", "seed": 1, "parameters": SP_SPACE}
-    return yaml.safe_load((ROOT / "configs" / "mup" / "space.yml").read_text())
-
-
 def search(plan: Plan, name: str, parametrization: str, width: int, over: dict[str, Any], trials: int) -> optuna.Study:
     """Run or resume one search as a user would, and open its study."""
     folder = plan.out / name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.yml").write_text(yaml.safe_dump(configuration(plan, parametrization, width), sort_keys=False))
-    (folder / "space.yml").write_text(yaml.safe_dump(over, sort_keys=False))
+    write(folder / "model.yml", configuration(plan.data, plan.iters, width, parametrization == "mup"))
+    write(folder / "space.yml", over)
     files = ("--space", folder / "space.yml", "--out", folder)
     command = [sys.executable, ROOT / "tools/mup/search.py", folder / "model.yml", *files]
     numbers = ("--trials", trials, "--workers", plan.workers)
@@ -130,7 +86,6 @@ def main(input_args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/search_transfer"))
     parser.add_argument("--data", type=Path, default=Path("data/corpus_bytes"), help="made if missing")
-    parser.add_argument("--proxy-width", type=int, default=64)
     parser.add_argument("--target-width", type=int, default=256)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--sp-trials", type=int, help="of SP's searches, which have two parameters (default: --trials)")
@@ -147,22 +102,19 @@ def main(input_args: Sequence[str] | None = None) -> int:
             "final_seeds": tuple(given.final_seeds),
         }
     )
-    if not (plan.data / "text_document.idx").is_file():
-        import prepare_data
-
-        prepare_data.main(["--tokenizer", "byte", "--output-dir", str(plan.data)])
+    make_corpus(plan.data)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     studies, results = {}, {}
     for parametrization in ("mup", "sp"):
-        for role, width in (("proxy", plan.proxy_width), ("direct", plan.target_width)):
+        for role, width in (("proxy", BASE_WIDTH), ("direct", plan.target_width)):
             name = f"{parametrization}-{role}"
             trials = plan.trials if parametrization == "mup" else plan.sp_trials
-            studies[name] = search(plan, name, parametrization, width, space(parametrization), trials)
+            studies[name] = search(plan, name, parametrization, width, space(parametrization == "mup"), trials)
             results[name] = final(plan, name, parametrization, studies[name])
     reference = results["mup-direct"][0]
     print(
-        f"\nwidth {plan.proxy_width} -> {plan.target_width}, {plan.trials} trials each (SP {plan.sp_trials}), "
+        f"\nwidth {BASE_WIDTH} -> {plan.target_width}, {plan.trials} trials each (SP {plan.sp_trials}), "
         f"{plan.iters} steps, losses in nats a byte\n"
     )
     print(
@@ -170,7 +122,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
         "| FLOPs | seconds | winner |"
     )
     print("|---|---|---|---|---|---|---|")
-    labels = {"proxy": f"at {plan.proxy_width}, transferred", "direct": f"at {plan.target_width}, direct"}
+    labels = {"proxy": f"at {BASE_WIDTH}, transferred", "direct": f"at {plan.target_width}, direct"}
     for name, study in studies.items():
         parametrization, role = name.split("-")
         print(row(f"{'muP' if parametrization == 'mup' else 'SP'} {labels[role]}", study, results[name], reference))
