@@ -90,7 +90,7 @@ def test_what_does_not_matter_is_not_mentioned(pair: tuple[NeoXArgs, NeoXArgs], 
 
 
 def test_the_same_batch_cut_otherwise_is_the_same(pair: tuple[NeoXArgs, NeoXArgs]) -> None:
-    cut = pair[1].replace(train_micro_batch_size_per_gpu=4, gradient_accumulation_steps=4)
+    cut = pair[1].replace(train_micro_batch_size_per_gpu=4, gradient_accumulation_steps=2)
     assert found(pair[0], cut, Kind.SHIFTS) == [] == found(pair[0], cut, Kind.BREAKS)
 
 
@@ -135,7 +135,7 @@ def test_the_made_proxy_of_a_published_shape_transfers_to_it(tmp_path: Path, sha
 
 
 def test_a_width_that_does_not_fit_is_refused(pair: tuple[NeoXArgs, NeoXArgs]) -> None:
-    for width, said in ((48, "multiple of the head dimension 32"), (256, "must be narrower"), (0, "multiple")):
+    for width, said in ((48, "multiple of the head dimension 32"), (320, "must be narrower"), (0, "multiple")):
         with pytest.raises(ConfigError, match=said):
             make_proxy(pair[1], [str(TARGET)], width)
 
@@ -160,5 +160,5 @@ def test_the_script_prints_each_parameters_rate_and_std(capsys: pytest.CaptureFi
         for line in capsys.readouterr().out.splitlines()
         if "│" in line and len(cells := line.strip("│").replace(" ", "").split("│")) == 8
     }
-    assert rows["layers.*.mlp.dense_h_to_4h.weight"][4:] == ["4", "0.025", "0.001953", "0.4"]
-    assert rows["readout.weight"][4:] == ["4", "0.05", "0.007812", "0.1"]
+    assert rows["layers.*.mlp.dense_h_to_4h.weight"][4:] == ["5", "0.02236", "0.001562", "0.5"]
+    assert rows["readout.weight"][4:] == ["5", "0.05", "0.007812", "0.1"]
