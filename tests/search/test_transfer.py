@@ -160,5 +160,5 @@ def test_the_script_prints_each_parameters_rate_and_std(capsys: pytest.CaptureFi
         for line in capsys.readouterr().out.splitlines()
         if "│" in line and len(cells := line.strip("│").replace(" ", "").split("│")) == 8
     }
-    assert rows["layers.*.mlp.dense_h_to_4h.weight"][4:] == ["5", "0.02236", "0.001562", "0.5"]
+    assert rows["layers.*.mlp.dense_h_to_4h.weight"][4:] == ["5", "0.02236", "0.001563", "0.5"]
     assert rows["readout.weight"][4:] == ["5", "0.05", "0.007812", "0.1"]

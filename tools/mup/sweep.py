@@ -44,7 +44,6 @@ class Job:
     """One run, and the folder that it logs to."""
 
     run: Run
-    params: Mapping[str, Any]
     args: NeoXArgs
 
     @property
@@ -96,7 +95,7 @@ def jobs(args: NeoXArgs, grid: Mapping[str, Sequence[Any]], widths: Sequence[int
         params = {parameter.key: value for parameter, value in zip(space.parameters, values)} if grid else {}
         for run in runs_of(args, space):
             name = "-".join([run.name, *(f"{key}={_short(value)}" for key, value in params.items())])
-            made.append(Job(run, params, trial_args(args, params, run, out / name)))
+            made.append(Job(run, trial_args(args, params, run, out / name)))
     return sorted(made, key=lambda job: (-job.run.hidden_size, job.run.seed))
 
 
