@@ -73,6 +73,11 @@ def test_every_run_is_trained_once_and_as_by_the_trainer_alone(
     assert others == {path: path.stat().st_mtime_ns for path in others}
     with pytest.raises(ConfigError, match="holds a run with eval_iters 2, this sweep has 1; choose another --out"):
         sweep.main([*command, "--eval-iters", "1"])
+    # A key that went back to its default is another configuration too.
+    plain = tmp_path / "plain.yml"
+    plain.write_text(json.dumps({k: v for k, v in json.loads(proxy.read_text()).items() if k != "lr-decay-style"}))
+    with pytest.raises(ConfigError, match="holds a run with lr_decay_style 'cosine', this sweep has"):
+        sweep.main([str(plain), *command[1:]])
 
 
 @pytest.mark.xdist_group("multiprocess")

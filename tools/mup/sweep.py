@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from megatron.entry import run_script  # noqa: E402
 from megatron.errors import ConfigError, TrainingError, UserError  # noqa: E402
-from megatron.monitoring.jsonl import read_metrics  # noqa: E402
+from megatron.monitoring.jsonl import read_metrics, to_plain  # noqa: E402
 from megatron.neox_arguments import NeoXArgs  # noqa: E402
 from megatron.neox_arguments.yaml_loader import parse_scalar  # noqa: E402
 from tools.mup.processes import end_with_parent, share_machine  # noqa: E402
@@ -50,36 +50,23 @@ class Job:
     def folder(self) -> Path:
         return Path(self.args.log_dir or "")
 
-    def finished_loss(self) -> float | None:
-        """The last held-out loss (else training loss) if the folder holds this run's end; None where it does not.
-
-        Raises ConfigError if it holds a run of another configuration.
-        """
+    def is_finished(self) -> bool:
+        """Whether the folder holds this run's end. Raises ConfigError if it holds a run of another configuration."""
         file = self.folder / "metrics.jsonl"
         if not file.is_file():
-            return None
+            return False
         header, records = read_metrics(file)
-        told = {key: header.get("config", {}).get(key) for key in self.args.non_default()}
-        ours = _plain(self.args.non_default())
+        there, ours = header.get("config", {}), to_plain(self.args.to_dict())
         for key, value in ours.items():
-            if key not in _INDIFFERENT and told[key] != value:
+            if key not in _INDIFFERENT and there.get(key) != value:
                 raise ConfigError(
-                    f"{self.folder} holds a run with {key} {told[key]!r}, this sweep has {value!r}; "
+                    f"{self.folder} holds a run with {key} {there.get(key)!r}, this sweep has {value!r}; "
                     "choose another --out"
                 )
-        end = [record for record in records if record["step"] == self.args.train_iters]
-        found = [record[name] for record in end for name in ("train/loss", "valid/loss") if name in record]
-        return found[-1] if found else None
+        return any(record["step"] == self.args.train_iters for record in records)
 
 
 _INDIFFERENT = {"log_dir", "config_files", "num_workers"}
-
-
-def _plain(value: Any) -> Any:
-    """As it comes back from JSON."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def jobs(args: NeoXArgs, grid: Mapping[str, Sequence[Any]], widths: Sequence[int], seeds: Sequence[int],
@@ -181,7 +168,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
     args = NeoXArgs.consume_neox_args(rest).replace(world_size=1)
     args.require("lr", "train_iters", "hidden_size", "num_attention_heads", "seq_length")
     wanted = jobs(args, parse_grid(options.grid), options.widths, options.seeds, options.out)
-    todo = [job for job in wanted if job.finished_loss() is None]
+    todo = [job for job in wanted if not job.is_finished()]
     print(f"{len(wanted)} runs in {options.out}, {len(wanted) - len(todo)} of them there already", flush=True)
     diverged = sweep(todo, options.workers) if todo else 0
     if diverged:
