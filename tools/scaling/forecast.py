@@ -7,7 +7,7 @@ import json
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,10 @@ PRIOR = (
     "scaled inverse chi-squared about {sigma:.2%}"
 )
 
-DEPARTURE = "; smooth departure from the law half-Cauchy of scale {tau:.2%}"
+DEPARTURE = (
+    "; predictions allow for a smooth departure from the law, half-Cauchy of scale {tau:.2%}, and the intervals of "
+    "a, b and c take the law for exact"
+)
 
 
 @dataclass(frozen=True)
@@ -152,13 +155,15 @@ def forecast_size(
         left_out += [(fitted[i], "outlier") for i in sorted(flagged)]
         fitted = [p for i, p in enumerate(fitted) if i not in flagged]
     x, y = np.array([p.x for p in fitted]), np.array([p.y for p in fitted])
-    posterior = sample_power_law(x, y, variance=seed_variance(x, y), prior=prior)
+    variance = seed_variance(x, y)
+    posterior = sample_power_law(x, y, variance=variance, prior=prior)
+    exact = sample_power_law(x, y, variance=variance, prior=replace(prior, tau=0.0))  # whose a, b and c have a truth
     found = _size_targets(posterior, targets, float(x.max()), points, level)
     line = np.geomspace(x.min(), max([float(x.max()), *targets]), BAND)
     warnings += collapse_warnings(fitted, float(np.median(posterior.c))) + _far(found)
     return Forecast(
         law, f"L({names[0]}) = a {names[0]}^b + c", *names, found,
-        {name: interval(getattr(posterior, name), level) for name in "abc"},
+        {name: interval(getattr(exact, name), level) for name in "abc"},
         noise_floor(x, y), tuple(backtest(x, y, level=level, prior=prior)), tuple(fitted), tuple(left_out),
         tuple(warnings), perplexity, (PRIOR + DEPARTURE).format(sigma=prior.sigma, tau=prior.tau),
         bands=(band("", line, posterior.observe(line), level),),

@@ -160,10 +160,10 @@ def sample_power_law(
 
     Weak priors, stated in Exponents and NoisePrior: -b is log-normal with median 0.33 (90 %: 0.14 to 0.75), which
     spans the exponents published for language models; a and c are free but positive. The departure from the law is a
-    smooth curve in log x of unknown size: it is what makes the interval grow with the extrapolation. On ladders that
-    follow the law exactly the 90 % interval of b covers about 95 %, since it allows for a departure that is not there;
-    without one (tau = 0) it covers 88 to 90 %, but real ladders then fall outside too often. variance: [n]
-    relative to each other. Raises DataError as fit_power_law does.
+    smooth curve in log x of unknown size: it is what makes a prediction's interval grow with the extrapolation. a, b
+    and c have a true value only where the law is exact, and there their intervals are right without the departure
+    (tau = 0): with it those of 90 % cover 95 % of such ladders. variance: [n] relative to each other. Raises DataError
+    as fit_power_law does.
     """
     size, loss = checked(x, y)
     prior, centre, log_size = prior or NoisePrior(), _centre(size), np.log(size)
