@@ -16,7 +16,7 @@ import torch
 
 from megatron.checkpointing import Layout, Target, load_checkpoint, save_checkpoint, save_iterations
 from megatron.initialize import Runtime
-from megatron.monitoring import MonitorGroup, ThroughputTimer, build_monitors, default_log_dir
+from megatron.monitoring import Monitor, MonitorGroup, ThroughputTimer, build_monitors, default_log_dir
 from megatron.monitoring.flops import peak_tflops
 from megatron.neox_arguments import NeoXArgs
 from megatron.tokenizer import Tokenizer, build_tokenizer
@@ -28,10 +28,11 @@ from megatron.training.report import checkpoint_layout, flops_a_token, group_nor
 
 @dataclass
 class TrainingResult:
-    """Where a run ended. Losses are in nats a token; None where the run had no such data."""
+    """Where a run ended. Losses are in nats a token, None where the run had no such data; flops are the model's."""
 
     step: int
     tokens: int
+    flops: float
     train_loss: float | None
     valid_loss: float | None
     test_loss: float | None
@@ -174,9 +175,11 @@ class Trainer:
         test_loss = None if interrupted else self.evaluate("test")
         if test_loss is not None:
             monitors.log({"step": self.step, "tokens": self.step * self.tokens_a_step, "test/loss": test_loss})
+        tokens = self.step * self.tokens_a_step
         return TrainingResult(
             self.step,
-            self.step * self.tokens_a_step,
+            tokens,
+            flops_a_token(self.trainee.plan) * tokens,
             train_loss,
             valid_loss,
             test_loss,
@@ -212,10 +215,17 @@ def _config_name(args: NeoXArgs) -> str:
     return Path(next(iter(args.config_files or {}), "run")).stem
 
 
-def train(args: NeoXArgs, runtime: Runtime, console: bool = True) -> TrainingResult:
+def train(
+    args: NeoXArgs,
+    runtime: Runtime,
+    console: bool = True,
+    watch: Monitor | None = None,
+    stop: StopRequest | None = None,
+) -> TrainingResult:
     """Build the run, train, and return where it ended. Monitors run on the first process only.
 
-    console: whether the run tells its progress there, which one of many must not.
+    console: whether the run tells its progress there, which one of many must not. watch: one more monitor. stop: lets
+    the caller ask for the end, as SIGTERM does.
     """
     trainer = Trainer(args, runtime)
     with (
@@ -234,7 +244,9 @@ def train(args: NeoXArgs, runtime: Runtime, console: bool = True) -> TrainingRes
             total_steps=args.train_iters,
             resume_step=trainer.step or None,
         ) as monitors,
-        StopRequest().listening() as stop,
+        (stop or StopRequest()).listening() as request,
     ):
+        if watch is not None:
+            monitors.monitors.append(watch)
         monitors.start(run_header(args, trainer.trainee.plan, runtime))
-        return trainer.run(monitors, stop)
+        return trainer.run(monitors, request)

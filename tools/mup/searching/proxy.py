@@ -76,7 +76,8 @@ def tied_changes(args: NeoXArgs, params: Mapping[str, Any]) -> dict[str, Any]:
 def trial_args(args: NeoXArgs, params: Mapping[str, Any], run: Run, log_dir: Path | None = None) -> NeoXArgs:
     """The configuration of one run of a trial: no checkpoints, no test at the end. Raises ConfigError.
 
-    Batches are read in the process itself: starting loader processes anew would cost a short run seconds.
+    A folder of TensorBoard's cannot hold many runs. Batches are read in the process itself: starting loader processes
+    anew would cost a short run seconds.
     """
     return args.replace(
         **width_changes(args, run.hidden_size),
@@ -86,6 +87,7 @@ def trial_args(args: NeoXArgs, params: Mapping[str, Any], run: Run, log_dir: Pat
         load=None,
         do_test=False,
         num_workers=0,
+        tensorboard_dir=None,
         log_dir=None if log_dir is None else str(log_dir),
     )
 

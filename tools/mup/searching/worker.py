@@ -131,33 +131,18 @@ def train_run(
     Raises TrainingError where the loss is not finite.
     """
     from megatron.initialize import initialize_megatron
-    from megatron.monitoring import build_monitors
-    from megatron.training.report import flops_a_token, run_header
-    from megatron.training.trainer import StopRequest, Trainer
+    from megatron.training.trainer import StopRequest, train
 
     began = time.monotonic()
     shutil.rmtree(log_dir, ignore_errors=True)  # of a worker that was killed
-    args = trial_args(setup.args, claim.params, run, log_dir)
+    args = trial_args(setup.args, claim.params, run, log_dir).replace(
+        wandb_group=setup.args.wandb_group or setup.name,
+        wandb_run_name=f"{setup.name}-{log_dir.parent.name}-{run.name}",
+    )
     runtime = initialize_megatron(args.distributed_backend, args.seed)  # seeds; the process group stays
-    trainer = Trainer(args, runtime)
-    with (
-        build_monitors(
-            log_dir=log_dir,
-            console=False,
-            use_wandb=bool(args.use_wandb),
-            wandb_project=args.wandb_project,
-            wandb_group=args.wandb_group or setup.name,
-            wandb_team=args.wandb_team,
-            wandb_run_name=f"{setup.name}-{log_dir.parent.name}-{run.name}",
-            wandb_host=args.wandb_host,
-            wandb_mode=args.wandb_mode,
-        ) as monitors,
-        StopRequest().listening() as stop,
-    ):
-        watch = Watch(stop, pruning, offset)
-        monitors.monitors.append(watch)
-        monitors.start(run_header(args, trainer.trainee.plan, runtime))
-        result = trainer.run(monitors, stop)
+    stop = StopRequest()
+    watch = Watch(stop, pruning, offset)
+    result = train(args, runtime, console=False, watch=watch, stop=stop)
     if result.interrupted and not watch.pruned:
         raise KeyboardInterrupt  # SIGTERM: the trial is free for another worker
     loss = result.valid_loss if result.valid_loss is not None else result.train_loss
@@ -165,7 +150,7 @@ def train_run(
         "loss": loss,
         "train_loss": result.train_loss,
         "tokens": result.tokens,
-        "flops": flops_a_token(trainer.trainee.plan) * result.tokens,
+        "flops": result.flops,
         "seconds": time.monotonic() - began,
         "log_dir": str(log_dir),
     }
