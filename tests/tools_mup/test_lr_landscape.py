@@ -51,6 +51,15 @@ def test_intervals_from_seeds_cover_the_truth():
     assert 0.88 * total <= hits < total
 
 
+def test_a_finer_grid_tells_more():
+    spreads = []
+    for rates in (np.arange(-10, -4.9), np.arange(-10, -4.9, 0.5), np.arange(-10, -4.9, 0.25)):
+        draw = np.random.default_rng(5)
+        sweeps = [synthetic.sweep(lambda width: -7.3, (64, 128), rates, noise=0.01, draw=draw) for _ in range(12)]
+        spreads.append(np.mean([basin.high - basin.low for runs in sweeps for basin in judged(runs).basins]))
+    assert spreads[0] > 1.15 * spreads[1] > 1.3 * spreads[2], spreads
+
+
 def test_noise_that_hides_the_drift_is_said():
     runs = synthetic.sweep(lambda width: -7.3, widths=(64, 128), noise=0.08, seeds=(1, 2))
     result = judged(runs)

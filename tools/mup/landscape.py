@@ -22,6 +22,7 @@ Edge = Literal["", "lowest", "highest", "divergence"]
 Floats = NDArray[np.float64]
 
 RESAMPLES = 2000
+REACH = 1.0  # octaves around the best rate in which a loss is taken for a parabola in log lr
 DRIFT_LIMIT = 0.15  # octaves a doubling of the width, below which a basin counts as standing still
 
 
@@ -185,22 +186,37 @@ def _seed_noise(curves: Sequence[_Curve]) -> float | None:
 
 
 def _minima(x: Floats, curves: Floats) -> tuple[Floats, Floats]:
-    """log2 rate and loss at the minimum of each of curves[k, rates]: the vertex of the parabola through the best point
-    and its neighbours; the best point itself at an edge of the grid or beside a curve's end (infinite)."""
-    rows = np.arange(len(curves))
+    """log2 rate and loss at the minimum of each of curves[k, rates].
+
+    It is the vertex of a parabola of least squares through the rates up to REACH octaves from the best, its neighbours
+    at least (through these alone a finer grid would tell less, its parabola being shorter), and once more around the
+    rate nearest to that vertex; or the best point itself, where that is at an edge of the grid or beside a curve's end
+    (infinite).
+    """
     best = curves.argmin(1)
-    i = np.clip(best, 1, len(x) - 2)
-    x0, x2 = x[i - 1] - x[i], x[i + 1] - x[i]
-    y0, y1, y2 = (curves[rows, i + k] for k in (-1, 0, 1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        left, right = (y0 - y1) / x0, (y2 - y1) / x2  # slopes of the chords
-        a = (right - left) / (x2 - x0)
-        b = left - a * x0
-        vertex = np.clip(-b / (2 * a), x0, x2)
-        enclosed = (best == i) & np.isfinite(y0 + y1 + y2) & (a > 0)
-        place = np.where(enclosed, x[i] + vertex, x[best])
-        loss = np.where(enclosed, y1 + b * vertex + a * vertex**2, curves[rows, best])
+    place, loss = x[best], curves[np.arange(len(curves)), best]
+    for _ in range(2):
+        nearest = np.abs(x - place[:, None]).argmin(1)
+        for i in np.unique(nearest):
+            rows = np.flatnonzero(nearest == i)
+            found = _vertices(x, curves[rows], i)
+            good = np.isfinite(found[0])
+            place[rows[good]], loss[rows[good]] = found[0][good], found[1][good]
     return place, loss
+
+
+def _vertices(x: Floats, curves: Floats, i: int) -> tuple[Floats, Floats]:
+    """Vertices around the rate x[i] of curves[k, rates]: log2 rates and losses, NaN where it is not enclosed."""
+    none = np.full(len(curves), np.nan)
+    finite = np.isfinite(curves[0])
+    if not 0 < i < len(x) - 1 or not finite[i - 1 : i + 2].all():
+        return none, none
+    reach = max(REACH, x[i] - x[i - 1], x[i + 1] - x[i])
+    near = finite & (np.abs(x - x[i]) <= 1.001 * reach)
+    a, b, c = np.polyfit(x[near] - x[i], curves[:, near].T, 2)
+    a = np.where(a > 0, a, np.nan)
+    vertex = np.clip(-b / (2 * a), *(x[near][[0, -1]] - x[i]))
+    return x[i] + vertex, c + b * vertex + a * vertex**2
 
 
 def _edge(means: Floats) -> Edge:
