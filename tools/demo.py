@@ -92,7 +92,7 @@ def tell(story: Story) -> None:
     story.step("coordinate check: muP must pass, the standard parametrization must fail", check)
     search = ("tools/mup/search.py", PROXY, LOCAL, "--trials", "16", *workers, "--out", at("search"))
     story.step("search hyperparameters on the proxy", (*search, "--target", TARGET, LOCAL))
-    ladder = ("--widths", "64", "96", "128", "160", "--seeds", "1", "2", *workers, "--out", at("ladder"))
+    ladder = ("--widths", "32", "64", "96", "128", "160", "--seeds", "1", "2", *workers, "--out", at("ladder"))
     story.step("a ladder of widths with the winner", ("tools/mup/sweep.py", PROXY, LOCAL, best, *ladder))
     predict = ("tools/scaling/predict_loss.py", at("ladder"), "--x", "params", "--y", "valid/loss")
     target = ("--target-config", TARGET, LOCAL, "--save", forecast, "--plot", at("forecast.png"))
