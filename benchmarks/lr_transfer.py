@@ -29,7 +29,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
         "--best", type=Path, help="overlay of a search: muP's other values, and the middle of its rates"
     )
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512])
-    parser.add_argument("--octaves", type=int, nargs="+", default=[-2, -1, 0, 1, 2], help="of muP's rate, to try")
+    parser.add_argument("--octaves", type=float, nargs="+", default=[-2, -1.5, -1, -0.5, 0, 1], help="of muP's rate")
     parser.add_argument("--sp-log2-lr", type=int, nargs="+", default=[-12, -11, -10, -9, -8, -7])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--iters", type=int, default=200)
