@@ -81,7 +81,10 @@ def fit_power_law(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) 
     theta = best_exponents(design, loss, weight, EXPONENTS, cells=160)
     (floor, height), left = residuals(design(theta[None])[0], loss, weight)
     if height <= 0:
-        raise DataError("the loss does not fall with size: no decreasing law agrees with these runs")
+        raise DataError(
+            "the loss does not fall with size: no decreasing law agrees with these runs. "
+            "Do the learning rate and init of this recipe suit the larger ones?"
+        )
     exponent = -float(theta[0])
     law = PowerLaw(float(height * centre**-exponent), exponent, float(floor))
     rms = float(np.sqrt((left**2).sum() / max(len(loss) - 3, 1) / weight.mean()))
