@@ -71,6 +71,7 @@ FORECAST = {
         | {"low": [3.95, 3.05, 2.47], "high": [4.05, 3.15, 2.55]}
     ],
     "warnings": [f"a warning with {EVIL}"],
+    "prior": "exponents log-normal, median 0.33",
 }
 
 
@@ -200,6 +201,7 @@ def check_numbers(read, inputs):
     assert [cell[1] for cell in target[6:8]] == [2.5, 0.0049] and target[8][0] == "inside"
     parameters = table(read, "parameter", "value")
     assert {row[0][0]: row[1][1] for row in parameters} == {"a": 9, "b": -0.2, "c": 2}
+    assert "Prior: exponents log-normal, median 0.33." in read.text
     ladder = table(read, "run", "params", "valid/loss")
     assert [(r[0][0], r[1][1]) for r in ladder[:5]] == [(p["name"], p["x"]) for p in FORECAST["points"]["used"]]
     assert [cell[0] for cell in ladder[5]] == ["gone", "5M", "nan", "left out: loss is nan"]

@@ -96,9 +96,16 @@ def _ladder(name: str, content: Mapping[str, Any]) -> Figure:
         f"intervals. {_headline(content)}.",
         data,
         {"xaxis": axis, "yaxis": {"title": {"text": y}}},
-        caption="Line and area: median and interval of a new run. " * bool(bands) + "Bars: intervals of a new run.",
+        caption=_caption(content),
         height=520,
     )
+
+
+def _caption(content: Mapping[str, Any]) -> str:
+    """What is drawn, and the prior that the intervals rest on."""
+    drawn = "Line and area: median and interval of a new run. " * bool(content.get("bands"))
+    prior = content.get("prior")
+    return f"{drawn}Bars: intervals of a new run." + (f" Prior: {prior}." if prior else "")
 
 
 def _band(band: Mapping[str, Any]) -> list[dict[str, Any]]:
