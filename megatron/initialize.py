@@ -6,7 +6,6 @@ import atexit
 import logging
 import os
 import random
-import socket
 import warnings
 from dataclasses import dataclass
 
@@ -43,12 +42,6 @@ class Runtime:
             torch.distributed.barrier()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def initialize_megatron(
     distributed_backend: str = "nccl", seed: int = 1234, model_parallel_size: int = 1, pipe_parallel_size: int = 0
 ) -> Runtime:
@@ -63,9 +56,6 @@ def initialize_megatron(
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if world_size == 1:
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
     for name, value in (("RANK", rank), ("WORLD_SIZE", world_size), ("LOCAL_RANK", local_rank)):
         os.environ.setdefault(name, str(value))
     import deepspeed  # seconds: only where training starts
@@ -79,6 +69,9 @@ def initialize_megatron(
     if not torch.distributed.is_initialized():
         atexit.register(shutdown)  # not at the end of a run: one process may make several, on one group
     backend = distributed_backend if has_gpu or distributed_backend != "nccl" else "gloo"
+    if world_size == 1 and not torch.distributed.is_initialized():
+        # Needs no port, which another process could take between the search for a free one and its use.
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     groups = _process_groups(Grid.for_world(world_size, model_parallel_size, pipe_parallel_size))
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
