@@ -127,6 +127,8 @@ def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
     began = process_start(process.pid)
     assert began and began == process_start(process.pid) and began != process_start(os.getpid())
     process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and its zombie stays
+    assert process_start(process.pid) is None
     process.wait()
     assert process_start(process.pid) is None
 
@@ -165,17 +167,17 @@ def test_a_journal_with_a_torn_last_line_goes_on(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("store", STORES)
 def test_kill_9_ten_times_changes_nothing(tmp_path: Path, store: str) -> None:
-    where, total, dice = tmp_path / store, 40, random.Random(store)
-    kills = 0
-    while kills < 10:
-        workers = [start(where, total, 0.1) for _ in range(2)]
-        time.sleep(1.0 + dice.random() * 1.2)  # imports take most of the first second
+    where, record, total, dice = tmp_path / store, tmp_path / "record", 80, random.Random(store)
+    record.touch()
+    for _ in range(10):
+        workers = [start(where, total, 0.1, record) for _ in range(2)]
+        goal = len(record.read_text().splitlines()) + dice.randint(1, 3)
+        while len(record.read_text().splitlines()) < goal:
+            assert any(worker.poll() is None for worker in workers)
+            time.sleep(0.01)
+        time.sleep(dice.random() * 0.1)  # somewhere within a trial
         for worker in workers:
             worker.send_signal(signal.SIGKILL)
-        if any(worker.wait() == -signal.SIGKILL for worker in workers):
-            kills += 1
-        else:
-            break
-    assert kills >= 3
+        assert [worker.wait() for worker in workers] == [-signal.SIGKILL] * 2
     assert start(where, total, 0.0).wait(60) == 0
     assert outcome(str(where), total) == undisturbed(tmp_path, total)

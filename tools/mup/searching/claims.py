@@ -46,10 +46,14 @@ def host_identity() -> str:
 
 
 def process_start(pid: int) -> str | None:
-    """When a process of this host began (clock ticks since boot), or None if there is none such."""
+    """When a process of this host began (clock ticks since boot), or None if there is none such, or only its zombie.
+
+    In a container whose first process does not wait for orphans, the zombie of a killed worker stays.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in ("Z", "X") else numbers[18]
+    except (OSError, IndexError, ValueError):
         pass
     try:  # no /proc: a number that lives will do
         os.kill(pid, 0)
