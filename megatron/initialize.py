@@ -66,12 +66,11 @@ def initialize_megatron(
     skip_shared_memory_op()
     if has_gpu:
         torch.cuda.set_device(local_rank)
+    backend = distributed_backend if has_gpu or distributed_backend != "nccl" else "gloo"
     if not torch.distributed.is_initialized():
         atexit.register(shutdown)  # not at the end of a run: one process may make several, on one group
-    backend = distributed_backend if has_gpu or distributed_backend != "nccl" else "gloo"
-    if world_size == 1 and not torch.distributed.is_initialized():
-        # Needs no port, which another process could take between the search for a free one and its use.
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        if world_size == 1:  # in memory: needs no port, which another process could take before it is used
+            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     groups = _process_groups(Grid.for_world(world_size, model_parallel_size, pipe_parallel_size))
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")

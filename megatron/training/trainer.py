@@ -39,6 +39,11 @@ class TrainingResult:
     log_dir: Path
     interrupted: bool = False
 
+    @property
+    def loss(self) -> float | None:
+        """What the run is judged by: the held-out loss, or the training loss where none was measured."""
+        return self.train_loss if self.valid_loss is None else self.valid_loss
+
 
 @dataclass
 class _Window:
@@ -85,11 +90,15 @@ class Trainer:
         self.data = RunData(args, runtime, self.tokenizer.vocab_size, args.train_iters)
         eod = self.tokenizer.eod if args.eod_mask_loss else None
         self.trainee: Trainee = build_trainee(args, runtime, plan, learning_rate_schedule(args), args.seed, eod)
-        self.tokens_a_step = args.train_batch_size * args.seq_length
         self.log_dir = Path(args.log_dir) if args.log_dir else default_log_dir(_config_name(args), datetime.now())
         self.step = self._load()
         every = save_iterations(args.train_iters, args.checkpoint_scale, args.checkpoint_factor, args.extra_save_iters)
         self.save_steps = every | {args.train_iters} if args.save else set()
+
+    @property
+    def tokens(self) -> int:
+        """Trained on so far."""
+        return self.step * self.args.train_batch_size * self.args.seq_length
 
     @cached_property
     def layout(self) -> Layout:
@@ -125,7 +134,7 @@ class Trainer:
             self.step,
             client_state={
                 "consumed_samples": consumed,
-                "tokens": self.step * self.tokens_a_step,
+                "tokens": self.tokens,
                 "mup": mup_section(self.trainee),
                 "layout": self.layout.section(),
             },
@@ -174,12 +183,11 @@ class Trainer:
             valid_loss = self.evaluate("valid")
         test_loss = None if interrupted else self.evaluate("test")
         if test_loss is not None:
-            monitors.log({"step": self.step, "tokens": self.step * self.tokens_a_step, "test/loss": test_loss})
-        tokens = self.step * self.tokens_a_step
+            monitors.log({"step": self.step, "tokens": self.tokens, "test/loss": test_loss})
         return TrainingResult(
             self.step,
-            tokens,
-            flops_a_token(self.trainee.plan) * tokens,
+            self.tokens,
+            flops_a_token(self.trainee.plan) * self.tokens,
             train_loss,
             valid_loss,
             test_loss,
@@ -195,8 +203,7 @@ class Trainer:
         return bool(self.args.do_valid) and (step == self.args.train_iters or bool(interval) and step % interval == 0)
 
     def _log(self, monitors: MonitorGroup, values: Mapping[str, Any], timer: ThroughputTimer) -> None:
-        tokens = self.step * self.tokens_a_step
-        monitors.log({"step": self.step, "tokens": tokens, **values, **timer.window(self.step, tokens)})
+        monitors.log({"step": self.step, "tokens": self.tokens, **values, **timer.window(self.step, self.tokens)})
 
     def _timer(self) -> ThroughputTimer:
         device = self.runtime.device
@@ -207,7 +214,7 @@ class Trainer:
             num_devices=self.runtime.world_size,
             peak_tflops=self.args.peak_theoretical_tflops or peak_tflops(name),
         )
-        timer.start(self.step, self.step * self.tokens_a_step)
+        timer.start(self.step, self.tokens)
         return timer
 
 

@@ -120,7 +120,7 @@ def train_job(job: Job) -> tuple[Job, float | None, str]:
         return job, None, str(error)
     if result.interrupted:
         raise KeyboardInterrupt
-    return job, result.train_loss if result.valid_loss is None else result.valid_loss, ""
+    return job, result.loss, ""
 
 
 def _begin(counter: Any, workers: int) -> None:

@@ -145,9 +145,8 @@ def train_run(
     result = train(args, runtime, console=False, watch=watch, stop=stop)
     if result.interrupted and not watch.pruned:
         raise KeyboardInterrupt  # SIGTERM: the trial is free for another worker
-    loss = result.valid_loss if result.valid_loss is not None else result.train_loss
     figures = {
-        "loss": loss,
+        "loss": result.loss,
         "train_loss": result.train_loss,
         "tokens": result.tokens,
         "flops": result.flops,
