@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any, cast
 
 import torch
@@ -31,6 +34,16 @@ class FileRecord:
 
     size: int
     sha256: str
+
+
+class _EnumsByValue(pickle.Pickler):
+    """Python 3.11.0 to 3.11.3 (Debian 12) pickle an enum's member as a call of getattr, which is not loaded safely."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        return (type(obj), (obj.value,)) if isinstance(obj, Enum) else NotImplemented
+
+
+_PICKLE = SimpleNamespace(__name__="pickle", Pickler=_EnumsByValue)  # what torch.save takes of a module
 
 
 class HashingWriter:
@@ -87,7 +100,7 @@ def write_torch(path: Path, state: Any) -> FileRecord:
     """`torch.save` and fsync. Raises OSError, and ValueError where `state` could not be loaded safely."""
     writer = HashingWriter(path)
     try:
-        torch.save(state, cast(IO[bytes], writer))
+        torch.save(state, cast(IO[bytes], writer), pickle_module=_PICKLE)
     finally:
         record = writer.close()
     unsafe = _unsafe_classes(path)
