@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron.architecture import Norm
 from megatron.errors import ConfigError
 from megatron.model.layers import column_linear, make_norm, row_linear
 from megatron.model.rotary import RotaryEmbedding
@@ -76,7 +77,7 @@ class Attention(nn.Module):
         bias: bool,
         rotary: RotaryEmbedding | None,
         dropout: float,
-        qk_norm: tuple[str, float, bool] | None,
+        qk_norm: tuple[Norm, float, bool] | None,
         tp: TensorParallel = SERIAL,
     ) -> None:
         super().__init__()

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from megatron.architecture import Widths
 from megatron.model.config import GPTConfig
 from megatron.model.gpt import GPT
 from megatron.mpu import SERIAL, TensorParallel
 from megatron.parametrization.declare import Declaration, declarations
 from megatron.parametrization.init import initialise
 from megatron.parametrization.plan import ParameterPlan, Parametrization, Shape
-from megatron.parametrization.widths import ForwardFactors, Widths, forward_factors
+from megatron.parametrization.widths import ForwardFactors, forward_factors
 
 
 @dataclass(frozen=True)

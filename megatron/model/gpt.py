@@ -27,7 +27,6 @@ def _make_hidden_norm(config: GPTConfig, tp: TensorParallel) -> nn.Module:
 
 def _make_block(config: GPTConfig, factors: ForwardFactors, tp: TensorParallel) -> Block:
     widths = config.widths
-
     rotary = None
     if config.pos_emb == "rotary":
         rotary = RotaryEmbedding(int(widths.head_dim * config.rotary_pct), config.rotary_base)
@@ -99,22 +98,14 @@ def layer_list(
 class GPT(nn.Module):
     """Tokens int64 [b, s] -> logits [b, s, vocab_size], or a tensor-parallel rank's columns of them."""
 
-    embedding: Embedding
-    layers: nn.ModuleList
-    final_norm: nn.Module
-    readout: Readout
-
     def __init__(self, config: GPTConfig, factors: ForwardFactors, tp: TensorParallel = SERIAL) -> None:
         super().__init__()
         self.config = config
         self.factors = factors
-        blocks = nn.ModuleList()
-        for name, factory in layer_list(config, factors, tp):
-            if name.startswith("layers."):
-                self.layers = blocks  # registered here, so that parameters are listed in the order of the computation
-                blocks.append(factory())
-            else:
-                self.add_module(name, factory())
+        self.embedding = make_embedding(config, factors, tp)
+        self.layers = nn.ModuleList(_make_block(config, factors, tp) for _ in range(config.widths.num_layers))
+        self.final_norm = _make_hidden_norm(config, tp)
+        self.readout = _make_readout(config, factors, tp)
 
     def forward(self, tokens: Tensor, caches: Sequence[KeyValueCache] | None = None) -> Tensor:
         offset = caches[0].length if caches else 0

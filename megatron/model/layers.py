@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from megatron.errors import ConfigError
+from megatron.architecture import Norm
 from megatron.mpu import SERIAL, ColumnParallelLinear, RowParallelLinear, TensorParallel, mark_partial_grads
 from megatron.parametrization.declare import Declaration, declare
 from mup.rules import Role
@@ -43,7 +43,7 @@ def row_linear(
 
 
 def make_norm(
-    kind: str, size: int, epsilon: float, bias: bool, tp: TensorParallel = SERIAL, *, over_heads: bool = False
+    kind: Norm, size: int, epsilon: float, bias: bool, tp: TensorParallel = SERIAL, *, over_heads: bool = False
 ) -> nn.Module:
     """LayerNorm or RMSNorm over the last dimension; gain and bias are vectors.
 
@@ -51,12 +51,7 @@ def make_norm(
     other heads with `over_heads`.
     """
     layer: nn.LayerNorm | nn.RMSNorm
-    if kind == "layernorm":
-        layer = nn.LayerNorm(size, eps=epsilon, bias=bias)
-    elif kind == "rmsnorm":
-        layer = nn.RMSNorm(size, eps=epsilon)
-    else:
-        raise ConfigError(f"norm {kind!r} is not supported; use layernorm or rmsnorm")
+    layer = nn.RMSNorm(size, eps=epsilon) if kind == "rmsnorm" else nn.LayerNorm(size, eps=epsilon, bias=bias)
     declare(layer.weight, _GAIN)
     if isinstance(layer, nn.LayerNorm) and bias:
         declare(layer.bias, _BIAS)

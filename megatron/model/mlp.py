@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megatron.errors import ConfigError
+from megatron.architecture import Activation, GatedActivation, PlainActivation
 from megatron.model.layers import column_linear, row_linear
 from megatron.mpu import SERIAL, TensorParallel
 from megatron.parametrization.declare import Declaration
@@ -19,7 +19,7 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
-PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+PLAIN: dict[PlainActivation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "relu": F.relu,
     "silu": F.silu,
@@ -28,7 +28,7 @@ PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "softsign": F.softsign,
 }
 # Shazeer, GLU Variants Improve Transformer, arXiv:2002.05202, eq. 5 and 6
-GATED: dict[str, Callable[[Tensor], Tensor]] = {
+GATED: dict[GatedActivation, Callable[[Tensor], Tensor]] = {
     "geglu": F.gelu,
     "reglu": F.relu,
     "swiglu": F.silu,
@@ -41,13 +41,11 @@ class MLP(nn.Module):
     """[b, s, h] -> [b, s, ffn] -> [b, s, h]. Gated: the first matrix holds the up half, then the gate half."""
 
     def __init__(
-        self, hidden_size: int, ffn_hidden_size: int, activation: str, bias: bool, tp: TensorParallel = SERIAL
+        self, hidden_size: int, ffn_hidden_size: int, activation: Activation, bias: bool, tp: TensorParallel = SERIAL
     ) -> None:
         super().__init__()
-        if activation not in PLAIN and activation not in GATED:
-            raise ConfigError(f"activation {activation!r} is unknown; known: {', '.join([*PLAIN, *GATED])}")
+        self.activation = (PLAIN | GATED)[activation]
         self.gated = activation in GATED
-        self.activation = GATED[activation] if self.gated else PLAIN[activation]
         blocks = 2 if self.gated else 1
         matrix, output_matrix = Declaration(Role.HIDDEN), Declaration(Role.HIDDEN, "output_matrix")
         self.dense_h_to_4h = column_linear(hidden_size, blocks * ffn_hidden_size, bias, matrix, tp, blocks)

@@ -15,9 +15,17 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments import launcher, messages, validate
+from megatron.neox_arguments.complete import complete
 from megatron.neox_arguments.deepspeed_json import deepspeed_config
-from megatron.neox_arguments.derive import resolve
-from megatron.neox_arguments.fields import GROUPS
+from megatron.neox_arguments.fields.deepspeed import NeoXArgsDeepspeedConfig, NeoXArgsDeepspeedRunner
+from megatron.neox_arguments.fields.logging import NeoXArgsLogging
+from megatron.neox_arguments.fields.model import NeoXArgsModel
+from megatron.neox_arguments.fields.mup import NeoXArgsMup
+from megatron.neox_arguments.fields.optimizer import NeoXArgsLRScheduler, NeoXArgsOptimizer
+from megatron.neox_arguments.fields.other import NeoXArgsOther, NeoXArgsParallelism, NeoXArgsTokenizer
+from megatron.neox_arguments.fields.posttraining import NeoXArgsMoE, NeoXArgsPosttraining
+from megatron.neox_arguments.fields.textgen import NeoXArgsTextgen
+from megatron.neox_arguments.fields.training import NeoXArgsTraining
 from megatron.neox_arguments.keys import SATISFIED
 from megatron.neox_arguments.merging import Merged, merge, override
 from megatron.neox_arguments.yaml_loader import ConfigFile, find_config, load_config
@@ -27,7 +35,22 @@ _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 @pydantic_dataclass(frozen=True, kw_only=True, config=_STRICT)
-class NeoXArgs(*GROUPS):  # type: ignore[misc]
+class NeoXArgs(
+    NeoXArgsModel,
+    NeoXArgsMup,
+    NeoXArgsOptimizer,
+    NeoXArgsLRScheduler,
+    NeoXArgsTraining,
+    NeoXArgsTokenizer,
+    NeoXArgsParallelism,
+    NeoXArgsLogging,
+    NeoXArgsTextgen,
+    NeoXArgsDeepspeedConfig,
+    NeoXArgsDeepspeedRunner,
+    NeoXArgsOther,
+    NeoXArgsPosttraining,
+    NeoXArgsMoE,
+):
     """All keys of a run, checked and with the derived ones filled in.
 
     Made by `from_ymls`, `from_dict`, `consume_deepy_args` or `consume_neox_args`; every one raises
@@ -42,10 +65,10 @@ class NeoXArgs(*GROUPS):  # type: ignore[misc]
         for key, value in given.items():
             given[key] = _as_spelt(value, _TYPES.get(key))
         try:
-            args = handler(type(data)(data.args, given))
+            args: NeoXArgs = handler(type(data)(data.args, given))
         except ValidationError as error:
             raise messages.Problems(messages.type_problems(error, _TYPES)) from None
-        values, problems = resolve({key: getattr(args, key) for key in _KNOWN}, given)
+        values, problems = complete({key: getattr(args, key) for key in _KNOWN}, given)
         problems += validate.problems(values, given, cls.__dataclass_fields__)
         if problems:
             raise messages.Problems(problems)
@@ -53,6 +76,12 @@ class NeoXArgs(*GROUPS):  # type: ignore[misc]
             object.__setattr__(args, key, values[key])
         object.__setattr__(args, "_given", copy.deepcopy(given))
         return args
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The keys that the user gave, before anything was completed."""
+        given: dict[str, Any] = vars(self)["_given"]
+        return given
 
     @classmethod
     def from_ymls(
@@ -119,8 +148,9 @@ class NeoXArgs(*GROUPS):  # type: ignore[misc]
 
         The configuration travels as it was given: each worker resolves it with its own world size.
         """
-        self.require("user_script")
-        given = {key: value for key, value in self._given.items() if key != "world_size"}
+        if self.user_script is None:
+            raise ConfigError(self._missing("user_script"))
+        given = {key: value for key, value in self.given.items() if key != "world_size"}
         return [
             *launcher.runner_arguments(self),
             self.user_script,
@@ -132,13 +162,17 @@ class NeoXArgs(*GROUPS):  # type: ignore[misc]
 
     def replace(self, **changes: Any) -> NeoXArgs:
         """A variant: what was given, with `changes` on top, resolved and checked anew."""
-        return type(self)._build(Merged(copy.deepcopy(self._given)), changes, None, "replace")
+        return type(self)._build(Merged(copy.deepcopy(self.given)), changes, None, "replace")
 
     def require(self, *keys: str) -> None:
         """Raise ConfigError naming those of `keys` that have no value."""
         missing = [key for key in keys if getattr(self, key) is None]
         if missing:
-            raise ConfigError("\n".join(f"{key}: missing; {_KNOWN[key].metadata['doc']}" for key in missing))
+            raise ConfigError("\n".join(map(self._missing, missing)))
+
+    @staticmethod
+    def _missing(key: str) -> str:
+        return f"{key}: missing; {_KNOWN[key].metadata['doc']}"
 
     def to_dict(self) -> dict[str, Any]:
         """Every key but `config_files`, resolved and JSON-able; `from_dict` makes an equal object of it."""
@@ -213,5 +247,5 @@ def _as_spelt(value: Any, annotation: Any) -> Any:
     return value
 
 
-_KNOWN: dict[str, dataclasses.Field] = NeoXArgs.__dataclass_fields__
+_KNOWN: dict[str, dataclasses.Field[Any]] = NeoXArgs.__dataclass_fields__
 _TYPES = {key: field.type for key, field in _KNOWN.items()}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from megatron.neox_arguments import validate_layout, validate_run
-from megatron.neox_arguments.derive import as_dict
+from megatron.neox_arguments.complete import as_dict
 from megatron.neox_arguments.keys import REFUSED
 from megatron.neox_arguments.sections import SECTION_KEYS
 from megatron.neox_arguments.validate_run import Problem, show

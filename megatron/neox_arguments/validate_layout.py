@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from megatron.neox_arguments.derived import ffn_hidden_size
+from megatron.neox_arguments.sizes import ffn_hidden_size
 from megatron.neox_arguments.validate_run import Problem, show
 
 

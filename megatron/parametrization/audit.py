@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megatron.architecture import Widths
 from megatron.parametrization.plan import ParameterPlan, unscaled_dimensions
-from megatron.parametrization.widths import Widths
 from mup.static_audit import AuditRow
 
 STD_TOLERANCE = 6.0  # standard errors of a measured std, below which a departure is chance

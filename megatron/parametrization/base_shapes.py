@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron.architecture import Widths
 from megatron.errors import BaseShapeError
 from megatron.parametrization.plan import Shape
-from megatron.parametrization.widths import Widths
 from mup.bsh import BaseShape, read_bsh, read_comments, write_bsh
 
 # configuration key of each base dimension, also its name in the files' comment lines

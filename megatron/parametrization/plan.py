@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from megatron.architecture import Widths
 from megatron.errors import ConfigError
 from megatron.parametrization.declare import Declaration
-from megatron.parametrization.widths import Multipliers, Widths
+from megatron.parametrization.widths import Multipliers
 from mup.rules import Options, Role, Scaling, parameter_scaling
 
 Shape = tuple[int, ...]

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron.architecture import Widths
 from megatron.errors import ConfigError
 from megatron.initialize import Runtime, seed_all
 from megatron.model.build import plan_model
 from megatron.neox_arguments import NeoXArgs
 from megatron.parametrization.plan import Parametrization
-from megatron.parametrization.widths import Widths
 from megatron.tokenizer import Tokenizer, build_tokenizer
 from megatron.training.coordinates import gpt_coordinates
 from megatron.training.data import RunData

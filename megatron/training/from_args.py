@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from megatron.architecture import Widths
 from megatron.errors import BaseShapeError, ConfigError
 from megatron.model.build import ModelPlan, plan_model
 from megatron.model.config import GPTConfig
 from megatron.neox_arguments import NeoXArgs
-from megatron.neox_arguments.derived import ffn_hidden_size
+from megatron.neox_arguments.sizes import ffn_hidden_size
 from megatron.parametrization.base_shapes import (
     BASE_KEYS,
     BaseShapeFiles,
@@ -19,7 +20,7 @@ from megatron.parametrization.base_shapes import (
     load_base_shapes,
 )
 from megatron.parametrization.plan import InitMethods, Parametrization
-from megatron.parametrization.widths import Multipliers, Widths
+from megatron.parametrization.widths import Multipliers
 from megatron.tokenizer import padded_vocab_size
 from mup.rules import Options
 

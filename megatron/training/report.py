@@ -11,7 +11,6 @@ from megatron.checkpointing import Layout
 from megatron.initialize import Runtime
 from megatron.model.build import ModelPlan, forward_section, meta_model
 from megatron.model.gpt import layer_list
-from megatron.model.mlp import GATED
 from megatron.monitoring.flops import flops_per_token
 from megatron.mpu import Communicator, TensorParallel, counts_here, named_shards
 from megatron.neox_arguments import NeoXArgs
@@ -60,7 +59,7 @@ def flops_a_token(plan: ModelPlan) -> float:
         num_kv_heads=widths.num_kv_heads,
         head_dim=widths.head_dim,
         ffn_hidden_size=widths.ffn_hidden_size,
-        gated=config.activation in GATED,
+        gated=config.gated,
         vocab_size=config.vocab_size,
         seq_length=config.seq_length,
     )

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron.architecture import Widths
 from megatron.model import GPT, GPTConfig
 from megatron.model.build import materialise, plan_model
 from megatron.parametrization.plan import InitMethods, Parametrization
-from megatron.parametrization.widths import Multipliers, Widths
+from megatron.parametrization.widths import Multipliers
 from mup.rules import Options
 
 VOCAB = 37

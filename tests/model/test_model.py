@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from megatron.errors import ConfigError
 from megatron.model.attention import CoreAttention, KeyValueCache
 from megatron.model.build import meta_model, plan_model, shapes_of
+from megatron.model.gpt import layer_list
 from megatron.model.loss import next_token_loss
 from megatron.model.mlp import GATED, PLAIN
 from megatron.model.rotary import RotaryEmbedding
@@ -306,3 +307,16 @@ def test_a_rotary_table_made_while_sampling_serves_in_training():
         model(tokens(1, 16))
     loss_of(model, tokens()).backward()
     assert model.layers[0].attention.query_key_value.weight.grad is not None
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_pipeline_cuts_the_same_layers_that_the_plain_model_runs(tied):
+    described = config(tied_readout=tied)
+    factors = ForwardFactors(1.0, 1.0, 1.0, 1.0)
+    with torch.device("meta"):
+        of_layers = [
+            (f"{layer}.{name}", tuple(parameter.shape))
+            for layer, factory in layer_list(described, factors)
+            for name, parameter in factory().named_parameters()
+        ]
+    assert of_layers == list(shapes_of(meta_model(described, factors)).items())

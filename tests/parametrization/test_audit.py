@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
+from megatron.architecture import Widths
 from megatron.parametrization.audit import audit_parameters, factor_row, measured_attention_scale, notes
 from megatron.parametrization.init import draw
-from megatron.parametrization.widths import Widths
 from tests.parametrization.helpers import BASE, make_plan, scaled
 
 ADAM = {"lr": 1e-2, "eps": 1e-8, "weight_decay": 0.1}

@@ -10,13 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron.architecture import Widths
 from megatron.errors import ConfigError
 from megatron.model.build import materialise
 from megatron.parametrization.declare import declarations
 from megatron.parametrization.groups import parameter_groups
 from megatron.parametrization.init import draw, parameter_seed
 from megatron.parametrization.plan import InitMethods, unscaled_dimensions
-from megatron.parametrization.widths import Multipliers, Widths, forward_factors
+from megatron.parametrization.widths import Multipliers, forward_factors
 from mup.rules import Options, Role
 from tests.parametrization.helpers import BASE, deeper, make_plan, scaled
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-GATED_ACTIVATIONS = ("geglu", "swiglu", "reglu", "bilinear", "glu")
+from megatron.architecture import GATED_ACTIVATIONS
 
 
 def ffn_hidden_size(

@@ -1,18 +1,18 @@
-"""Resolve the values that follow from others: batch sizes, precision, optimizer, ZeRO, former names."""
+"""Complete the values that follow from others: batch sizes, precision, optimizer, ZeRO, former names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from megatron.neox_arguments.derived import BatchSizeError, batch_sizes
 from megatron.neox_arguments.sections import LOSS_SCALING, ZERO_DEFAULTS
+from megatron.neox_arguments.sizes import BatchSizeError, batch_sizes
 
 _OPTIMIZER_NAMES = {"adamw": "adam"}
 
 
-class Resolver:
-    """Values under way: `values` has every key, `given` the user's; `problems` collects (key, sentence)."""
+class _Values:
+    """The values so far: `values` has every key, `given` the user's; `problems` collects (key, sentence)."""
 
     def __init__(self, values: Mapping[str, Any], given: Mapping[str, Any]):
         self.values, self.given = dict(values), given
@@ -33,15 +33,15 @@ class Resolver:
         return default if chosen is None else chosen
 
 
-def resolve(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def complete(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """All values with the derived ones filled in, and the problems met: (key, sentence)."""
-    resolver = Resolver(values, given)
+    state = _Values(values, given)
     for step in (_parallel, _batch, _precision, _optimizer, _zero, _training):
-        step(resolver)
-    return resolver.values, resolver.problems
+        step(state)
+    return state.values, state.problems
 
 
-def _parallel(r: Resolver) -> None:
+def _parallel(r: _Values) -> None:
     v = r.values
     model_ranks = max(v["model_parallel_size"], 1) * max(v["pipe_parallel_size"], 1)
     if v["world_size"] is None and v["global_num_gpus"] is not None:
@@ -66,7 +66,7 @@ def _parallel(r: Resolver) -> None:
         r.problems.append(("is_pipe_parallel", "is_pipe_parallel: pipe_parallel_size says so; remove it"))
 
 
-def _batch(r: Resolver) -> None:
+def _batch(r: _Values) -> None:
     v = r.values
     micro = r.one_of("train_micro_batch_size_per_gpu", {"batch_size": r.given.get("batch_size")}, None)
     sizes = {
@@ -82,21 +82,21 @@ def _batch(r: Resolver) -> None:
     data_parallel = v["world_size"] // model_ranks if v["world_size"] else None
     try:
         train, micro, steps = sizes.values()
-        complete = batch_sizes(train, micro, steps, data_parallel)
+        sizes_of_all = batch_sizes(train, micro, steps, data_parallel)
     except BatchSizeError as error:
         r.problems.append(("train_batch_size", str(error)))
         return
-    if complete is None:  # enough for tools that do not train; the trainer requires a size
+    if sizes_of_all is None:  # enough for tools that do not train; the trainer requires a size
         v["gradient_accumulation_steps"] = sizes["gradient_accumulation_steps"] or 1
         data_parallel = data_parallel or 1
     else:
-        *resolved, data_parallel = complete
+        *resolved, data_parallel = sizes_of_all
         v.update(zip(sizes, resolved, strict=True))
         v["batch_size"] = v["train_micro_batch_size_per_gpu"]
     v["world_size"] = data_parallel * model_ranks
 
 
-def _precision(r: Resolver) -> None:
+def _precision(r: _Values) -> None:
     v = r.values
     fp16, bf16 = v["fp16"] or {}, v["bf16"] or {}
     fp16_on = fp16.get("enabled") is True
@@ -129,7 +129,7 @@ def _precision(r: Resolver) -> None:
     v["dynamic_loss_scale"] = dynamic
 
 
-def _optimizer(r: Resolver) -> None:
+def _optimizer(r: _Values) -> None:
     v = r.values
     section = v["optimizer"] or {}
     params = as_dict(section.get("params"))
@@ -153,13 +153,13 @@ def _optimizer(r: Resolver) -> None:
     v["communication_data_type"] = wire
 
 
-def _zero(r: Resolver) -> None:
+def _zero(r: _Values) -> None:
     section = r.values["zero_optimization"] or {}
     for key, (inner, default) in ZERO_DEFAULTS.items():
         r.values[key] = r.one_of(key, {f"zero_optimization.{inner}": section.get(inner)}, default)
 
 
-def _training(r: Resolver) -> None:
+def _training(r: _Values) -> None:
     v = r.values
     evaluates = v["eval_iters"] > 0
     for key, value in (

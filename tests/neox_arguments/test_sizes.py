@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron.neox_arguments.derived import BatchSizeError, batch_sizes, ffn_hidden_size
+from megatron.neox_arguments.sizes import BatchSizeError, batch_sizes, ffn_hidden_size
 
 size = st.integers(1, 64)
 

@@ -1,0 +1,119 @@
+"""What describes a GPT apart from its weights: dimensions that may grow, and switches that do not. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from megatron.errors import ConfigError
+
+Positions = Literal["learned", "rotary", "none"]
+Norm = Literal["layernorm", "rmsnorm"]
+PlainActivation = Literal["gelu", "relu", "silu", "swish", "mish", "softsign"]
+GatedActivation = Literal["geglu", "reglu", "swiglu", "glu", "bilinear"]
+Activation = PlainActivation | GatedActivation
+
+GATED_ACTIVATIONS = get_args(GatedActivation)
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The dimensions that may grow between base and target, in global (unsharded) sizes."""
+
+    hidden_size: int
+    num_attention_heads: int
+    num_kv_heads: int
+    ffn_hidden_size: int
+    num_layers: int
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden-size {self.hidden_size} is not a multiple of num-attention-heads {self.num_attention_heads}"
+            )
+        if self.num_attention_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"num-attention-heads {self.num_attention_heads} is not a multiple of num-kv-heads {self.num_kv_heads}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    def multiplier(self, base: Widths) -> float:
+        """m: hidden size over the base's."""
+        return self.hidden_size / base.hidden_size
+
+    def depth_multiplier(self, base: Widths) -> float:
+        """mL: layers over the base's."""
+        return self.num_layers / base.num_layers
+
+    def scaled_from(self, base: Widths, hidden_size: int) -> Widths:
+        """The member of the family through `base` and `self` that has this hidden size, at self's depth.
+
+        A dimension that grows between base and self grows in proportion to the hidden size; one that is equal in
+        both stays. Where base and self have one hidden size, heads stay and the ffn grows.
+        """
+        same = self.hidden_size == base.hidden_size
+
+        def scale(base_size: int, size: int, grows: bool) -> int:
+            return round(base_size * hidden_size / base.hidden_size) if grows else size
+
+        return dataclasses.replace(
+            self,
+            hidden_size=hidden_size,
+            num_attention_heads=scale(
+                base.num_attention_heads,
+                self.num_attention_heads,
+                not same and base.num_attention_heads != self.num_attention_heads,
+            ),
+            num_kv_heads=scale(
+                base.num_kv_heads, self.num_kv_heads, not same and base.num_kv_heads != self.num_kv_heads
+            ),
+            ffn_hidden_size=scale(
+                base.ffn_hidden_size,
+                self.ffn_hidden_size,
+                same or base.ffn_hidden_size != self.ffn_hidden_size,
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Kinds of layers, biases, residuals, dropout and recomputation: all of a GPT that does not depend on its size.
+
+    shared_norm: with a parallel residual, one norm feeds both attention and MLP. checkpoint_every: blocks between
+    kept activations; 0 recomputes nothing.
+    """
+
+    pos_emb: Positions = "rotary"
+    rotary_pct: float = 1.0
+    rotary_base: float = 10000.0
+    norm: Norm = "layernorm"
+    norm_epsilon: float = 1e-5
+    norm_bias: bool = True
+    qk_norm: bool = False
+    activation: Activation = "gelu"
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    parallel_residual: bool = False
+    shared_norm: bool = False
+    tied_readout: bool = True
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        activations = (*get_args(PlainActivation), *GATED_ACTIVATIONS)
+        for name, known in (("pos_emb", get_args(Positions)), ("norm", get_args(Norm)), ("activation", activations)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(
+                    f"{name}: {value!r} is not supported; expected {', '.join(known[:-1])} or {known[-1]}"
+                )
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP's first matrix holds an up half and a gate half."""
+        return self.activation in GATED_ACTIVATIONS
