@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._family import configuration, make_corpus, write  # noqa: E402
 from megatron.neox_arguments.yaml_loader import load_config  # noqa: E402
-from tools.mup import lr_landscape, sweep  # noqa: E402
+from muneox.commands import lr_landscape, sweep  # noqa: E402
 
 
 def main(input_args: Sequence[str] | None = None) -> int:

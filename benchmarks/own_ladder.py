@@ -21,10 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._family import configuration, make_corpus, space, write  # noqa: E402
 from megatron.errors import DataError  # noqa: E402
-from tools.mup import search, sweep  # noqa: E402
-from tools.runs import read_runs  # noqa: E402
-from tools.runs.align import last  # noqa: E402
-from tools.scaling import predict_loss  # noqa: E402
+from muneox.commands import predict_loss, search, sweep  # noqa: E402
+from muneox.runs import read_runs  # noqa: E402
+from muneox.runs.align import last  # noqa: E402
 
 # Longer than the other benchmarks: 200 steps leave seeds 0.9 % apart, as much as a doubling of the width gains.
 OWN = {"warmup": 0.1}

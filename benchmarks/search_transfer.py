@@ -27,9 +27,9 @@ sys.path.insert(0, str(ROOT))
 import optuna  # noqa: E402
 
 from benchmarks._family import BASE_WIDTH, configuration, make_corpus, space, write  # noqa: E402
-from tools.mup.searching.progress import Spent, value_text  # noqa: E402
-from tools.mup.searching.stages import ranked  # noqa: E402
-from tools.mup.searching.storage import open_storage  # noqa: E402
+from muneox.search.progress import Spent, value_text  # noqa: E402
+from muneox.search.stages import ranked  # noqa: E402
+from muneox.search.storage import open_storage  # noqa: E402
 
 
 @dataclass(frozen=True)

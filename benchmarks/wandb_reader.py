@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.runs.wandb_file import read_wandb_file  # noqa: E402
+from muneox.runs.wandb_file import read_wandb_file  # noqa: E402
 
 BLOCK, PEER = 32768, "wandb's classes"
 Columns = dict[str, dict[int, float]]

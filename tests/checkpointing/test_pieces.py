@@ -18,8 +18,8 @@ from megatron.checkpointing import check_unchanged, load_checkpoint, save_iterat
 from megatron.checkpointing.integrity import load_safely, write_torch
 from megatron.checkpointing.rng import restore_rng_state, rng_state
 from megatron.errors import CheckpointError, ConfigError
+from muneox.commands import inspect_checkpoint
 from tests.checkpointing import harness
-from tools.ckpts import inspect_checkpoint
 
 
 def test_save_iterations_are_those_of_neox() -> None:

@@ -15,7 +15,7 @@ import zstandard
 from megatron.data import encoding
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.errors import ConfigError, DataError
-from tools.datasets.preprocess_data import main
+from muneox.commands.preprocess_data import main
 
 ROOT = Path(__file__).resolve().parents[2]
 

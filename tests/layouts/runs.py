@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tools.layouts import Layout, configuration
+from muneox.development.layouts import Layout, configuration
 
 STEPS = 6
 

@@ -10,8 +10,8 @@ import pytest
 
 from megatron.errors import BaseShapeError
 from megatron.parametrization.base_shapes import load_base_shapes
+from muneox.development.layouts import Layout, configuration, make_corpus
 from tests.mpu.distributed import run
-from tools.layouts import Layout, configuration, make_corpus
 
 pytestmark = pytest.mark.xdist_group("multiprocess")
 

@@ -11,12 +11,12 @@ from megatron.dry_run.layers import measure
 from megatron.model.layers import make_norm
 from megatron.mpu import ProcessGroups, TensorParallel
 from megatron.mpu.topology import Grid
+from muneox.development.layouts import Layout, configuration, make_corpus
 from tests.mpu.distributed import run
-from tools.layouts import Layout, configuration, make_corpus
 
 Counted = dict[str, tuple[int, float]]
 
-BLOCKS, HIDDEN, SEQUENCE, MICRO, MICROBATCHES = 4, 64, 16, 2, 4  # of tools.layouts.configuration
+BLOCKS, HIDDEN, SEQUENCE, MICRO, MICROBATCHES = 4, 64, 16, 2, 4  # of muneox.development.layouts.configuration
 
 
 def count(layout: Layout, folder: str) -> Counted:

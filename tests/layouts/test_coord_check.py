@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from muneox.development.layouts import Layout, configuration, make_corpus
 from tests.mpu.distributed import run
-from tools.layouts import Layout, configuration, make_corpus
 
 pytestmark = [pytest.mark.xdist_group("multiprocess"), pytest.mark.slow]
 

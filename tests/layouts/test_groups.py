@@ -11,9 +11,9 @@ from megatron.model.build import shapes_at
 from megatron.model.gpt import layer_list
 from megatron.model.stages import stage_bounds, stage_parameters
 from megatron.parametrization.widths import ForwardFactors
+from muneox.development.layouts import Layout, configuration, make_corpus
 from tests.model.helpers import config
 from tests.mpu.distributed import run
-from tools.layouts import Layout, configuration, make_corpus
 
 Rates = list[dict[str, float]]
 

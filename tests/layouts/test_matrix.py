@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from muneox.development.layouts import LAYOUTS, TOLERANCE, Layout, compare, make_corpus
 from tests.layouts.runs import train
 from tests.mpu.distributed import run
-from tools.layouts import LAYOUTS, TOLERANCE, Layout, compare, make_corpus
 
 pytestmark = pytest.mark.xdist_group("multiprocess")
 

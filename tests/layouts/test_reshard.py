@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from megatron.checkpointing import WholeCheckpoint, find_intact, load_weights
 from megatron.checkpointing.integrity import load_safely
 from megatron.errors import ConfigError
+from muneox.commands import inspect_checkpoint, merge_weights
+from muneox.development.layouts import Layout, make_corpus
 from tests.layouts.runs import STEPS, train
 from tests.mpu.distributed import run
-from tools.ckpts import inspect_checkpoint, merge_weights
-from tools.layouts import Layout, make_corpus
 
 pytestmark = pytest.mark.xdist_group("multiprocess")
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron.errors import ConfigError, DataError
-from tools.runs import Run, Series, Smoothing, at_step, at_tokens, common_steps, last, require_equal, smooth
+from muneox.runs import Run, Series, Smoothing, at_step, at_tokens, common_steps, last, require_equal, smooth
 
 
 def a_run(name="r", config=None, **series):

@@ -11,8 +11,8 @@ import pytest
 
 from megatron.errors import DataError
 from megatron.monitoring import build_monitors
-from tools.runs import read_runs
-from tools.runs.files import read_csv, read_jsonl, read_tensorboard
+from muneox.runs import read_runs
+from muneox.runs.files import read_csv, read_jsonl, read_tensorboard
 
 RECORDS = [
     {"step": 10, "tokens": 320, "train/loss": 3.0, "lr": 0.001},

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from wandb.proto import wandb_internal_pb2 as pb
 
 from megatron.errors import DataError
+from muneox.runs import items, wandb_file
+from muneox.runs.leveldb import read_records
+from muneox.runs.wandb_file import read_wandb_file
 from tests.runs import wandb_files as files
-from tools.runs import items, wandb_file
-from tools.runs.leveldb import read_records
-from tools.runs.wandb_file import read_wandb_file
 
 REAL = """
 import sys, time, wandb

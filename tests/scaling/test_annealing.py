@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron.errors import DataError
-from tools.scaling.annealing import AnnealingLaw, Curve, areas, fit_annealing, held_out, sample_annealing, schedule
+from muneox.scaling.annealing import AnnealingLaw, Curve, areas, fit_annealing, held_out, sample_annealing, schedule
 
 LAW = AnnealingLaw(2.5, 20.0, 0.45, 4e-4, 0.998)
 TOTAL, WARMUP = 3000, 200

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tools.scaling.diagnostics import find_outliers
-from tools.scaling.forecast import forecast_size
-from tools.scaling.ladder import Point
+from muneox.scaling.diagnostics import find_outliers
+from muneox.scaling.forecast import forecast_size
+from muneox.scaling.ladder import Point
 
 
 def ladder(rng, noise):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from megatron.errors import DataError
-from tools.scaling.backtest import backtest, coverage, mean_error, predict_held_out
-from tools.scaling.diagnostics import (
+from muneox.scaling.backtest import backtest, coverage, mean_error, predict_held_out
+from muneox.scaling.diagnostics import (
     bend,
     describe_ladder,
     diverged_curve,
@@ -15,9 +15,9 @@ from tools.scaling.diagnostics import (
     inversions,
     not_collapsing,
 )
-from tools.scaling.planning import plan_next
-from tools.scaling.power_law import fit_power_law
-from tools.scaling.uncertainty import interval, noise_floor, seed_variance
+from muneox.scaling.planning import plan_next
+from muneox.scaling.power_law import fit_power_law
+from muneox.scaling.uncertainty import interval, noise_floor, seed_variance
 
 X = np.geomspace(10, 400, 8)
 RNG = np.random.default_rng(0)

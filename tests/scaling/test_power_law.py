@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.optimize import curve_fit
 
 from megatron.errors import DataError
-from tools.scaling.power_law import PowerLaw, bootstrap_power_law, fit_power_law, matern, sample_power_law
-from tools.scaling.separable import Exponents, NoisePrior, project, residuals, sample_posterior
+from muneox.scaling.power_law import PowerLaw, bootstrap_power_law, fit_power_law, matern, sample_power_law
+from muneox.scaling.separable import Exponents, NoisePrior, project, residuals, sample_posterior
 
 # Mu-scaling: ten widths of a 12-layer model in muP, parameters in units of 2^20, training loss at step 20k.
 MU_SCALING = np.array([

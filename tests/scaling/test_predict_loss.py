@@ -13,7 +13,7 @@ from matplotlib.image import imread
 
 from megatron.errors import ConfigError, DataError, UserError
 from megatron.monitoring.jsonl import JsonlMonitor
-from tools.scaling.predict_loss import main
+from muneox.commands.predict_loss import main
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = [8.0, 16.0, 32.0, 64.0, 128.0, 256.0]
@@ -271,8 +271,8 @@ def test_the_command_needs_no_torch_and_exits_1_on_bad_data(tmp_path):
     few = tmp_path / "few.csv"
     few.write_text("params,loss\n1,3\n2,2.8\n4,2.7\n")
     code = (
-        "import sys; from megatron.entry import run_script; import tools.scaling.picture;"
-        "from tools.scaling.predict_loss import main; code = run_script(main);"
+        "import sys; from megatron.entry import run_script; import muneox.scaling.picture;"
+        "from muneox.commands.predict_loss import main; code = run_script(main);"
         "sys.exit(9 if 'torch' in sys.modules else code)"
     )
     command = [sys.executable, "-c", code, str(few), "--y", "loss", "--target", "9"]

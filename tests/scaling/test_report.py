@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 
 from megatron.errors import ConfigError, DataError
+from muneox.commands import lr_landscape, report, width_check
+from muneox.report import html
 from mup.verdict import verdict
 from tests.tools_mup import synthetic
-from tools.mup import lr_landscape, width_check
-from tools.scaling import report
-from tools.scaling.page import html
 
 pytestmark = pytest.mark.xdist_group("report")  # its inputs and the browser are made once
 

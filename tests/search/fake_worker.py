@@ -11,10 +11,10 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
-from tools.mup.searching.claims import Claims, Worker
-from tools.mup.searching.plan import distributions, planner
-from tools.mup.searching.space import Parameter, Space
-from tools.mup.searching.storage import open_storage, open_study
+from muneox.search.claims import Claims, Worker
+from muneox.search.samplers import distributions, planner
+from muneox.search.space import Parameter, Space
+from muneox.search.storage import open_storage, open_study
 
 SPACE = Space((Parameter("lr", 1e-4, 1e-1, True), Parameter("mup_output_temp", 0.25, 4.0, True)))
 assert isinstance(distributions(SPACE)["lr"], FloatDistribution)

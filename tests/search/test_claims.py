@@ -17,11 +17,11 @@ import pytest
 from optuna.trial import TrialState
 
 from megatron.errors import ConfigError
+from muneox.search import claims as claims_module
+from muneox.search.claims import Claims, Liveness, Worker, live_workers, process_start
+from muneox.search.storage import StudyError, open_storage, open_study
 from tests.search import fake_worker
 from tests.search.tiny import ROOT, environment
-from tools.mup.searching import claims as claims_module
-from tools.mup.searching.claims import Claims, Liveness, Worker, live_workers, process_start
-from tools.mup.searching.storage import StudyError, open_storage, open_study
 
 STORES = ["study.db", "study.journal"]
 

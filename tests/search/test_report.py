@@ -14,11 +14,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
-from tools.mup.searching import report
-from tools.mup.searching.plan import distributions, planner
-from tools.mup.searching.proxy import Run, check_target
-from tools.mup.searching.space import Parameter, Space
-from tools.mup.searching.stages import ranked
+from muneox.search import outcome
+from muneox.search.proxy import Run, check_target
+from muneox.search.samplers import distributions, planner
+from muneox.search.space import Parameter, Space
+from muneox.search.stages import ranked
 
 LR = Parameter("lr", 1e-4, 1e-1, True)
 SPACE = Space((LR, Parameter("mup_output_temp", 0.25, 4.0, True)))
@@ -70,19 +70,19 @@ def test_ranking_leaves_out_what_diverged_or_failed() -> None:
 @pytest.mark.parametrize(("bottom", "end"), [(1e-5, "down to"), (2.0, "up to")])
 def test_an_optimum_beyond_the_space_is_told_with_the_way_to_widen(bottom: float, end: str) -> None:
     trials = bowl(SPACE, {"lr": bottom, "mup_output_temp": 1.0})
-    [said] = report.edge_warnings(SPACE, ranked(trials)[0], trials)
+    [said] = outcome.edge_warnings(SPACE, ranked(trials)[0], trials)
     assert said.startswith("lr: the best value") and "the loss falls towards it" in said and end in said
 
 
 def test_an_optimum_inside_is_no_edge() -> None:
     trials = bowl(SPACE, {"lr": 3e-3, "mup_output_temp": 1.0}, 64)
-    assert report.edge_warnings(SPACE, ranked(trials)[0], trials) == []
+    assert outcome.edge_warnings(SPACE, ranked(trials)[0], trials) == []
 
 
 def test_an_edge_that_loss_does_not_depend_on_is_not_pressed() -> None:
     trials = bowl(SPACE, {"lr": 3e-3})
     best = trial(99, SPACE, {"lr": 3e-3, "mup_output_temp": 3.9}, 1.9)
-    [said] = report.edge_warnings(SPACE, best, [*trials, best])
+    [said] = outcome.edge_warnings(SPACE, best, [*trials, best])
     assert "mup_output_temp" in said and "not pressing" in said
 
 
@@ -90,16 +90,16 @@ def test_a_grid_warns_at_its_first_and_last_value_only() -> None:
     space = Space((Parameter("lr", choices=(1e-3, 3e-3, 1e-2, 3e-2)),), "grid")
     losses = {1e-3: 2.3, 3e-3: 2.2, 1e-2: 2.1, 3e-2: 2.0}
     trials = [trial(k, space, {"lr": lr}, loss) for k, (lr, loss) in enumerate(losses.items())]
-    [said] = report.edge_warnings(space, trials[-1], trials)
+    [said] = outcome.edge_warnings(space, trials[-1], trials)
     assert "widen it, for example up to 0.164" in said
-    assert report.edge_warnings(space, trials[2], trials) == []
+    assert outcome.edge_warnings(space, trials[2], trials) == []
 
 
 def test_neighbours_are_near_in_the_spaces_own_measure() -> None:
     best = trial(0, SPACE, {"lr": 1e-2, "mup_output_temp": 1.0}, 2.0)
     near = trial(1, SPACE, {"lr": 2e-2, "mup_output_temp": 1.0}, 2.1)
     far = trial(2, SPACE, {"lr": 1e-2, "mup_output_temp": 4.0}, 2.05)
-    found = report.neighbours(SPACE, best, [far, best, near])
+    found = outcome.neighbours(SPACE, best, [far, best, near])
     assert [(pytest.approx(d), t.number) for d, t in found] == [
         (math.log10(2) / 3 / math.sqrt(2), 1),
         (0.5 / math.sqrt(2), 2),
@@ -114,10 +114,10 @@ def test_seed_noise_is_pooled_within_settings_and_widths() -> None:
         trial(k, SPACE, p, 2.0, {run.name: k + run.hidden_size + 0.01 * generator.standard_normal() for run in runs})
         for k, p in enumerate(params)
     ]
-    noise = report.seed_noise([FakeStage(trials, runs)])  # type: ignore[list-item]
+    noise = outcome.seed_noise([FakeStage(trials, runs)])  # type: ignore[list-item]
     assert noise is not None and noise.degrees == 40 * 2 * 3
     assert noise.std == pytest.approx(0.01, rel=0.15)
-    assert report.seed_noise([FakeStage(trials, runs[:1])]) is None  # type: ignore[list-item]
+    assert outcome.seed_noise([FakeStage(trials, runs[:1])]) is None  # type: ignore[list-item]
 
 
 def test_the_verdict_weighs_the_lead_against_the_noise() -> None:
@@ -125,9 +125,9 @@ def test_the_verdict_weighs_the_lead_against_the_noise() -> None:
         trial(k, SPACE, {"lr": 1e-2, "mup_output_temp": 1.0}, loss, {"w16-s1": loss})
         for k, loss in enumerate((2.0, 2.1))
     )
-    assert "the winner is real" in report.verdict(best, second, report.Noise(0.01, 8))
-    assert "level within noise" in report.verdict(best, second, report.Noise(0.1, 8))
-    assert "unknown" in report.verdict(best, second, None)
+    assert "the winner is real" in outcome.verdict(best, second, outcome.Noise(0.01, 8))
+    assert "level within noise" in outcome.verdict(best, second, outcome.Noise(0.1, 8))
+    assert "unknown" in outcome.verdict(best, second, None)
 
 
 def test_a_proxy_as_large_as_its_target_is_refused(proxy: Path) -> None:

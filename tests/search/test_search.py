@@ -21,14 +21,14 @@ import yaml
 
 from megatron.monitoring import read_metrics
 from megatron.neox_arguments import NeoXArgs
+from muneox.cost import cost_of
+from muneox.search.lead import is_over
+from muneox.search.progress import Spent, eta, status_line
+from muneox.search.setup import Setup, parse
+from muneox.search.stages import Stage, ranked, search_stage
+from muneox.search.storage import open_storage
+from muneox.search.worker import run_worker
 from tests.search.tiny import ROOT, environment, run_search, search_command, write_space
-from tools.cost import cost_of
-from tools.mup.searching.lead import is_over
-from tools.mup.searching.progress import Spent, eta, status_line
-from tools.mup.searching.setup import Setup, parse
-from tools.mup.searching.stages import Stage, ranked, search_stage
-from tools.mup.searching.storage import open_storage
-from tools.mup.searching.worker import run_worker
 
 SPACE = """
 parameters:

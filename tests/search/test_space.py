@@ -14,11 +14,11 @@ from optuna.trial import TrialState, create_trial
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
-from tools.mup.searching.plan import distributions, grid_size, planner
-from tools.mup.searching.proxy import Run, check_space, describe, runs_of, trial_args, width_changes
-from tools.mup.searching.setup import DEFAULT_SPACE
-from tools.mup.searching.space import Parameter, Space, load_space, parse_space
-from tools.mup.searching.storage import differing
+from muneox.search.proxy import Run, check_space, describe, runs_of, trial_args, width_changes
+from muneox.search.samplers import distributions, grid_size, planner
+from muneox.search.setup import DEFAULT_SPACE
+from muneox.search.space import Parameter, Space, load_space, parse_space
+from muneox.search.storage import differing
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
-from tools.mup import transfer
-from tools.mup.transferring import keys
-from tools.mup.transferring.compare import _SHIFTS, _WHY_EQUAL, Kind, compare
-from tools.mup.transferring.make import dump, make_proxy
+from muneox.analysis import transfer_keys as keys
+from muneox.analysis.make_proxy import dump, make_proxy
+from muneox.analysis.transfer import _SHIFTS, _WHY_EQUAL, Kind, compare
+from muneox.commands import transfer
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE, TARGET = ROOT / "configs/mup/base.yml", ROOT / "configs/mup/target.yml"

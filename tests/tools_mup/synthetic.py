@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from tools.runs import Run, Series
+from muneox.runs import Run, Series
 
 
 def config(width, lr, seed, use_mup=True, iters=100, **changes):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from megatron.errors import DataError
+from muneox.analysis.families import family
+from muneox.analysis.lr_landscape import landscape
+from muneox.commands import lr_landscape
 from tests.tools_mup import synthetic
-from tools.mup import lr_landscape
-from tools.mup.families import family
-from tools.mup.landscape import landscape
 
 
 def judged(runs, metric="valid/loss", **options):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from megatron.errors import DataError
+from muneox.analysis.families import family
+from muneox.analysis.width_check import width_check as check
+from muneox.commands import width_check
+from muneox.runs import Smoothing
 from tests.tools_mup import synthetic
-from tools.mup import width_check
-from tools.mup.families import family
-from tools.mup.width_curves import width_check as check
-from tools.runs import Smoothing
 
 STEPS = (1, *range(10, 401, 10))
 

@@ -1,69 +1,10 @@
-"""Whole weights in one file, from a checkpoint that any layout of processes saved.
+"""Write a checkpoint's weights into one file. The same as `muneox merge-weights`."""
 
-    python tools/ckpts/merge_weights.py checkpoints weights.safetensors [--iteration 1000]
-
-Names are layout-independent, the vocabulary is without its padding. `.safetensors` or `.pt` (torch.save) by the ending.
-"""
-
-from __future__ import annotations
-
-import argparse
-import json
-import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, from any folder
-
-import torch
-
-from megatron.checkpointing import LoadedWeights, load_weights
-from megatron.entry import run_script
-from megatron.errors import CheckpointError, ConfigError
-
-
-def main(input_args: Sequence[str] | None = None) -> int:
-    """Write the file; returns the exit code. Raises CheckpointError where there is nothing to read."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", type=Path, help="a save directory, or one of its global_step{N}")
-    parser.add_argument("output", type=Path, help="file to write, .safetensors or .pt")
-    parser.add_argument("--iteration", type=int, help="step to read (default: the latest)")
-    args = parser.parse_args(input_args)
-    if args.output.suffix not in (".safetensors", ".pt"):
-        raise ConfigError(f"{args.output}: the ending must be .safetensors or .pt")
-    loaded = load_weights(args.directory, args.iteration)
-    write(loaded, args.output)
-    total = sum(weight.numel() for weight in loaded.weights.values())
-    print(f"wrote {args.output}: {total:,} parameters of step {loaded.iteration}")
-    return 0
-
-
-def write(loaded: LoadedWeights, output: Path) -> None:
-    """The weights and, as text, the muP section, whole or not at all. CheckpointError where it cannot be written."""
-    weights = {name: weight.contiguous().clone() for name, weight in loaded.weights.items()}
-    temporary = output.with_name(f".tmp-{output.name}")
-    mup = json.dumps(loaded.client_state.get("mup", {}))
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.suffix == ".pt":
-            torch.save({"weights": weights, "iteration": loaded.iteration, "mup": mup}, temporary)
-        else:
-            _save_safetensors(weights, temporary, {"iteration": str(loaded.iteration), "mup": mup})
-        os.replace(temporary, output)
-    except OSError as error:
-        raise CheckpointError(f"{output} cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _save_safetensors(weights: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-    try:
-        from safetensors.torch import save_file
-    except ImportError as error:
-        raise ConfigError("writing .safetensors needs safetensors: pip install -e .[hf]; or write .pt") from error
-    save_file(weights, path, metadata)
-
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    try:
+        from muneox.cli import run_tool
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {sys.executable} has no package {error.name}: run `make setup` and use .venv/bin/python")
+    sys.exit(run_tool("muneox.commands.merge_weights"))

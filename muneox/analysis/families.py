@@ -1,0 +1,142 @@
+"""Runs of one family: the same recipe at several widths, learning rates, seeds, in muP or standard parametrization."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from megatron.errors import DataError
+from muneox.runs import Run, require_equal
+
+Status = Literal["ok", "diverged", "stopped"]
+
+WIDTH = "hidden_size"
+LEARNING_RATES = ("optimizer.params.lr", "lr", "learning_rate")
+SEED = "seed"
+# What must be alike for two losses to be comparable: data, its amount, its order, and the schedule's shape.
+RECIPE = (
+    *("data_path", "train_data_paths", "valid_data_paths", "split", "dataset", "tokenizer_type", "vocab_size"),
+    *("seq_length", "train_batch_size", "train_iters", "num_layers"),
+    *("lr_decay_style", "lr_decay_iters", "warmup", "optimizer_type", "weight_decay", "pos_emb", "norm", "activation"),
+)
+# What all runs in muP share beside that.
+MUP_RECIPE = (
+    *("mup.base.hidden_size", "mup_base_hidden_size", "mup_base_num_layers", "mup_depth_alpha", "init_method_std"),
+    *("mup_init_scale", "mup_attn_temp", "mup_output_temp", "mup_embedding_mult", "mup_rp_embedding_mult"),
+)
+NAMES = {True: "muP", False: "SP", None: "runs"}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run and its place in the family. parametrization: `muP`, `SP`, or `runs` where it is not told."""
+
+    run: Run
+    parametrization: str
+    width: int
+    lr: float | None
+    seed: float
+
+
+def family(
+    runs: Sequence[Run],
+    purpose: str,
+    *,
+    width_key: str = WIDTH,
+    lr_key: str | None = None,
+    also_alike: Sequence[str] = (),
+) -> list[Member]:
+    """Every run with its width, learning rate and seed, in that order.
+
+    Raises DataError for a run without a width, and for runs that differ in what must be alike: the recipe, `also_alike`
+    within each parametrization, and, in muP, the base and the multipliers.
+    """
+    members = []
+    for run in runs:
+        width = run.number(width_key)
+        if width is None or width <= 0:
+            raise DataError(f"run {run.name} ({run.source}) has no width: no number `{width_key}` in its configuration")
+        found = (run.number(name) for name in ((lr_key,) if lr_key else LEARNING_RATES))
+        lr = next((value for value in found if value is not None), None)
+        seed = run.number(SEED)
+        members.append(Member(run, _parametrization(run), round(width), lr, 0.0 if seed is None else seed))
+    require_equal(runs, [name for name in RECIPE if name not in (width_key, lr_key)], purpose)
+    for name, alike in by_parametrization(members).items():
+        inside = [*also_alike, *(MUP_RECIPE if name == "muP" else ())]
+        require_equal([member.run for member in alike], inside, f"{purpose} in {name}")
+    return sorted(members, key=lambda m: (m.parametrization != "muP", m.parametrization, m.width, m.lr or 0.0, m.seed))
+
+
+def _parametrization(run: Run) -> str:
+    value = run.value("use_mup")
+    return NAMES[value if isinstance(value, bool) else None]
+
+
+def by_parametrization(members: Sequence[Member]) -> dict[str, list[Member]]:
+    """muP first."""
+    groups: dict[str, list[Member]] = defaultdict(list)
+    for member in members:
+        groups[member.parametrization].append(member)
+    return {name: groups[name] for name in sorted(groups, key=lambda name: (name != "muP", name))}
+
+
+def default_metric(runs: Sequence[Run]) -> str:
+    """`valid/loss` if every run has it, else `train/loss`, else the one of their common names. Raises DataError."""
+    for name in ("valid/loss", "train/loss", "loss"):
+        if all(name in run.series for run in runs):
+            return name
+    shared = set.intersection(*(set(run.series) for run in runs)) if runs else set()
+    known = ", ".join(sorted(name for name in shared if not name.startswith("_"))) or "none"
+    raise DataError(f"no loss that all runs have logged; name one with --metric (common metrics: {known})")
+
+
+def final_step(members: Sequence[Member], metric: str) -> int:
+    """The step that runs of this family end at: the last one that any of them logged the metric at."""
+    steps = [int(series.steps[-1]) for m in members if (series := m.run.series.get(metric)) is not None and len(series)]
+    if not steps:
+        raise DataError(f"no run has logged `{metric}`; name another with --metric")
+    return max(steps)
+
+
+def outcome(run: Run, metric: str, step: int) -> tuple[float | None, Status, str]:
+    """Loss at a step, how the run came there, and in words what went wrong.
+
+    diverged: the loss or the training loss is not finite, or ends above where it began. stopped: it did not get there
+    for another reason, or that cannot be told.
+    """
+    series = run.series.get(metric)
+    training = run.series.get("train/loss", series)
+    if training is not None and len(training):
+        kept = training.values[training.steps <= step]
+        if len(kept) and not np.all(np.isfinite(kept)):
+            return None, "diverged", f"a loss of {kept[~np.isfinite(kept)][0]}"
+        if len(kept) > 1 and kept[-1] > kept[0]:
+            return (
+                _value(run, metric, step),
+                "diverged",
+                f"training loss {kept[-1]:.3f}, {kept[0]:.3f} at the beginning",
+            )
+    value = _value(run, metric, step)
+    if value is None:
+        last = int(training.steps[-1]) if training is not None and len(training) else 0
+        return None, "stopped", f"no `{metric}` at step {step}; the last of its {run.state} run is {last}"
+    if not np.isfinite(value):
+        return None, "diverged", f"a loss of {value}"
+    return value, "ok", ""
+
+
+def _value(run: Run, metric: str, step: int) -> float | None:
+    series = run.series.get(metric)
+    if series is None:
+        return None
+    i = int(np.searchsorted(series.steps, step))
+    return float(series.values[i]) if i < len(series) and series.steps[i] == step else None
+
+
+def shared_seeds(groups: Mapping[Any, Sequence[Member]]) -> int:
+    """The fewest seeds of any group."""
+    return min((len({member.seed for member in group}) for group in groups.values()), default=0)

@@ -1,0 +1,235 @@
+"""Proxy against target, key by key: what breaks the transfer, what shifts the optimum, what carries over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from megatron.neox_arguments import NeoXArgs
+from muneox.analysis.transfer_keys import BASE, INDIFFERENT, TUNED, WIDTHS
+
+TPV = "Tensor Programs V, arXiv:2203.03466"
+
+
+class Kind(Enum):
+    """How a difference bears on the transfer."""
+
+    BREAKS = "breaks the transfer"
+    SHIFTS = "shifts the optimum"
+    GROWS = "grows with the width"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One difference: what it is on both sides, what follows, and who says so."""
+
+    kind: Kind
+    key: str
+    proxy: Any
+    target: Any
+    why: str
+    source: str
+
+
+# Keys that are warned of, each with what follows and the source.
+_SHIFTS: dict[str, tuple[str, str]] = {
+    "train_batch_size": (
+        "the best learning rate depends on the batch size: for Adam it rises, then falls again",
+        "Li et al. 2024, arXiv:2405.14578",
+    ),
+    "train_iters": (
+        "longer training wants a lower learning rate, in muP too",
+        "Bjorck et al. 2024, arXiv:2409.19913",
+    ),
+    "warmup": (
+        "warm-up limits early updates, so its share bears on the highest rate that trains",
+        "Kosson et al. 2024, arXiv:2410.23922",
+    ),
+    "seq_length": ("transfer across sequence lengths is an observation, not a rule", f"{TPV}, table 1"),
+    "precision": ("rounding bounds from below what Adam's eps and small updates do", "no paper; measure it"),
+    "weight_decay": (
+        "the best weight decay follows model and data size, and the transfer of lr needs it in step",
+        "Wang and Aitchison 2024, arXiv:2405.13698",
+    ),
+    "attention_dropout": ("regularisation depends on model and data size and does not transfer", f"{TPV}, table 1"),
+    "hidden_dropout": ("regularisation depends on model and data size and does not transfer", f"{TPV}, table 1"),
+    "z_loss": ("an auxiliary loss changes what is optimised", "no paper; measure it"),
+    **dict.fromkeys(
+        (
+            *("data_path", "train_data_paths", "valid_data_paths", "test_data_paths", "train_data_weights"),
+            *("valid_data_weights", "test_data_weights", "weight_by_num_documents", "weighted_sampler_alpha", "split"),
+        ),
+        ("the optimum belongs to the data that it was found on", f"{TPV}, section 1: one task, many widths"),
+    ),
+}
+_WHY_EQUAL = {
+    "use_mup": "one of the two is not in muP, and SP's optimum moves with the width",
+    "mup_depth_alpha": "the two have different depth rules",
+    "mup_weight_decay_mode": "the two scale weight decay differently",
+    "mup_eps_scaling": "the two scale Adam's eps differently",
+    "lr_decay_style": "the shape of the schedule is part of what is tuned",
+    "warmup_style": "the shape of the schedule is part of what is tuned",
+    "lr_decay_fraction": "the shape of the schedule is part of what is tuned",
+    "lr_cooldown_fraction": "the shape of the schedule is part of what is tuned",
+    "lr_cooldown_style": "the shape of the schedule is part of what is tuned",
+    "optimizer_type": "every optimizer has a scaling rule and an optimum of its own",
+    "tokenizer_type": "the losses are of different tokens",
+    "vocab_file": "the losses are of different tokens",
+    "merge_file": "the losses are of different tokens",
+}
+# Judged together, by the functions below.
+_ELSEWHERE = WIDTHS | BASE | {"num_layers", "optimizer", "lr_decay_iters", "init_method", "output_layer_init_method"}
+
+
+def compare(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
+    """All differences that bear on the transfer from proxy to target, the worst first."""
+    findings: list[Finding] = []
+    for check in (_parametrization, _base, _widths, _head_dimension, _depth, _schedule, _optimizer, _keys):
+        findings += check(proxy, target)
+    order = list(Kind)
+    return sorted(findings, key=lambda finding: order.index(finding.kind))
+
+
+def _breaks(key: str, proxy: Any, target: Any, why: str, source: str = f"{TPV}, table 1") -> Finding:
+    return Finding(Kind.BREAKS, key, proxy, target, why, source)
+
+
+def _parametrization(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
+    if proxy.use_mup or target.use_mup:
+        return []
+    return [
+        _breaks("use_mup", False, False, "neither is in muP: SP's optimum moves with the width", f"{TPV}, figure 1")
+    ]
+
+
+def _base(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
+    """Base dimensions, resolved from keys and files: each hyperparameter is meant at the base."""
+    if not (proxy.use_mup and target.use_mup):
+        return []
+    from megatron.training.from_args import resolve_base_widths, target_widths
+
+    (of_proxy, _), (of_target, _) = (resolve_base_widths(args, target_widths(args)) for args in (proxy, target))
+    names = {
+        "hidden_size": "mup_base_hidden_size",
+        "num_attention_heads": "mup_base_num_attention_heads",
+        "num_kv_heads": "mup_base_num_kv_heads",
+        "ffn_hidden_size": "mup_base_intermediate_size",
+    }
+    if target.mup_depth_alpha:
+        names["num_layers"] = "mup_base_num_layers"
+    heads = proxy.mup_base_num_attention_heads or target.mup_base_num_attention_heads
+    return [
+        _breaks(
+            key,
+            getattr(of_proxy, name),
+            getattr(of_target, name),
+            "the two have different base models, so the same number means different things",
+            f"{TPV}, appendix B",
+        )
+        for name, key in names.items()
+        if getattr(of_proxy, name) != getattr(of_target, name)
+        # unset base heads mean as many as in the model itself: the head dimension grows, on both sides of the base
+        and not ("heads" in name and heads is None)
+    ]
+
+
+def _widths(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
+    findings = [
+        Finding(Kind.GROWS, key, a, b, "", "")
+        for key in sorted(WIDTHS)
+        if (a := getattr(proxy, key)) != (b := getattr(target, key))
+    ]
+    if proxy.hidden_size >= target.hidden_size:
+        why = "the proxy is as wide as its target: search on a narrower one"
+        findings.append(_breaks("hidden_size", proxy.hidden_size, target.hidden_size, why, "nothing to transfer"))
+    from megatron.training.from_args import target_widths
+
+    ratios = [(w := target_widths(args)).ffn_hidden_size / w.hidden_size for args in (proxy, target)]
+    if abs(ratios[0] / ratios[1] - 1) > 0.02:  # rounding to mlp_multiple_of aside
+        shown = [f"{ratio:.3g} x hidden" for ratio in ratios]
+        why = "the MLP's width is another multiple of the hidden size: aspect ratio, not width, changes with it"
+        findings.append(
+            Finding(Kind.SHIFTS, "intermediate_size", shown[0], shown[1], why, f"{TPV}, table 1: width alone")
+        )
+    return findings
+
+
+def _head_dimension(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
+    dims = [args.hidden_size // args.num_attention_heads for args in (proxy, target)]
+    if dims[0] == dims[1]:
+        return []
+    why = "the head dimension grows; the scale sqrt(d_base)/d covers it, but a proxy with small heads is a rough guide"
+    return [Finding(Kind.SHIFTS, "head dimension", dims[0], dims[1], why, f"{TPV}, appendix E.2")]
+
+
+def _depth(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
+    if proxy.num_layers == target.num_layers:
+        return []
+    if target.mup_depth_alpha:
+        why = f"the depth rule alpha {target.mup_depth_alpha:g} covers it"
+        if target.mup_depth_alpha < 1:
+            why += " in part: only alpha 1 was found to carry the learning rate over"
+    else:
+        why = "without a depth rule the optimum moves with depth: set mup-depth-alpha and mup-base-num-layers"
+    source = "Dey et al. 2025 (CompleteP), arXiv:2505.01618"
+    return [Finding(Kind.SHIFTS, "num_layers", proxy.num_layers, target.num_layers, why, source)]
+
+
+def _schedule(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
+    """Where decay ends and how low, each as a share of the run."""
+    findings = []
+    shape = "the shape of the schedule is part of what is tuned"
+    ends = [args.lr_decay_iters / args.train_iters for args in (proxy, target) if args.lr_decay_iters]
+    if len(ends) == 1 or (ends and abs(ends[0] - ends[1]) > 1e-6):
+        findings.append(_breaks("lr_decay_iters", proxy.lr_decay_iters, target.lr_decay_iters, shape))
+    if proxy.lr and target.lr:
+        floors = [(args.min_lr or 0.0) / args.lr for args in (proxy, target)]
+        if abs(floors[0] - floors[1]) > 1e-6:
+            shown = [f"{floor:.3g} x lr" for floor in floors]
+            findings.append(_breaks("min_lr", shown[0], shown[1], shape))
+    return findings
+
+
+def _optimizer(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
+    given = [dict((args.optimizer or {}).get("params") or {}) for args in (proxy, target)]
+    findings = []
+    if target.mup_weight_decay_mode == "constant" and target.weight_decay and proxy.hidden_size != target.hidden_size:
+        why = "mup-weight-decay-mode constant: lr x weight decay of hidden matrices falls as the width grows"
+        source = "Wang and Aitchison 2024, arXiv:2405.13698"
+        findings.append(Finding(Kind.SHIFTS, "weight_decay", proxy.weight_decay, target.weight_decay, why, source))
+    return findings + [
+        _breaks(
+            f"optimizer.params.{key}",
+            given[0].get(key),
+            given[1].get(key),
+            "it is part of what was tuned: carry it over",
+        )
+        for key in sorted({*given[0], *given[1]} - {"lr", "weight_decay"})
+        if given[0].get(key) != given[1].get(key)
+    ]
+
+
+def _keys(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
+    """Every other key, by its class."""
+    findings = []
+    for key in NeoXArgs.__dataclass_fields__:
+        a, b = getattr(proxy, key), getattr(target, key)
+        if a == b or key in INDIFFERENT or key in _ELSEWHERE or key == "min_lr":
+            continue
+        if key in _SHIFTS:
+            findings.append(Finding(Kind.SHIFTS, key, a, b, *_SHIFTS[key]))
+        elif key in TUNED:
+            why = "it was tuned on the proxy: carry it over unchanged"
+            findings.append(_breaks(key, a, b, why, f"{TPV}, algorithm 1"))
+        else:
+            findings.append(_breaks(key, a, b, _WHY_EQUAL.get(key, "the two are not one family of models")))
+    return findings + _init_methods(proxy, target)
+
+
+def _init_methods(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
+    return [
+        _breaks(key, a, b, "the two are initialised by different formulas")
+        for key in ("init_method", "output_layer_init_method")
+        if (a := getattr(proxy, key)) != (b := getattr(target, key))
+    ]

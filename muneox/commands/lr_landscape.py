@@ -1,0 +1,113 @@
+"""Learning-rate landscape: final loss against learning rate, a line a width, muP beside SP, and how the basin moves.
+
+    python tools/mup/lr_landscape.py runs/sweep --out runs/lr_landscape
+    python tools/mup/lr_landscape.py ./wandb --metric valid/loss --at-step 2000 --where num_layers=4
+    python tools/mup/lr_landscape.py entity/project --group sweep-3
+
+Writes OUT.png, OUT.csv (one row a run) and OUT.json (for tools/scaling/report.py), and prints each width's minimum
+with its 95 % interval from seed noise, and the drift in octaves per doubling of the width. Runs that diverged are kept
+and shown as such. `--max-drift 0.15` makes it a test: exit code 1 if muP's basin moves more, or that cannot be told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from muneox.analysis.families import WIDTH, default_metric, family
+from muneox.analysis.lr_landscape import Basin, Landscape, landscape
+from muneox.analysis.plotting import new_figure, save, width_colours
+from muneox.runs.cli import add_run_arguments, chosen_runs, write_csv, write_json
+
+
+def draw(result: Landscape, path: Path) -> None:
+    """One panel a parametrization; seeds as dots, their means as lines, minima as stars with their intervals."""
+    names = list(dict.fromkeys(point.parametrization for point in result.points))
+    colours = width_colours([point.width for point in result.points])
+    figure, axes = new_figure(len(names))
+    good = [point.loss for point in result.points if point.status == "ok" and point.loss is not None]
+    low = min(good)
+    ceiling = max(sorted(good)[math.ceil(0.9 * len(good)) - 1], low + 1e-3)
+    for ax, name in zip(axes, names):
+        for basin in (basin for basin in result.basins if basin.parametrization == name):
+            _draw_width(ax, result, basin, colours[basin.width], ceiling)
+        drift = next(drift for drift in result.drifts if drift.parametrization == name)
+        moves = "not told" if drift.slope is None else f"{drift.slope:+.2f} octaves per doubling of the width"
+        ax.set_title(
+            f"{name}: minimum moves {moves}" if drift.slope is not None else f"{name}: drift {moves}", fontsize=10
+        )
+        ax.set_xscale("log", base=2)
+        ax.set_xlabel("learning rate")
+        ax.legend(fontsize=8, title="width")
+        ax.grid(alpha=0.25)
+    margin = 0.06 * (ceiling - low)
+    axes[0].set_ylim(low - margin, ceiling + 2.5 * margin)
+    axes[0].set_ylabel(f"{result.metric} at step {result.step} [nats/token]")
+    save(figure, path)
+
+
+def _draw_width(ax: Any, result: Landscape, basin: Basin, colour: Any, ceiling: float) -> None:
+    points = [p for p in result.points if (p.parametrization, p.width) == (basin.parametrization, basin.width)]
+    good = [(p.lr, p.loss) for p in points if p.status == "ok" and p.loss is not None]
+    bad = [p.lr for p in points if p.status != "ok"]
+    rates = sorted({lr for lr, _ in good})
+    means = [mean(loss for lr, loss in good if lr == rate) for rate in rates]
+    ax.plot(*zip(*good), ".", color=colour, alpha=0.45, markersize=5)
+    ax.plot(bad, [ceiling] * len(bad), "x", color=colour, markersize=7)
+    ax.plot(rates, means, "-", color=colour, linewidth=1.6, label=f"{basin.width}")
+    best = 2.0**basin.log2_lr
+    if basin.low is not None and basin.high is not None:
+        spread = [[best - 2.0**basin.low], [2.0**basin.high - best]]
+        ax.errorbar(best, basin.loss, xerr=spread, color=colour, capsize=3)
+    style = {"markersize": 12, "markeredgecolor": "black", "markerfacecolor": "white" if basin.edge else colour}
+    ax.plot(best, basin.loss, "*", **style)
+
+
+def table(result: Landscape) -> str:
+    """Minima by width, then the verdicts and warnings."""
+    lines = [
+        f"{'':6} {'width':>6} {'best lr':>10} {'minimum, log2':>14} {'95 % interval':>17} {'loss':>8} {'seeds':>5}"
+    ]
+    for b in result.basins:
+        interval = "" if b.low is None or b.high is None else f"[{b.low:+.2f}, {b.high:+.2f}]"
+        edge = f"  at the edge: {b.edge}" if b.edge else ""
+        lines.append(
+            f"{b.parametrization:6} {b.width:6d} {b.best_lr:10.3g} {b.log2_lr:+14.2f} {interval:>17} {b.loss:8.4f} "
+            f"{b.seeds:5d}{edge}"
+        )
+    lines += [drift.verdict for drift in result.drifts]
+    best = {name: min(b.loss for b in result.basins if b.parametrization == name) for name in result.noise}
+    if len(best) > 1:
+        lines.append("lowest loss: " + ", ".join(f"{name} {loss:.4f}" for name, loss in best.items()))
+    return "\n".join([*lines, *(f"warning: {text}" for text in result.warnings)])
+
+
+def main(input_args: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 1 only if --max-drift is given and not kept."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_run_arguments(parser)
+    parser.add_argument("--metric", help="the loss; by default valid/loss, or train/loss if a run lacks it")
+    parser.add_argument("--at-step", type=int, help="the step whose loss counts; by default the last")
+    parser.add_argument("--width-key", default=WIDTH, help="configuration key of the width (default: %(default)s)")
+    parser.add_argument("--lr-key", help="configuration key of the learning rate (default: optimizer.params.lr or lr)")
+    parser.add_argument("--out", type=Path, default=Path("lr_landscape"), help="prefix of the files written")
+    parser.add_argument("--max-drift", type=float, help="octaves per doubling that muP's basin may move")
+    options = parser.parse_args(input_args)
+    runs = chosen_runs(options)
+    members = family(runs, "a learning-rate landscape", width_key=options.width_key, lr_key=options.lr_key)
+    result = landscape(members, options.metric or default_metric(runs), options.at_step)
+    out: Path = options.out
+    draw(result, out.with_name(out.name + ".png"))
+    write_csv(out.with_name(out.name + ".csv"), [asdict(point) for point in result.points])
+    write_json(out.with_name(out.name + ".json"), result.as_dict())
+    print(table(result))
+    print(f"written: {out}.png, {out}.csv, {out}.json")
+    if options.max_drift is None:
+        return 0
+    judged = [d for d in result.drifts if d.parametrization == "muP"] or result.drifts
+    return int(any(d.slope is None or abs(d.slope) > options.max_drift for d in judged))

@@ -1,0 +1,304 @@
+"""Predict a large model's loss from smaller runs, with intervals and the backtest beside them.
+
+    python tools/scaling/predict_loss.py ./wandb --x params --y valid/loss --at-step 20000 --target 6.7e9
+    python tools/scaling/predict_loss.py entity/project --group ladder-3 --x params --y valid/loss --target 6.7e9
+    python tools/scaling/predict_loss.py 'runs/*/metrics.jsonl' --x params --y valid/loss --target 512e6 \\
+        --json forecast.json --plot forecast.png
+    python tools/scaling/predict_loss.py runs/ladder --y valid/loss --target-config configs/mup/target.yml ...
+    python tools/scaling/predict_loss.py table.csv --x params_M --y loss --fit-below 160 --target 676 1447
+    python tools/scaling/predict_loss.py runs --law surface --x params --y valid/loss --target 7e9:1.4e11 --budget 1e22
+    python tools/scaling/predict_loss.py runs --law compute --y valid/loss --target 1e22
+    python tools/scaling/predict_loss.py curves --law annealing --y valid/loss --schedule plan.csv
+    python tools/scaling/predict_loss.py runs ... --target 512e6 --save forecast.json      # before the run
+    python tools/scaling/predict_loss.py --check forecast.json runs/target/metrics.jsonl   # after it
+
+Sources: wandb folders and projects, metrics.jsonl, TensorBoard folders, globs of these; a CSV of one row a run;
+results of lm-evaluation-harness (--y task/metric). Exit code 1 if the data do not allow a forecast, or a check finds
+the loss outside its interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from megatron.errors import ConfigError, DataError
+from muneox.runs import read_runs
+from muneox.scaling.compute import envelope
+from muneox.scaling.curve_forecast import CurveOptions, forecast_curves
+from muneox.scaling.forecast import (
+    Forecast,
+    forecast_size,
+    forecast_surface,
+    load,
+    save,
+)
+from muneox.scaling.ladder import Point, Selection, finite, read_points
+from muneox.scaling.planning import Plan, plan_next
+
+
+def arguments(input_args: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="*", metavar="RUNS")
+    parser.add_argument("--law", choices=("size", "surface", "compute", "annealing"), default="size")
+    what = parser.add_argument_group("what is read")
+    what.add_argument("--x", default="params", help="size: a configuration value or column (default: all parameters)")
+    what.add_argument("--y", help="metric or column: valid/loss")
+    what.add_argument("--tokens", default="tokens", help="column of a table, for --law surface")
+    what.add_argument("--at-step", type=int, help="all runs at this step (default: their common end)")
+    what.add_argument("--at-tokens", type=float)
+    what.add_argument("--smooth", default="none", metavar="KIND:POINTS", help="none, mean:20, median:5, ema:20")
+    what.add_argument("--perplexity", action="store_true", help="y is a perplexity: the law is fitted to its logarithm")
+    what.add_argument("--group")
+    what.add_argument("--tag", action="append", default=[])
+    what.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only runs or rows with this")
+    what.add_argument("--exclude", nargs="+", default=[], metavar="RUN")
+    what.add_argument("--allow", nargs="+", default=[], metavar="KEY", help="recipe keys in which the runs may differ")
+    what.add_argument("--drop-diverged", action="store_true", help="leave out runs whose loss is not finite")
+    what.add_argument("--drop-flagged", action="store_true", help="leave out runs flagged as outliers")
+    fit = parser.add_argument_group("the forecast")
+    fit.add_argument("--target", nargs="+", default=[], help="x to predict; N:D for --law surface; FLOPs, or steps")
+    fit.add_argument("--target-config", nargs="+", default=[], metavar="CONFIG", help="predict this model (x = params)")
+    fit.add_argument("--fit-below", type=float, metavar="X", help="fit sizes up to X; compare with the others")
+    fit.add_argument("--level", type=float, default=0.9, help="of the intervals (default 0.9)")
+    fit.add_argument("--budget", nargs="+", type=float, default=[], help="FLOPs: compute-optimal N and D (surface)")
+    fit.add_argument("--plan", action="store_true", help="which run to train next, and what it would tell")
+    fit.add_argument("--cost-exponent", type=float, default=1.0, help="a run costs x to this power (plan)")
+    curve = parser.add_argument_group("--law annealing")
+    curve.add_argument("--rate", help="the learning rate's series (default: lr, learning_rate, ...)")
+    curve.add_argument("--schedule", nargs="+", default=[], help="runs or CSV files (step, lr) to predict")
+    curve.add_argument("--until", type=int, help="fit only up to this step")
+    curve.add_argument("--warmup", type=int, default=0, help="steps of linear warm-up that the logged rate leaves out")
+    out = parser.add_argument_group("results")
+    out.add_argument("--json", type=Path)
+    out.add_argument("--plot", type=Path, help=".png, .pdf or .svg")
+    out.add_argument("--save", type=Path, metavar="FILE", help="register the forecast: date, versions, hashes")
+    out.add_argument("--check", type=Path, metavar="FILE", help="hold a registered forecast against RUNS")
+    return parser.parse_args(input_args)
+
+
+def selection(options: argparse.Namespace) -> Selection:
+    if not options.y:
+        raise ConfigError("which loss? name it with --y, such as --y valid/loss")
+    pairs = [tuple(text.partition("=")[::2]) for text in options.where]
+    return Selection(
+        options.x, options.y, options.tokens, options.at_step, options.at_tokens, options.smooth, options.perplexity,
+        options.group, tuple(options.tag), tuple(pairs), tuple(options.exclude), tuple(options.allow),
+    )  # fmt: skip
+
+
+def make_forecast(options: argparse.Namespace) -> Forecast:
+    if not options.sources:
+        raise ConfigError("no runs are named; see --help")
+    if options.target_config:
+        options.target.append(str(_params(options)))
+    if not 0.5 <= options.level < 1:
+        raise ConfigError(f"--level is {options.level:g}; a share between 0.5 and 1, such as 0.9")
+    chosen = selection(options)
+    if options.law == "annealing":
+        return _annealing(options, chosen)
+    points, damage = read_points(options.sources, chosen, options.law)
+    points, bad = finite(points, options.drop_diverged)
+    shared = {"fit_below": options.fit_below, "level": options.level, "perplexity": options.perplexity}
+    if options.law == "surface":
+        targets = [_pair(text) for text in options.target]
+        found = forecast_surface(points, targets, options.budget, names=(chosen.x, chosen.y), **shared)
+    else:
+        x_name = chosen.x
+        if options.law == "compute":
+            x_name, points = "flops", _best_of_budgets(points)
+        found = forecast_size(
+            points, [_number(text) for text in options.target], drop_flagged=options.drop_flagged, law=options.law,
+            names=(x_name, chosen.y), **shared,
+        )  # fmt: skip
+    warnings = (*damage, *(f"{p.name} diverged and is left out" for p in bad), *found.warnings)
+    left_out = (*found.left_out, *((p, "loss not finite") for p in bad))
+    recorded = {"selection": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(chosen).items()}}
+    return replace(found, warnings=warnings, left_out=left_out, extra=found.extra | recorded)
+
+
+def _params(options: argparse.Namespace) -> int:
+    """Parameters of the model that --target-config describes, as a run's header would count them."""
+    if options.law != "size" or options.x != "params":
+        raise ConfigError("--target-config tells a number of parameters: it goes with --law size and --x params")
+    from megatron.neox_arguments import NeoXArgs
+    from muneox.cost import cost_of
+
+    return cost_of(NeoXArgs.from_ymls(options.target_config, world_size=1)).params
+
+
+def _annealing(options: argparse.Namespace, chosen: Selection) -> Forecast:
+    runs = read_runs(options.sources, group=chosen.group, tags=chosen.tags, where=dict(chosen.where))
+    schedules = read_runs(options.schedule) if options.schedule else []
+    how = CurveOptions(chosen.y, options.rate, options.warmup, options.until, chosen.smoothing)
+    runs = [run for run in runs if run.name not in chosen.exclude]
+    return forecast_curves(runs, schedules, how, steps=[_number(t) for t in options.target], level=options.level)
+
+
+def _best_of_budgets(points: Sequence[Point]) -> list[Point]:
+    """The best point of each budget; those that are not finite are no candidates."""
+    points = [point for point in points if point.x > 0]
+    return [points[i] for i in envelope([point.x for point in points], [point.y for point in points])]
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ConfigError(f"--target {text} is no number") from None
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"--target {text}: a positive number is needed")
+    return value
+
+
+def _pair(text: str) -> tuple[float, float]:
+    first, colon, second = text.partition(":")
+    if not colon:
+        raise ConfigError(f"--target {text}: L(N, D) needs parameters and tokens, such as 7e9:1.4e11")
+    return _number(first), _number(second)
+
+
+def show(forecast: Forecast, console: Console) -> None:
+    """Prints the forecast; numbers as in the JSON."""
+    console.print(f"{forecast.formula}, {len(forecast.used)} runs used, {len(forecast.left_out)} left out")
+    for name, found in forecast.parameters.items():
+        console.print(f"  {name} = {found.value:.5g}  [{found.low:.5g}, {found.high:.5g}]")
+    console.print(f"  noise of one run {forecast.noise[0]:.2%} (from {forecast.noise[1]})")
+    console.print(f"prior: {forecast.prior}", soft_wrap=True)
+    if forecast.targets:
+        console.print(_target_table(forecast))
+    if forecast.held:
+        content = forecast.as_json()["backtest"]
+        console.print(
+            f"backtest: mean error {content['mean_absolute_relative_error']:.2%}, {content['coverage']:.0%} inside, "
+            f"up to {content['largest_extrapolation']:.1f} times beyond the fitted runs"
+        )
+        console.print(_backtest_table(forecast))
+    else:
+        console.print("no backtest: it needs a size more than the four that are fitted")
+    for optimum in forecast.extra.get("compute_optimal", ()):
+        n, d, loss = (optimum[key]["value"] for key in ("params", "tokens", "loss"))
+        console.print(f"budget {optimum['flops']:.3g} FLOPs: N = {n:.3g}, D = {d:.3g} tokens, loss {loss:.4f}")
+    for warning in forecast.warnings:
+        console.print(f"warning: {warning}", soft_wrap=True, markup=False)
+
+
+def _target_table(forecast: Forecast) -> Table:
+    level = forecast.targets[0].predicted.level
+    table = Table(forecast.x_name, "beyond the data", "prediction", f"{level:.0%} interval", "seen", "error",
+                  title=f"forecast of {forecast.y_name}")  # fmt: skip
+    for target in forecast.targets:
+        found = target.predicted
+        place = f"{target.x:.6g}" if target.tokens is None else f"{target.x:.4g} on {target.tokens:.4g} tokens"
+        seen, error = "", ""
+        if target.actual is not None:
+            inside = "inside" if target.actual in found else "[red]outside[/red]"
+            seen, error = f"{target.actual:.4f}, {inside}", f"{found.value / target.actual - 1:+.2%}"
+        row = [place, f"{target.extrapolation:.1f} x", f"{found.value:.4f}", f"{found.low:.4f} to {found.high:.4f}"]
+        table.add_row(*row, seen, error)
+    return table
+
+
+def _backtest_table(forecast: Forecast) -> Table:
+    table = Table("fitted", forecast.x_name, "beyond", "predicted", "seen", "error", "")
+    for h in forecast.held:
+        inside = "inside" if h.inside else "[red]outside[/red]"
+        row = [str(h.sizes), f"{h.x:.6g}", f"{h.extrapolation:.1f} x", f"{h.predicted.value:.4f}", f"{h.actual:.4f}"]
+        table.add_row(*row, f"{h.error:+.2%}", inside)
+    return table
+
+
+def show_plan(plan: Plan, target: float, console: Console) -> None:
+    table = Table("size", "cost, of the target's", "interval then", "shrinks by",
+                  title=f"next run, for x = {target:g}: interval now +-{plan.half_width:.2%}")  # fmt: skip
+    for c in plan.candidates:
+        mark = " <- most informative for the money" if c == plan.best else ""
+        table.add_row(f"{c.x:.4g}", f"{c.cost:.1%}", f"+-{c.half_width:.2%}", f"{c.shrink:.0%}{mark}")
+    console.print(table)
+    if plan.best is None:
+        console.print("no run of a third of the target's cost would shrink the interval by more than 2 %")
+
+
+def check(options: argparse.Namespace, console: Console) -> int:
+    """Compares a registered forecast with what came; 1 if a loss is outside its interval.
+
+    --json writes the forecast with the mean of what came beside each target, for the report.
+    """
+    content = load(options.check)
+    if "selection" not in content or content["law"] not in ("size", "surface"):
+        raise ConfigError(f"{options.check}: forecasts of sizes and surfaces can be checked, not of {content['law']}")
+    if not options.sources:
+        raise ConfigError("--check needs the runs to compare with")
+    known: dict[str, Any] = content["selection"]
+    kept: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
+    # The filters chose the ladder's runs; which run to compare with is said by naming it.
+    chosen = replace(Selection(**kept), group=None, tags=(), where=(), exclude=())
+    points, _ = read_points(options.sources, chosen, content["law"])
+    outside = compared = 0
+    for target in content["targets"]:
+        seen = [point for point in points if _is_of(point, target)]
+        for point in seen:
+            inside = target["low"] <= point.y <= target["high"]
+            compared, outside = compared + 1, outside + (not inside)
+            console.print(
+                f"{point.name}: seen {point.y:.4f}, forecast {target['prediction']:.4f} "
+                f"[{target['low']:.4f}, {target['high']:.4f}] of {content['registered']['created']}: "
+                f"{'inside' if inside else 'OUTSIDE'}, forecast off by {target['prediction'] / point.y - 1:+.2%}",
+                soft_wrap=True,
+                markup=False,
+            )
+        if seen:
+            actual = mean(point.y for point in seen)
+            inside = target["low"] <= actual <= target["high"]
+            target |= {"actual": actual, "relative_error": target["prediction"] / actual - 1, "inside": inside}
+    if not compared:
+        sizes = ", ".join(f"{t['x']:g}" for t in content["targets"])
+        found = ", ".join(f"{p.x:g}" for p in points)
+        raise DataError(f"{options.check} forecasts {content['x']} = {sizes}; the runs given have {found}")
+    if options.json:
+        save(options.json, content, register=False)
+    return int(outside > 0)
+
+
+def _is_of(point: Point, target: dict[str, Any]) -> bool:
+    """Whether a run is one that a target is about."""
+    if not math.isclose(point.x, target["x"], rel_tol=1e-3):
+        return False
+    return "tokens" not in target or math.isclose(point.tokens or 0, target["tokens"], rel_tol=1e-2)
+
+
+def main(input_args: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    options = arguments(input_args)
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    if options.check:
+        return check(options, console)
+    forecast = make_forecast(options)
+    show(forecast, console)
+    content = forecast.as_json()
+    if options.plan:
+        if forecast.law not in ("size", "compute") or not forecast.targets:
+            raise ConfigError("--plan needs a target, and a law of one variable")
+        target = forecast.targets[-1].x
+        x, y = [p.x for p in forecast.used], [p.y for p in forecast.used]
+        plan = plan_next(x, y, target, cost_exponent=options.cost_exponent, level=options.level)
+        show_plan(plan, target, console)
+        content["plan"] = asdict(plan)
+    if options.plot:
+        from muneox.scaling.picture import draw
+
+        draw(forecast, options.plot)
+    if options.json:
+        save(options.json, content, register=False)
+    if options.save:
+        save(options.save, content, register=True)
+    return 0

@@ -1,0 +1,140 @@
+"""Text to token files: `<output-prefix>_<key>_document.bin` and `.idx`, as GPT-NeoX names them.
+
+    python tools/datasets/preprocess_data.py --input a.jsonl.zst,folder --output-prefix data/mine \\
+        --tokenizer-type HFTokenizer --vocab-file tokenizer.json --append-eod --workers 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from megatron.data.documents import DocumentReader, find_files
+from megatron.data.encoding import EncodingStats, TokenizerSpec, encode_documents
+from megatron.errors import ConfigError, DataError
+from megatron.tokenizer import TOKENIZER_TYPES
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: GPT-NeoX's flags, and what is needed for plain text and for bad input."""
+    parser = argparse.ArgumentParser(description="Tokenize text into .bin/.idx files.", allow_abbrev=False)
+    data = parser.add_argument_group("input data")
+    data.add_argument(
+        "--input",
+        required=True,
+        help="files and folders, separated by commas (.txt, .jsonl, .json, .zst, .gz)",
+    )
+    data.add_argument("--jsonl-keys", nargs="+", default=["text"], help="keys that hold text; one output each")
+    data.add_argument("--num-docs", type=int, help="number of documents, if known, for the progress display")
+    data.add_argument(
+        "--split-text",
+        choices=["file", "paragraph", "line"],
+        default="file",
+        help="what a document is in plain text",
+    )
+    data.add_argument("--skip-bad-lines", action="store_true", help="leave bad JSON lines out and count them")
+    data.add_argument("--ftfy", action="store_true", help="mend mojibake with the library ftfy")
+    tokenizer = parser.add_argument_group("tokenizer")
+    tokenizer.add_argument("--tokenizer-type", required=True, choices=list(TOKENIZER_TYPES))
+    tokenizer.add_argument("--vocab-file")
+    tokenizer.add_argument("--merge-file")
+    tokenizer.add_argument(
+        "--append-eod", action="store_true", help="end every document with the end-of-document token"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--output-prefix", required=True, help="path of the output files without _<key>_document.bin")
+    output.add_argument("--dataset-impl", choices=["mmap"], default="mmap", help="only mmap, the format of today")
+    runtime = parser.add_argument_group("runtime")
+    runtime.add_argument(
+        "--workers", type=int, default=1, help="tokenizer processes; the output is the same for any number"
+    )
+    runtime.add_argument("--log-interval", type=int, default=100, help="documents between updates of the display")
+    return parser
+
+
+@contextmanager
+def progress_display(
+    position: Callable[[], tuple[int, int]], num_docs: int | None = None, log_interval: int = 100
+) -> Iterator[Callable[[EncodingStats], None]]:
+    """A live bar with documents, MB/s of text and time left on a terminal; elsewhere a line every ten
+    seconds.
+
+    `position` gives the bytes of the input read so far, and in all. Yields the function to call with new
+    statistics.
+    """
+    console = Console(stderr=True)
+    started = last_line = time.monotonic()
+    shown_documents = 0
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("tokenizing", total=position()[1])
+
+        def update(stats: EncodingStats) -> None:
+            nonlocal last_line, shown_documents
+            if stats.documents - shown_documents < log_interval:
+                return
+            shown_documents = stats.documents
+            now = time.monotonic()
+            read, total = position()
+            line = describe(stats, now - started, num_docs)
+            progress.update(task, completed=read, description=line)
+            if not console.is_terminal and now - last_line >= _SECONDS_BETWEEN_LINES:
+                left = (now - started) * (total - read) / max(read, 1)
+                console.print(f"{line}, {left:.0f} s left", highlight=False)
+                last_line = now
+
+        yield update
+
+
+def describe(stats: EncodingStats, seconds: float, num_docs: int | None = None) -> str:
+    """Statistics in a line."""
+    of = f"/{num_docs}" if num_docs else ""
+    rate = stats.text_bytes / 1e6 / max(seconds, 1e-9)
+    return f"{stats.documents}{of} documents, {sum(stats.tokens.values()):,} tokens, {rate:.2f} MB/s"
+
+
+def with_ftfy(documents: Iterator[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """Documents with mojibake mended. DataError if the library is not installed."""
+    try:
+        import ftfy
+    except ImportError as error:
+        raise DataError("--ftfy needs the library ftfy: pip install ftfy") from error
+    return ({key: ftfy.fix_text(text) for key, text in document.items()} for document in documents)
+
+
+def main(input_args: Sequence[str] | None = None) -> EncodingStats:
+    """Run the command line `input_args` (default: the process's). UserError for what a user can mend."""
+    args = build_parser().parse_args(input_args)
+    if args.workers < 1:
+        raise ConfigError(f"--workers must be at least 1, not {args.workers}")
+    files = find_files([part for part in args.input.split(",") if part])
+    reader = DocumentReader(files, args.jsonl_keys, args.split_text, args.skip_bad_lines)
+    documents = with_ftfy(iter(reader)) if args.ftfy else iter(reader)
+    prefixes = {key: Path(f"{args.output_prefix}_{key}_document") for key in args.jsonl_keys}
+    spec = TokenizerSpec(args.tokenizer_type, args.vocab_file, args.merge_file)
+    started = time.monotonic()
+    with progress_display(
+        lambda: (reader.bytes_read, reader.total_bytes), args.num_docs, args.log_interval
+    ) as on_batch:
+        stats = encode_documents(
+            documents, prefixes, spec, append_eod=args.append_eod, workers=args.workers, on_batch=on_batch
+        )
+    print(describe(stats, time.monotonic() - started))
+    if reader.skipped:
+        print(f"left out {reader.skipped} bad lines")
+    for prefix in prefixes.values():
+        print(f"wrote {prefix}.bin and .idx")
+    return stats

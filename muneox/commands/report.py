@@ -1,0 +1,71 @@
+"""The whole story on one page: coordinate check, audit, learning-rate landscape, width check, ladder and forecast.
+
+    python tools/scaling/report.py --coord-check runs/check/coord_check.0.json --audit audit.txt \\
+        --lr-landscape lr_landscape.json --width-check width_check.json --forecast forecast.json --out report.html
+
+Each part is optional. The file needs nothing beside it and no network. Its inputs are what the tools write:
+`coord-check: true` (the CSV beside the JSON is shown too), `tools/mup/audit.py CONFIG... > audit.txt`,
+`tools/mup/lr_landscape.py`, `tools/mup/width_check.py`, and `tools/scaling/predict_loss.py --json` or `--save`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import megatron
+from megatron.errors import ConfigError
+from muneox.report import audit, coord_check, forecast, lr_landscape, width_check
+from muneox.report.content import Section
+from muneox.report.html import render
+from muneox.runs.cli import write_atomically
+
+
+def build(options: argparse.Namespace) -> tuple[list[Section], dict[str, Any]]:
+    """The sections that were asked for, in the order of the story, and the JSON that they come from."""
+    sections: list[Section] = []
+    inputs: dict[str, Any] = {}
+    makers = {
+        "coord_check": coord_check.section,
+        "audit": audit.section,
+        "lr_landscape": lr_landscape.section,
+        "width_check": width_check.section,
+    }
+    for name, make in makers.items():
+        path: Path | None = getattr(options, name)
+        if path is not None:
+            sections.append(make(path))
+            if name != "audit":
+                inputs[name] = json.loads(path.read_text(encoding="utf-8"))
+    if options.forecast:
+        sections.append(forecast.section(options.forecast))
+        inputs["forecast"] = [json.loads(path.read_text(encoding="utf-8")) for path in options.forecast]
+    if not sections:
+        raise ConfigError("nothing to report: give --coord-check, --audit, --lr-landscape, --width-check or --forecast")
+    return sections, inputs
+
+
+def main(input_args: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--coord-check", type=Path, metavar="JSON", help="coord_check.<rank>.json")
+    parser.add_argument("--audit", type=Path, metavar="TEXT", help="what tools/mup/audit.py printed")
+    parser.add_argument("--lr-landscape", type=Path, metavar="JSON")
+    parser.add_argument("--width-check", type=Path, metavar="JSON")
+    parser.add_argument(
+        "--forecast", type=Path, nargs="+", default=[], metavar="JSON", help="one, or several to compare"
+    )
+    parser.add_argument("--title", default="muP report")
+    parser.add_argument("--out", type=Path, default=Path("report.html"))
+    options = parser.parse_args(input_args)
+    sections, inputs = build(options)
+    subtitle = "From a checked parametrization and a tuned proxy to a forecast of the large model."
+    footer = (
+        f"muNeoX {megatron.__version__}, {datetime.now():%Y-%m-%d %H:%M}. Numbers in tables are rounded; a copy of "
+    )
+    footer += "the inputs in full precision is in the page."
+    write_atomically(options.out, render(sections, inputs, options.title, subtitle, footer))
+    print(f"written: {options.out} ({options.out.stat().st_size / 1e6:.1f} MB, {len(sections)} sections)")

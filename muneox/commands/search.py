@@ -1,0 +1,32 @@
+"""Search hyperparameters on a muP proxy, for a target that is too large to search on.
+
+    python tools/mup/search.py configs/mup/base.yml configs/local_setup.yml --trials 24 --workers 2 \
+        --target configs/mup/target.yml configs/local_setup.yml
+
+Writes OUT/best.yml, for `python deepy.py train.py target.yml best.yml`. Killed and started again, it goes on; the
+same command on another host that sees the same --study joins in.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from megatron.errors import ConfigError
+
+
+def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
+    """Run or join a search; returns the exit code: 1 where a trial failed for another reason than divergence."""
+    arguments = list(sys.argv[1:] if input_args is None else input_args)
+    arguments += [f"--{key}={json.dumps(value)}" for key, value in (overwrite_values or {}).items()]
+    try:
+        import optuna
+    except ImportError as error:
+        raise ConfigError("the search needs Optuna: pip install -e .[search]") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    from muneox.search.lead import lead
+    from muneox.search.setup import parse
+
+    return lead(parse(arguments))

@@ -1,0 +1,172 @@
+"""Train a grid of runs: widths x seeds x values of any keys, in warm processes, one folder a run.
+
+    python tools/mup/sweep.py configs/mup/base.yml configs/local_setup.yml --widths 64 128 256 --seeds 1 2 \
+        --grid lr=2^-9,2^-8,2^-7,2^-6 --workers 2 --out runs/sweep
+    python tools/mup/sweep.py configs/mup/base.yml configs/local_setup.yml best.yml --widths 64 96 128 192 \
+        --seeds 1 2 3 --out runs/ladder                                      # a ladder with what a search found
+    python tools/mup/sweep.py ... --use-mup false --out runs/sweep_sp        # the same in standard parametrization
+
+The configuration's own width grows as in a search: heads grow where mup-base-num-attention-heads is set. Any key may be
+given on the line (`--train-iters 300`). Started again, the command trains what is missing. lr_landscape.py,
+width_check.py and predict_loss.py read the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.errors import ConfigError, TrainingError, UserError
+from megatron.monitoring.jsonl import read_metrics, to_plain
+from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.yaml_loader import parse_scalar
+from muneox.processes import end_with_parent, share_machine
+from muneox.search.proxy import Run, runs_of, trial_args
+from muneox.search.space import parse_space
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, and the folder that it logs to."""
+
+    run: Run
+    args: NeoXArgs
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.args.log_dir or "")
+
+    def is_finished(self) -> bool:
+        """Whether the folder holds this run's end. Raises ConfigError if it holds a run of another configuration."""
+        file = self.folder / "metrics.jsonl"
+        if not file.is_file():
+            return False
+        header, records = read_metrics(file)
+        there, ours = header.get("config", {}), to_plain(self.args.to_dict())
+        for key, value in ours.items():
+            if key not in _INDIFFERENT and there.get(key) != value:
+                raise ConfigError(
+                    f"{self.folder} holds a run with {key} {there.get(key)!r}, this sweep has {value!r}; "
+                    "choose another --out"
+                )
+        return any(record["step"] == self.args.train_iters for record in records)
+
+
+_INDIFFERENT = {"log_dir", "config_files", "num_workers"}
+
+
+def jobs(args: NeoXArgs, grid: Mapping[str, Sequence[Any]], widths: Sequence[int], seeds: Sequence[int],
+         out: Path) -> list[Job]:  # fmt: skip
+    """Every run of the sweep, wide ones first, so that no process ends long after the others. Raises ConfigError."""
+    parameters = {key: list(values) for key, values in grid.items()} or {"lr": [args.lr]}
+    space = parse_space(
+        {"sampler": "grid", "parameters": parameters, "widths": list(widths) or None, "seeds": list(seeds) or None},
+        args,
+    )
+    made = []
+    for values in itertools.product(*(parameter.grid_values() for parameter in space.parameters)):
+        params = {parameter.key: value for parameter, value in zip(space.parameters, values)} if grid else {}
+        for run in runs_of(args, space):
+            name = "-".join([run.name, *(f"{key}={_short(value)}" for key, value in params.items())])
+            made.append(Job(run, trial_args(args, params, run, out / name)))
+    return sorted(made, key=lambda job: (-job.run.hidden_size, job.run.seed))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """`lr=2^-9,2^-8` as {"lr": [0.00195..., 0.0039...]}. Raises ConfigError."""
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        if not equals or not key or not values:
+            raise ConfigError(f"--grid {text}: write it as KEY=VALUE,VALUE, such as lr=2^-9,2^-8")
+        if key in grid:
+            raise ConfigError(f"--grid {key} is given twice")
+        grid[key] = [_value(value.strip()) for value in values.split(",")]
+    return grid
+
+
+def _value(text: str) -> Any:
+    power = re.fullmatch(r"2\^([+-]?\d+)", text)
+    return 2.0 ** int(power[1]) if power else parse_scalar(text)
+
+
+def train_job(job: Job) -> tuple[Job, float | None, str]:
+    """Train one run: its loss, or None and what went wrong where it diverged."""
+    from megatron.initialize import initialize_megatron
+    from megatron.training.trainer import train
+
+    shutil.rmtree(job.folder, ignore_errors=True)  # of a process that was killed
+    try:
+        result = train(job.args, initialize_megatron(job.args.distributed_backend, job.args.seed), console=False)
+    except TrainingError as error:
+        return job, None, str(error)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return job, result.loss, ""
+
+
+def _begin(counter: Any, workers: int) -> None:
+    end_with_parent()
+    share_machine(counter, workers)
+
+
+def sweep(todo: Sequence[Job], workers: int) -> int:
+    """Train the jobs, tell each as it ends; returns how many diverged. Raises UserError where a process was killed."""
+    context, workers = multiprocessing.get_context("spawn"), min(workers, len(todo))
+    began, diverged = time.monotonic(), 0
+    share = (context.Value("i", 0), workers)
+    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=share) as pool:
+        futures = [pool.submit(train_job, job) for job in todo]
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                job, loss, error = future.result()
+                diverged += loss is None
+                outcome = f"loss {loss:.4f}" if loss is not None else f"diverged: {error}"
+                print(
+                    f"[{done}/{len(todo)}, {time.monotonic() - began:,.0f} s] {job.folder.name}: {outcome}", flush=True
+                )
+        except BrokenProcessPool as error:
+            raise UserError("a process was killed; start the same command again to train what is missing") from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return diverged
+
+
+def main(input_args: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, also where runs diverged, which the tools that read them show."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        usage="%(prog)s CONFIG... [options] [--key value ...]",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--widths", type=int, nargs="+", default=[], help="hidden sizes (default: the configuration's)")
+    add("--seeds", type=int, nargs="+", default=[], help="seeds (default: the configuration's)")
+    add("--grid", action="append", default=[], metavar="KEY=V,V", help="values of a key; repeatable: their product")
+    add("--workers", type=int, default=1, help="processes on this host")
+    add("--out", type=Path, default=Path("runs/sweep"), help="a folder a run is made in it")
+    options, rest = parser.parse_known_args(input_args)
+    if options.workers < 1:
+        raise ConfigError(f"--workers: needs a number from 1, not {options.workers}")
+    args = NeoXArgs.consume_neox_args(rest).replace(world_size=1)
+    args.require("lr", "train_iters", "hidden_size", "num_attention_heads", "seq_length")
+    wanted = jobs(args, parse_grid(options.grid), options.widths, options.seeds, options.out)
+    todo = [job for job in wanted if not job.is_finished()]
+    print(f"{len(wanted)} runs in {options.out}, {len(wanted) - len(todo)} of them there already", flush=True)
+    diverged = sweep(todo, options.workers) if todo else 0
+    if diverged:
+        print(f"{diverged} runs diverged")
+    return 0

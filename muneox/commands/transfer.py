@@ -1,0 +1,151 @@
+"""What carries over from a proxy to its target, and what does not.
+
+    python tools/mup/transfer.py configs/mup/base.yml configs/mup/target.yml --shared configs/local_setup.yml
+    python tools/mup/transfer.py proxy.yml configs/mup/target.yml --make --width 64
+
+Compares every key; exit code 1 where something breaks the transfer. Then the target's learning rate and initial
+standard deviation by parameter. With --make, PROXY is written: the target's configuration, narrower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from megatron.errors import ConfigError, UserError
+from megatron.neox_arguments import NeoXArgs
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("proxy", help="the proxy's file; with --make, the file to write")
+    parser.add_argument("target", help="the target's file")
+    parser.add_argument("--shared", nargs="+", default=[], metavar="CONFIG", help="files that stand beside both")
+    parser.add_argument("--make", action="store_true", help="write PROXY from TARGET")
+    parser.add_argument("--width", type=int, help="--make: the proxy's hidden size; unset: the base, or an eighth")
+    parser.add_argument("--trials", type=int, default=24, help="trials that the expected cost is for")
+    parser.add_argument("--vocab-size", type=int, help="unset: the tokenizer's, or padded-vocab-size")
+    parser.add_argument("--brief", action="store_true", help="one row for all blocks")
+    return parser
+
+
+def _vocab_size(args: NeoXArgs, given: int | None) -> int:
+    """The tokenizer's size, or a stand-in where its files are not named: costs then are near, tables unaffected."""
+    from megatron.tokenizer import build_tokenizer
+
+    if given is not None:
+        return given
+    try:
+        return build_tokenizer(args.tokenizer_type, args.vocab_file, args.merge_file).vocab_size
+    except UserError:
+        if args.padded_vocab_size:
+            return args.padded_vocab_size
+        raise ConfigError(
+            "the vocabulary's size is unknown: name the tokenizer with --shared, or give --vocab-size"
+        ) from None
+
+
+def _show_findings(findings: Sequence[Any], console: Console) -> None:
+    table = Table("verdict", "key", "proxy", "target", "why", "source", title="proxy against target")
+    colours = {"BREAKS": "red", "SHIFTS": "yellow", "GROWS": "green"}
+    for finding in findings:
+        colour = colours[finding.kind.name]
+        values = (str(finding.proxy), str(finding.target))
+        table.add_row(f"[{colour}]{finding.kind.value}", finding.key, *values, finding.why, finding.source)
+    console.print(table)
+
+
+def _show_parameters(args: NeoXArgs, vocab_size: int, console: Console, brief: bool) -> None:
+    """Learning rate, initial std, eps factor and weight decay of every parameter, from the plan: nothing is trained."""
+    from megatron.training.from_args import model_plan
+
+    plan = model_plan(args, vocab_size)
+    table = Table("parameter", "role", "shape", "base", "r", "init std", "lr", "weight decay", title="target")
+    shown: set[str] = set()
+    for name, parameter in plan.parameters.items():
+        label = re.sub(r"\.\d+\.", ".*.", name) if brief else name
+        if label in shown:
+            continue
+        shown.add(label)
+        scaling = parameter.scaling
+        table.add_row(
+            label,
+            parameter.role.value,
+            "x".join(map(str, parameter.shape)),
+            "x".join(map(str, parameter.base_shape)),
+            f"{parameter.fan_in_mult:g}",
+            f"{parameter.init_std:.4g}",
+            f"{args.lr * scaling.lr:.4g}" if args.lr else f"lr x {scaling.lr:.4g}",
+            f"{args.weight_decay * scaling.weight_decay:.4g}",
+        )
+    console.print(table)
+    factors = plan.factors
+    console.print(
+        f"forward factors: embedding {factors.embedding:g}, attention {factors.attention:.6g}, "
+        f"logits {factors.logits:.6g}, residual branch {factors.residual:.6g}",
+        highlight=False,
+    )
+
+
+def _make(options: argparse.Namespace, target: NeoXArgs, console: Console) -> None:
+    from muneox.analysis.make_proxy import dump, make_proxy
+    from muneox.cost import cost_of
+    from muneox.runs.cli import write_atomically
+
+    made = make_proxy(target, [options.target], options.width)
+    header = [f"Proxy of {options.target}, for a hyperparameter search; it is its own muP base."]
+    text = dump(made.values, header)
+    if Path(options.proxy).exists():
+        raise ConfigError(f"{options.proxy}: exists already; --make writes a new file")
+    write_atomically(Path(options.proxy), text)
+    console.print(f"wrote {options.proxy}", highlight=False)
+    if made.target_keys:
+        keys = ", ".join(f"{key.replace('_', '-')}: {value}" for key, value in made.target_keys.items())
+        console.print(f"the target needs, as the proxy has: {keys}", soft_wrap=True, highlight=False)
+    proxy = NeoXArgs.from_ymls([options.proxy, *options.shared], world_size=1)
+    if proxy.train_iters is None or proxy.train_batch_size is None:
+        console.print("no train-iters or batch size in the target, so no cost can be told")
+        return
+    vocab_size = _vocab_size(target, options.vocab_size)
+    one, whole = cost_of(proxy, vocab_size), cost_of(target, vocab_size)
+    console.print(
+        f"a trial: {one.params:,} parameters, {one.tokens:,} tokens, {one.flops:.3g} FLOPs, "
+        f"{one.flops / whole.flops:.2%} of the target's {whole.flops:.3g}; "
+        f"{options.trials} trials: {options.trials * one.flops:.3g}, {options.trials * one.flops / whole.flops:.1%}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def main(input_args: Sequence[str] | None = None) -> int:
+    """Compare or make; returns the exit code: 1 where something breaks the transfer."""
+    options = _parser().parse_args(input_args)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    target = NeoXArgs.from_ymls([options.target, *options.shared], world_size=1)
+    if options.make:
+        _make(options, target, console)
+        return 0
+    from muneox.analysis.transfer import Kind, compare
+
+    proxy = NeoXArgs.from_ymls([options.proxy, *options.shared], world_size=1)
+    for args, file in ((proxy, options.proxy), (target, options.target)):
+        if args.hidden_size is None or args.num_attention_heads is None or args.num_layers is None:
+            raise ConfigError(f"{file}: needs hidden-size, num-attention-heads and num-layers")
+    findings = compare(proxy, target)
+    _show_findings(findings, console)
+    _show_parameters(target, _vocab_size(target, options.vocab_size), console, options.brief)
+    broken = [finding.key for finding in findings if finding.kind is Kind.BREAKS]
+    shifted = [finding.key for finding in findings if finding.kind is Kind.SHIFTS]
+    console.print(
+        f"transfer: BROKEN by {', '.join(broken)}"
+        if broken
+        else "transfer: holds" + (f"; mind {', '.join(shifted)}" if shifted else "")
+    )
+    return int(bool(broken))

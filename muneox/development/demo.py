@@ -1,0 +1,144 @@
+"""`make demo`: the whole story on a CPU, from a fresh clone to a large model whose loss was foretold.
+
+Corpus, base shapes, static audit, coordinate check, a search on a narrow proxy, a ladder of widths with its winner, a
+forecast registered before the target is trained, the target's training, the comparison, a report and a sample. Every
+command is printed before it runs; everything lands in runs/demo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from megatron.errors import UserError
+from megatron.monitoring.jsonl import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+CONSOLE = Console()
+PROXY, TARGET, LOCAL = "configs/mup/base.yml", "configs/mup/target.yml", "configs/mup/demo.yml"
+CORPUS = "data/corpus_bytes"
+PROMPT = "import os\n\ndef read_file(path):\n"
+STEPS = 10
+
+
+class Story:
+    """The demo's commands, one numbered step after another. out: folder of all results, within the project's."""
+
+    def __init__(self, out: Path, workers: int) -> None:
+        self.out, self.workers, self._step = out, workers, 0
+        self.began = time.monotonic()
+
+    def at(self, name: str) -> str:
+        return str(self.out / name)
+
+    def step(self, title: str, *commands: Sequence[str], judges: bool = False, keep: str | None = None) -> None:
+        """Run `python COMMAND` for each command in the project's folder.
+
+        judges: exit code 1 is an outcome to tell, not a failure. keep: file that gets what the commands print.
+        Raises UserError, naming the step, where one fails.
+        """
+        self._step += 1
+        CONSOLE.rule(f"{self._step}/{STEPS} {title}")
+        began = time.monotonic()
+        for command in commands:
+            CONSOLE.print("$ python " + shlex.join(command), style="bold", soft_wrap=True, highlight=False)
+            code, said = self._run(command, keep is not None)
+            if keep is not None:
+                (ROOT / self.at(keep)).write_text(said)
+            if code and not (judges and code == 1):
+                raise UserError(f"the step '{title}' failed with exit code {code}; its own message is above")
+        CONSOLE.print(f"({time.monotonic() - began:.0f} s)", style="dim")
+
+    def _run(self, command: Sequence[str], keep: bool) -> tuple[int, str]:
+        """One process with all cores, or several with one thread each where the command starts workers."""
+        threads = "1" if "--workers" in command else os.environ.get("DEMO_THREADS", str(os.cpu_count() or 1))
+        environment = {**os.environ, "OMP_NUM_THREADS": threads}
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE if keep else None, text=True
+        )
+        if keep:
+            print(done.stdout, end="", flush=True)
+        return done.returncode, done.stdout or ""
+
+
+def tell(story: Story) -> None:
+    """All of the story's steps."""
+    at, workers = story.at, ("--workers", str(story.workers))
+    shapes = ("--base-shapes-file", at("base-shapes"))
+    best, forecast = at("search/best.yml"), at("forecast.json")
+    story.step(
+        "a corpus: the Python standard library's own source",
+        ("prepare_data.py", "--tokenizer", "byte", "--output-dir", CORPUS),
+    )
+    story.step(
+        "base shapes of the proxy, 64 wide", ("deepy.py", "train.py", PROXY, LOCAL, *shapes, "--save-base-shapes")
+    )
+    audit = ("tools/mup/audit.py", TARGET, LOCAL, *shapes, "--brief")
+    story.step("static audit of the target, 320 wide", audit, keep="audit.txt")
+    check = ("deepy.py", "train.py", TARGET, LOCAL, *shapes, "--coord-check", "--log-dir", story.out.as_posix())
+    story.step("coordinate check: muP must pass, the standard parametrization must fail", check)
+    search = ("tools/mup/search.py", PROXY, LOCAL, "--trials", "16", *workers, "--out", at("search"))
+    story.step("search hyperparameters on the proxy", (*search, "--target", TARGET, LOCAL))
+    ladder = ("--widths", "32", "64", "96", "128", "160", "--seeds", "1", "2", *workers, "--out", at("ladder"))
+    story.step("a ladder of widths with the winner", ("tools/mup/sweep.py", PROXY, LOCAL, best, *ladder))
+    predict = ("tools/scaling/predict_loss.py", at("ladder"), "--x", "params", "--y", "valid/loss")
+    target = ("--target-config", TARGET, LOCAL, "--save", forecast, "--plot", at("forecast.png"))
+    story.step("forecast the target's loss, before it is trained", (*predict, *target))
+    train = ("deepy.py", "train.py", TARGET, LOCAL, best, *shapes, "--log-dir", at("target"))
+    story.step("train the target, once", (*train, "--save", at("checkpoints")))
+    compare = ("tools/scaling/predict_loss.py", "--check", forecast, at("target"), "--json", at("outcome.json"))
+    wider = ("tools/mup/width_check.py", at("ladder"), "--smooth", "mean:3", "--out", at("width_check"))
+    story.step("hold the forecast against what came; is wider better throughout?", compare, wider, judges=True)
+    parts = ("--coord-check", at("coord_check.0.json"), "--audit", at("audit.txt"), "--forecast", at("outcome.json"))
+    page = ("tools/scaling/report.py", *parts, "--width-check", at("width_check.json"), "--out", at("report.html"))
+    sample = ("--load", at("checkpoints"), "--temperature", "0.7", "--top-k", "40", "--maximum-tokens", "120")
+    generate = ("generate.py", TARGET, LOCAL, best, *shapes, *sample, "--prompt", PROMPT)
+    story.step("the report, and a sample of the target's text", page, generate)
+
+
+def summary(out: Path, seconds: float) -> None:
+    """What the demo made, held against the corpus' own numbers."""
+    corpus = json.loads((ROOT / CORPUS / "corpus.json").read_text())
+    header, records = read_metrics(out / "target/metrics.jsonl")
+    last = [record for record in records if "valid/loss" in record][-1]
+    target = json.loads((out / "outcome.json").read_text())["targets"][0]
+    unigram = corpus["unigram_entropy"]["nats_per_token"]
+    CONSOLE.rule("done")
+    CONSOLE.print(
+        f"forecast {target['prediction']:.3f} nats a byte, 90 % interval {target['low']:.3f} to {target['high']:.3f}, "
+        f"from models up to 1/{target['extrapolation']:.1f} of the target's size\n"
+        f"seen     {target['actual']:.3f} (unigram entropy of this text: {unigram:.3f}): "
+        f"the forecast is {target['relative_error']:+.2%} off, "
+        f"{'inside' if target['inside'] else 'OUTSIDE'} its interval\n"
+        f"target   {header['model']['params']:,} parameters, {last['tokens']:,} tokens\n"
+        f"time     {seconds / 60:.1f} minutes\n"
+        f"report   {out / 'report.html'}  (one page, open it in a browser)\n"
+        f"pictures {out / 'forecast.png'}, {out / 'width_check.png'}, {out / 'coord_check_up.0.jpg'} (muP), "
+        f"{out / 'coord_check_sp.0.jpg'} (standard parametrization, which fails)\n"
+        "next: README-MUP.md",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def main(input_args: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="emptied first")
+    parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="of the search and the ladder")
+    options = parser.parse_args(input_args)
+    shutil.rmtree(ROOT / options.out, ignore_errors=True)
+    (ROOT / options.out).mkdir(parents=True)
+    story = Story(options.out, options.workers)
+    tell(story)
+    summary(ROOT / options.out, time.monotonic() - story.began)
+    return 0

@@ -1,0 +1,225 @@
+"""The ladder's and the forecast's section."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from muneox.report.content import Cell, Entry, Figure, Section, Status, Table, colour, load, number, short
+
+MAKER = "tools/scaling/predict_loss.py --json"
+LEAD = (
+    "A ladder of smaller runs, the law fitted to it, and what it says of larger ones. Each prediction comes with its "
+    "interval, how far it reaches beyond the data, and the errors of the same method on runs that were held out."
+)
+
+
+def section(paths: Sequence[Path]) -> Section:
+    """From one or several JSON files of predict_loss.py, such as muP's and SP's."""
+    contents = [load(path, ("targets", "parameters", "backtest", "points", "warnings"), MAKER) for path in paths]
+    names = [path.stem for path in paths] if len(paths) > 1 else [""]
+    blocks: list[Figure | Table] = []
+    headlines: list[str] = []
+    warnings: list[str] = []
+    statuses = [_status(content) for content in contents]
+    for name, content in zip(names, contents):
+        prefix = f"{name}: " if name else ""
+        headlines.append(prefix + _headline(content))
+        warnings += [prefix + text for text in content["warnings"]]
+        blocks += [_ladder(name, content), _targets(prefix, content), _parameters(prefix, content)]
+        blocks += [_backtest(prefix, content)] if content["backtest"].get("held_out") else []
+        blocks.append(_points(prefix, content))
+    status: Status = "fail" if "fail" in statuses else "pass" if "pass" in statuses else "note"
+    headline = ". ".join(headlines)
+    return Section("forecast", "Ladder and forecast", status, headline, LEAD, tuple(blocks), tuple(warnings))
+
+
+def _status(content: Mapping[str, Any]) -> Status:
+    known = [target["inside"] for target in content["targets"] if "inside" in target]
+    return "note" if not known else "pass" if all(known) else "fail"
+
+
+def _headline(content: Mapping[str, Any]) -> str:
+    if not content["targets"]:
+        return f"{content.get('formula', 'a law')} fitted to {len(content['points']['used'])} runs"
+    target = content["targets"][-1]
+    x, y = content.get("x", "x"), content.get("y", "loss")
+    said = (
+        f"{y} {target['prediction']:.4f} at {short(target['x'])} {x}, {target['level']:.0%} interval "
+        f"{target['low']:.4f} to {target['high']:.4f}"
+    )
+    if "actual" in target:
+        where = "inside" if target["inside"] else "OUTSIDE"
+        said += f"; seen {target['actual']:.4f}, {target['relative_error']:+.2%} off, {where}"
+    error = content["backtest"].get("mean_absolute_relative_error")
+    return said + ("" if error is None else f"; held-out runs were predicted to {error:.2%}")
+
+
+def _ladder(name: str, content: Mapping[str, Any]) -> Figure:
+    points, targets = content["points"], content["targets"]
+    x, y = content.get("x", "x"), content.get("y", "loss")
+    bands = content.get("bands", [])
+    data = [
+        *(trace for band in bands for trace in _band(band)),
+        _runs("fitted runs", points["used"], colour(0), "circle"),
+    ]
+    seen = [target for target in targets if "actual" in target]
+    shown = {target["x"] for target in seen}
+    rest = [point for point in points["left_out"] if isinstance(point["y"], int | float) and point["x"] not in shown]
+    if rest:
+        data.append(_runs("left out", rest, "$muted", "x"))
+    held = content["backtest"].get("held_out", [])
+    if held:
+        data.append(_intervals("backtest, held out", held, colour(2), "square-open"))
+    if targets:
+        data.append(_intervals("forecast", targets, colour(5), "diamond"))
+    if seen:
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "seen",
+                "x": [target["x"] for target in seen],
+                "y": [target["actual"] for target in seen],
+                "marker": {"symbol": "star", "size": 12, "color": "$text"},
+                "hovertemplate": f"seen<br>{x} %{{x:.4s}}<br>{y} %{{y:.4f}}<extra></extra>",
+            }
+        )
+    steps = content.get("law") == "annealing"
+    axis = {"title": {"text": x}, "tickformat": "~s"} | ({} if steps else {"type": "log", "dtick": "D2"})
+    title = f"{name}: {content.get('formula', 'ladder')}" if name else str(content.get("formula", "ladder"))
+    return Figure(
+        f"ladder-{name}" if name else "ladder",
+        title,
+        f"{y} against {x}: {len(points['used'])} fitted runs, {len(rest)} left out, {len(targets)} forecasts with "
+        f"intervals. {_headline(content)}.",
+        data,
+        {"xaxis": axis, "yaxis": {"title": {"text": y}}},
+        caption=_caption(content),
+        height=520,
+    )
+
+
+def _caption(content: Mapping[str, Any]) -> str:
+    """What is drawn, and the prior that the intervals rest on."""
+    drawn = "Line and area: median and interval of a new run. " * bool(content.get("bands"))
+    prior = content.get("prior")
+    return f"{drawn}Bars: intervals of a new run." + (f" Prior: {prior}." if prior else "")
+
+
+def _band(band: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The median of a new run along the ladder, and its interval as an area."""
+    of = f", {band['name']}" if band["name"] else ""
+    line = {"type": "scatter", "mode": "lines", "hoverinfo": "skip"}
+    area = {
+        "name": f"{band['level']:.0%} interval of a new run{of}",
+        "x": [*band["x"], *reversed(band["x"])],
+        "y": [*band["low"], *reversed(band["high"])],
+        "fill": "toself",
+        "fillcolor": "$muted/0.25",
+        "line": {"width": 0},
+    }
+    middle = {"name": f"median{of}", "x": band["x"], "y": band["median"], "line": {"color": "$text", "width": 1.5}}
+    return [line | area, line | middle]
+
+
+def _runs(name: str, points: Sequence[Mapping[str, Any]], shade: str, symbol: str) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [point["x"] for point in points],
+        "y": [point["y"] for point in points],
+        "marker": {"color": shade, "symbol": symbol, "size": 10},
+        "customdata": [[point["name"], point.get("reason", name), _tokens(point)] for point in points],
+        "hovertemplate": "%{customdata[0]}<br>%{x:.4s}%{customdata[2]}<br>%{y:.4f}<br>%{customdata[1]}<extra></extra>",
+    }
+
+
+def _tokens(point: Mapping[str, Any]) -> str:
+    return f", {short(point['tokens'])} tokens" if "tokens" in point else ""
+
+
+def _intervals(name: str, found: Sequence[Mapping[str, Any]], shade: str, symbol: str) -> dict[str, Any]:
+    error = {
+        "type": "data",
+        "symmetric": False,
+        "array": [one["high"] - one["prediction"] for one in found],
+        "arrayminus": [one["prediction"] - one["low"] for one in found],
+        "color": shade,
+        "thickness": 2,
+        "width": 6,
+    }
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [one["x"] for one in found],
+        "y": [one["prediction"] for one in found],
+        "error_y": error,
+        "marker": {"color": shade, "symbol": symbol, "size": 11},
+        "customdata": [[one["low"], one["high"], one["extrapolation"]] for one in found],
+        "hovertemplate": f"{name}<br>%{{x:.4s}}<br>%{{y:.4f}}, %{{customdata[0]:.4f}} to %{{customdata[1]:.4f}}<br>"
+        "%{customdata[2]:.2g} times beyond the data<extra></extra>",
+    }
+
+
+def _targets(prefix: str, content: Mapping[str, Any]) -> Table:
+    rows: list[tuple[Entry, ...]] = []
+    for target in content["targets"]:
+        actual, error = target.get("actual"), target.get("relative_error")
+        inside = "" if "inside" not in target else "inside" if target["inside"] else "outside"
+        rows.append(
+            (
+                Cell(short(target["x"]), target["x"]),
+                *([Cell(short(target["tokens"]), target["tokens"])] if "tokens" in target else []),
+                *(number(target[key], ".4f") for key in ("prediction", "low", "high")),
+                number(target["level"], ".0%"),
+                Cell(f"{target['extrapolation']:.3g} ×", target["extrapolation"]),
+                number(actual, ".4f"),
+                number(error, "+.2%"),
+                inside,
+            )
+        )
+    tokens = ("tokens",) if any("tokens" in target for target in content["targets"]) else ()
+    columns = ("prediction", "low", "high", "level", "beyond the data", "seen", "error", "interval")
+    return Table(f"{prefix}Forecast", (content.get("x", "x"), *tokens, *columns), rows)
+
+
+def _parameters(prefix: str, content: Mapping[str, Any]) -> Table:
+    rows: list[tuple[Entry, ...]] = [
+        (name, *(number(found.get(key), ".5g") for key in ("value", "low", "high")), number(found.get("level"), ".0%"))
+        for name, found in content["parameters"].items()
+    ]
+    return Table(f"{prefix}Parameters of the law", ("parameter", "value", "low", "high", "level"), rows)
+
+
+def _backtest(prefix: str, content: Mapping[str, Any]) -> Table:
+    rows: list[tuple[Entry, ...]] = [
+        (
+            number(held["fitted_sizes"], ".0f"),
+            Cell(short(held["x"]), held["x"]),
+            *(number(held[key], ".4f") for key in ("prediction", "low", "high", "actual")),
+            number(held["relative_error"], "+.2%"),
+            "inside" if held["inside"] else "outside",
+        )
+        for held in content["backtest"]["held_out"]
+    ]
+    head = ("fitted", content.get("x", "x"), "prediction", "low", "high", "seen", "error", "interval")
+    return Table(f"{prefix}Backtest: larger runs held out", head, rows, folded=True)
+
+
+def _points(prefix: str, content: Mapping[str, Any]) -> Table:
+    rows: list[tuple[Entry, ...]] = []
+    for part, said in (("used", "fitted"), ("left_out", "left out")):
+        for point in content["points"][part]:
+            y = number(point["y"], ".4f") if isinstance(point["y"], int | float) else Cell(str(point["y"]))
+            why = point.get("reason", "")
+            rows.append((point["name"], Cell(short(point["x"]), point["x"]), y, f"{said}: {why}" if why else said))
+    return Table(
+        f"{prefix}Runs of the ladder",
+        ("run", content.get("x", "x"), content.get("y", "loss"), "use"),
+        rows,
+        folded=True,
+    )

@@ -1,0 +1,165 @@
+"""One self-contained HTML file: sections, figures with Plotly's script inlined, tables with the numbers behind them."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from megatron.errors import ConfigError
+from muneox.report.content import Cell, Figure, Section, Table
+from muneox.runs.cli import finite_or_none
+
+BADGES = {"pass": "✓ PASS", "fail": "✗ FAIL", "note": "● NOTE"}
+# Nothing is fetched: the page holds all that it needs, and the browser is told to keep it so.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
+
+PAGE = """<!doctype html>
+<html lang="en" data-theme="light">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the content</a>
+<div class="bar"><div><nav aria-label="Sections">{nav}</nav>
+<button id="theme" type="button" aria-label="Switch between dark and light">Dark</button></div></div>
+<main id="main">
+<header>
+<h1>{title}</h1>
+<p class="muted">{subtitle}</p>
+</header>
+<ul class="cards">
+{cards}
+</ul>
+<noscript><p>The figures need JavaScript; the tables hold the same numbers.</p></noscript>
+{sections}
+<footer><p>{footer}</p></footer>
+</main>
+<script type="application/json" id="report-data">{inputs}</script>
+<script type="application/json" id="figures">{figures}</script>
+<script>{plotly}</script>
+<script>
+{script}</script>
+</body>
+</html>
+"""
+
+
+def render(sections: Sequence[Section], inputs: dict[str, Any], title: str, subtitle: str, footer: str) -> str:
+    """The page. inputs: what the numbers come from, kept in the page. Raises ConfigError without the package plotly."""
+    here = Path(__file__).parent
+    figures = [block for section in sections for block in section.blocks if isinstance(block, Figure)]
+    return PAGE.format(
+        policy=POLICY,
+        title=escape(title),
+        subtitle=escape(subtitle),
+        style=(here / "style.css").read_text(encoding="utf-8"),
+        nav="".join(f'<a href="#{section.name}">{escape(section.title)}</a>' for section in sections),
+        cards="\n".join(_card(section) for section in sections),
+        sections="\n".join(_section(section) for section in sections),
+        footer=escape(footer),
+        inputs=_embedded(inputs),
+        figures=_embedded([_spec(figure) for figure in figures]),
+        plotly=_plotly(),
+        script=(here / "script.js").read_text(encoding="utf-8"),
+    )
+
+
+def _plotly() -> str:
+    try:
+        offline = importlib.import_module("plotly.offline")
+    except ImportError as error:
+        raise ConfigError(
+            f"the report needs the package plotly, which cannot be imported ({error}): `pip install -e .[report]`"
+        ) from error
+    script: str = offline.get_plotlyjs()
+    return script.replace("</script", "<\\/script")
+
+
+def _embedded(value: Any) -> str:
+    """JSON inside a script element, which no text in it can end."""
+    return json.dumps(finite_or_none(value), allow_nan=False).replace("<", "\\u003c")
+
+
+def _spec(figure: Figure) -> dict[str, Any]:
+    return {
+        "name": figure.name,
+        "data": figure.data,
+        "layout": figure.layout,
+        "views": figure.views,
+        "height": figure.height,
+    }
+
+
+def _badge(section: Section) -> str:
+    return f'<span class="badge {section.status}">{BADGES[section.status]}</span>'
+
+
+def _card(section: Section) -> str:
+    return (
+        f'<li><a href="#{section.name}"><strong>{escape(section.title)}{_badge(section)}</strong>'
+        f'<span class="said">{escape(section.headline)}</span></a></li>'
+    )
+
+
+def _section(section: Section) -> str:
+    parts = [f'<section id="{section.name}" aria-labelledby="{section.name}-title">', '<div class="head">']
+    parts += [f'<h2 id="{section.name}-title">{escape(section.title)}</h2>{_badge(section)}</div>']
+    parts += [f'<p class="headline">{escape(section.headline)}.</p>', f'<p class="muted">{escape(section.lead)}</p>']
+    if section.warnings:
+        items = "".join(f"<li>{escape(text)}</li>" for text in section.warnings)
+        parts.append(f'<ul class="warnings" aria-label="Warnings">{items}</ul>')
+    for half, blocks in itertools.groupby(section.blocks, lambda block: isinstance(block, Figure) and block.half):
+        inside = "\n".join(_figure(block) if isinstance(block, Figure) else _table(block) for block in blocks)
+        parts.append(f'<div class="grid">{inside}</div>' if half else inside)
+    return "\n".join([*parts, "</section>"])
+
+
+def _figure(figure: Figure) -> str:
+    name = escape(figure.name)
+    tools = "".join(
+        f'<button type="button" data-axis="{axis}" aria-pressed="false" aria-controls="{name}-plot">log {axis}</button>'
+        for axis in figure.toggles
+    )
+    if figure.views:
+        options = "".join(f"<option>{escape(label)}</option>" for label, _ in figure.views)
+        chosen = f'<select aria-label="What is shown in: {escape(figure.title)}">{options}</select>'
+        tools = chosen.replace("<option>", "<option selected>", 1) + tools
+    tools += '<button type="button" class="reset">whole range</button>'
+    caption = f"<figcaption>{escape(figure.caption)}</figcaption>" if figure.caption else ""
+    return (
+        f'<figure id="{name}" aria-labelledby="{name}-title"><h3 id="{name}-title">{escape(figure.title)}</h3>'
+        f'<div class="tools">{tools}</div>'
+        f'<div class="plot" id="{name}-plot" role="img" aria-label="{escape(figure.alt)}" '
+        f'style="min-height:{figure.height}px"></div>{caption}</figure>'
+    )
+
+
+def _table(table: Table) -> str:
+    first = table.rows[0] if table.rows else table.head
+    numeric = [' class="n"' if isinstance(entry, Cell) and entry.value is not None else "" for entry in first]
+    head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(table.head, numeric))
+    rows = "\n".join(f"<tr>{''.join(_cell(entry, i) for i, entry in enumerate(row))}</tr>" for row in table.rows)
+    caption = escape(table.caption)
+    body = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    scroll = f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table>'
+    if table.folded:
+        return f'<details class="block"><summary>{caption} ({len(table.rows)})</summary>{scroll}{body}</details>'
+    return f'<div class="block"><h3>{caption}</h3>{scroll}{body}</div>'
+
+
+def _cell(entry: Cell | str, column: int) -> str:
+    cell = entry if isinstance(entry, Cell) else Cell(entry)
+    behind = "" if cell.value is None else f' class="n" data-value="{cell.value!r}"'
+    tag, scope = ("th", ' scope="row"') if column == 0 else ("td", "")
+    return f"<{tag}{scope}{behind}>{escape(cell.text)}</{tag}>"

@@ -1,0 +1,165 @@
+"""Runs side by side: the value at the same step or token count, the last one, smoothed as stated, recipes compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron.errors import ConfigError, DataError
+from muneox.runs.run import Run, Series, as_number
+
+TOKEN_SERIES = ("tokens", "consumed_tokens", "train/tokens", "num_tokens")
+
+
+def last(run: Run, metric: str) -> tuple[int, float]:
+    """Step and value of the metric's last logged point."""
+    series = run.series_of(metric)
+    return int(series.steps[-1]), float(series.values[-1])
+
+
+def at_step(run: Run, metric: str, step: float, *, interpolate: bool = False) -> float:
+    """The metric's value at a step, NaN or infinite if it was logged so.
+
+    interpolate: between the logged points on either side, linearly. Raises DataError that names the run and the steps
+    nearby if nothing was logged at the step (interpolate: if it lies outside the logged ones).
+    """
+    series = run.series_of(metric)
+    i = int(np.searchsorted(series.steps, step))
+    if i < len(series) and series.steps[i] == step:
+        return float(series.values[i])
+    inside = 0 < i < len(series)
+    if interpolate and inside:
+        return float(np.interp(step, series.steps[i - 1 : i + 1], series.values[i - 1 : i + 1]))
+    beside = sorted({int(series.steps[max(i - 1, 0)]), int(series.steps[min(i, len(series) - 1)])})
+    nearby = f"nearest: {' and '.join(map(str, beside))}"
+    if not inside:
+        nearby = f"it was logged from step {series.steps[0]} to {series.steps[-1]}"
+    raise DataError(f"run {run.name} ({run.source}) has no `{metric}` at step {step:g}; {nearby}")
+
+
+def tokens_of(run: Run, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Tokens trained on after each step: as logged, else steps x train_batch_size x seq_length of the configuration.
+
+    Raises DataError if the run tells neither.
+    """
+    name = next((name for name in TOKEN_SERIES if len(run.series.get(name, ()))), None)
+    if name is not None:
+        series = run.series[name]
+        # Through the origin: no tokens before the first step.
+        x, y = np.append(0, series.steps), np.append(0.0, series.values)
+        tokens = np.interp(steps, x, y)
+        beyond = steps > x[-1]
+        tokens[beyond] = steps[beyond] * (y[-1] / max(x[-1], 1))
+        return tokens
+    batch, length = run.number("train_batch_size"), run.number("seq_length")
+    if batch is None or length is None:
+        raise DataError(
+            f"run {run.name} ({run.source}) tells no token count: it needs a metric `tokens`, "
+            "or train_batch_size and seq_length in its configuration"
+        )
+    return np.asarray(steps * batch * length, dtype=np.float64)
+
+
+def at_tokens(run: Run, metric: str, tokens: float) -> float:
+    """The metric's value at a token count, linear between the logged points on either side.
+
+    Raises DataError if the run logged the metric at no such count.
+    """
+    series = run.series_of(metric)
+    counts = tokens_of(run, series.steps)
+    if not counts[0] <= tokens <= counts[-1]:
+        raise DataError(
+            f"run {run.name} ({run.source}) has no `{metric}` at {tokens:g} tokens; "
+            f"it was logged from {counts[0]:g} to {counts[-1]:g} tokens"
+        )
+    return float(np.interp(tokens, counts, series.values))
+
+
+def common_steps(runs: Sequence[Run], metric: str) -> NDArray[np.int64]:
+    """The steps at which every run has logged the metric. Raises DataError if there are none."""
+    steps = runs[0].series_of(metric).steps
+    for run in runs[1:]:
+        shared = np.intersect1d(steps, run.series_of(metric).steps)
+        if not len(shared):
+            raise DataError(f"runs {runs[0].name} and {run.name} have logged `{metric}` at no common step")
+        steps = shared
+    return steps
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """How a curve is smoothed; `str` states it. All kinds look back only, so a value depends on no later step.
+
+    none; mean or median of the last `points` logged points (fewer at the beginning); ema: exponential moving average,
+    y_t = points-th part of the new value, alpha = 2 / (points + 1), corrected for its start (Adam's bias correction).
+    """
+
+    kind: Literal["none", "mean", "median", "ema"] = "none"
+    points: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Smoothing:
+        """`none`, `mean:20`, `median:5`, `ema:20`. Raises ConfigError for anything else."""
+        kind, _, points = text.partition(":")
+        if text == "none":
+            return cls()
+        if kind not in ("mean", "median", "ema") or not points.isdecimal() or int(points) < 1:
+            raise ConfigError(f"smoothing `{text}` is unknown: none, mean:20, median:20 or ema:20 (logged points)")
+        return cls(kind, int(points))  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        if self.kind == "none":
+            return "not smoothed"
+        name = {"mean": "mean", "median": "median", "ema": "exponential moving average"}[self.kind]
+        return f"{name} over {self.points} logged points"
+
+
+def smooth(series: Series, smoothing: Smoothing) -> Series:
+    """The smoothed series, at the same steps. A value that is not finite spoils the points that it enters."""
+    values, n = series.values, smoothing.points
+    if smoothing.kind == "none" or n == 1 or not len(values):
+        return series
+    if smoothing.kind == "ema":
+        keep, total, weight = 1 - 2 / (n + 1), 0.0, 0.0
+        smoothed = np.empty_like(values)
+        for i, value in enumerate(values):
+            total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+            smoothed[i] = total / weight
+        return Series(series.steps, smoothed)
+    padded = np.concatenate([np.full(n - 1, np.nan), values])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, n)
+    reduce = np.mean if smoothing.kind == "mean" else np.median
+    smoothed = reduce(windows, axis=1)
+    for i in range(min(n - 1, len(values))):
+        smoothed[i] = reduce(values[: i + 1])
+    return Series(series.steps, smoothed)
+
+
+def require_equal(runs: Sequence[Run], names: Sequence[str], purpose: str) -> Mapping[str, Any]:
+    """The configuration values that all runs share. A name that no run has is left out.
+
+    Raises DataError that names the first key that differs and the runs with its values: "`train_iters` differs: 100
+    (a, b), 200 (c)".
+    """
+    shared: dict[str, Any] = {}
+    for name in names:
+        by_value: dict[Any, list[str]] = {}
+        for run in runs:
+            value = run.value(name)
+            number = as_number(value)
+            by_value.setdefault(repr(value) if number is None else f"{number:g}", []).append(run.name)
+        if len(by_value) > 1:
+            cases = "; ".join(f"{value} in {_some(names)}" for value, names in by_value.items())
+            raise DataError(f"{purpose} needs runs that are alike in `{name}`, which differs: {cases}")
+        value = runs[0].value(name) if runs else None
+        if value is not None:
+            shared[name] = value
+    return shared
+
+
+def _some(names: Sequence[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

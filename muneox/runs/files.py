@@ -1,0 +1,168 @@
+"""Runs in files other than wandb's: metrics.jsonl, TensorBoard's events, the CSV of one run's history."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import importlib
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron.errors import DataError
+from megatron.monitoring import read_metrics
+from muneox.runs.run import Run, Series, State
+from muneox.runs.wandb_file import LIVE_SECONDS
+
+STEP_COLUMNS = ("step", "_step", "global_step", "trainer/global_step", "iteration", "iter")
+GENERIC_NAMES = ("metrics", "history")  # of files, which say less than their folder's
+
+
+def read_jsonl(path: Path) -> Run:
+    """The run of a metrics.jsonl; its configuration is the header: `config`, `model`, `mup`, and batch and length."""
+    header, records = read_metrics(path)
+    steps: dict[str, list[int]] = {}
+    values: dict[str, list[float]] = {}
+    for record in records:
+        for name, value in record.items():
+            if name != "step" and isinstance(value, bool | int | float):
+                steps.setdefault(name, []).append(record["step"])
+                values.setdefault(name, []).append(float(value))
+    series = {name: Series.of(steps[name], values[name]) for name in values}
+    config = header.get("config")
+    config = config if isinstance(config, Mapping) else {}
+    step = records[-1]["step"] if records else 0
+    return Run(
+        name=str(config.get("wandb_run_name") or _file_name(path)),
+        source=str(path),
+        config=header,
+        series=series,
+        summary=_last_values(series),
+        state=_state(path, step, config.get("train_iters")),
+        group=config.get("wandb_group"),
+        warnings=_torn(path),
+    )
+
+
+def _file_name(path: Path) -> str:
+    return path.resolve().parent.name if path.stem.split(".")[0] in GENERIC_NAMES else path.stem
+
+
+def _torn(path: Path) -> tuple[str, ...]:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        whole = file.read(1) == b"\n"
+    return () if whole else (f"{path}: the last line is not complete and is left out",)
+
+
+def _state(path: Path, step: int, train_iters: Any) -> State:
+    if isinstance(train_iters, int) and step >= train_iters:
+        return "finished"
+    return "running" if time.time() - path.stat().st_mtime < LIVE_SECONDS else "unknown"
+
+
+def _last_values(series: Mapping[str, Series]) -> dict[str, float]:
+    return {name: float(one.values[-1]) for name, one in series.items() if len(one)}
+
+
+def read_csv(path: Path) -> Run:
+    """One run's history as a table: a column of steps (`step`, `Step`, `iteration`, ...), others by their names.
+
+    Empty cells and text are left out. Raises DataError without a step column or without rows.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}") from error
+    head = [name.strip() for name in rows[0]] if rows else []
+    column = next((i for i, name in enumerate(head) if name.lower() in STEP_COLUMNS), None)
+    if column is None or len(rows) < 2:
+        raise DataError(
+            f"{path} is not the history of a run: it needs a column `step` and a row for each, and has the columns "
+            f"{', '.join(head) or 'none'} and {max(len(rows) - 1, 0)} rows"
+        )
+    points: dict[str, tuple[list[int], list[float]]] = {}
+    for number, row in enumerate(rows[1:], start=2):
+        step = _float(row[column]) if column < len(row) else None
+        if step is None or not math.isfinite(step):
+            raise DataError(f"{path}, row {number}: the step `{row[column] if column < len(row) else ''}` is no number")
+        for i, (name, cell) in enumerate(zip(head, row)):
+            if i != column and (value := _float(cell)) is not None:
+                steps, values = points.setdefault(name, ([], []))
+                steps.append(int(step))
+                values.append(value)
+    series = {name: Series.of(*columns) for name, columns in points.items()}
+    return Run(name=_file_name(path), source=str(path), series=series, summary=_last_values(series))
+
+
+def _float(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def read_tensorboard(folder: Path) -> Run:
+    """The run of a folder with TensorBoard's event files: its scalars, and a configuration that was logged as text.
+
+    Raises DataError if the package is missing or there are no scalars.
+    """
+    try:
+        events = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    except ImportError as error:
+        raise DataError(
+            f"{folder} holds TensorBoard's events, and the package tensorboard cannot be imported ({error}): "
+            "`pip install -e .[tensorboard]`"
+        ) from error
+    quiet = logging.getLogger("tensorboard")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        everything = {"scalars": 0, "tensors": 0, "images": 1, "audio": 1, "histograms": 1, "compressedHistograms": 1}
+        log = events.EventAccumulator(str(folder), size_guidance=everything).Reload()
+    finally:
+        quiet.setLevel(level)
+    series, config = _events(log)
+    if not series:
+        raise DataError(f"{folder} holds TensorBoard's events, and no scalar in them")
+    return Run(
+        name=folder.resolve().name, source=str(folder), config=config, series=series, summary=_last_values(series)
+    )
+
+
+def _events(log: Any) -> tuple[dict[str, Series], dict[str, Any]]:
+    tags = log.Tags()
+    series = {}
+    for name in tags["scalars"]:
+        points = log.Scalars(name)
+        series[name] = Series.of([point.step for point in points], [point.value for point in points])
+    config = {}
+    for name in tags["tensors"]:
+        tensor = log.Tensors(name)[-1].tensor_proto
+        if name.endswith("/text_summary") and tensor.string_val:
+            config[name.removesuffix("/text_summary")] = _literal(tensor.string_val[0].decode(errors="replace"))
+        elif not tensor.string_val:  # TensorFlow 2 writes scalars as tensors
+            points = [(e.step, value) for e in log.Tensors(name) if (value := _scalar(e.tensor_proto)) is not None]
+            if points:
+                series[name] = Series.of([step for step, _ in points], [value for _, value in points])
+    return series, config
+
+
+def _scalar(tensor: Any) -> float | None:
+    make_array = importlib.import_module("tensorboard.util.tensor_util").make_ndarray
+    array = make_array(tensor)
+    return float(array) if array.size == 1 and array.dtype.kind in "fiub" else None
+
+
+def _literal(text: str) -> Any:
+    """What our monitor wrote as a block of Markdown; text that is no literal stays text."""
+    text = text.strip().removeprefix("```").removesuffix("```").strip()
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text

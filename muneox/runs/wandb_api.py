@@ -1,0 +1,87 @@
+"""Runs on a Weights & Biases server, through its public API."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from megatron.errors import DataError
+from muneox.runs.run import Run, Series, State, as_number
+
+PATH = re.compile(r"^[\w.-]+/[\w.-]+(/(?:runs/)?[\w-]+)?$")
+URL = re.compile(r"^https?://[^/]+/([\w.-]+)/([\w.-]+)(?:/runs/([\w-]+))?/?(?:[?#].*)?$")
+STATES: Mapping[str, State] = {
+    "finished": "finished",
+    "running": "running",
+    "crashed": "crashed",
+    "failed": "crashed",
+    "killed": "crashed",
+}
+
+
+def project_path(source: str) -> str | None:
+    """`entity/project` or `entity/project/run` that a source means, None if it cannot mean one."""
+    if match := URL.match(source):
+        return "/".join(part for part in match.groups() if part)
+    name = source.removeprefix("wandb:")
+    return name.replace("/runs/", "/") if PATH.match(name) else None
+
+
+def read_project(path: str, group: str | None = None, tags: Sequence[str] = ()) -> list[Run]:
+    """All runs of `entity/project`, or the one `entity/project/run`, with their whole history.
+
+    group, tags: asked of the server, so that others are not fetched. Raises DataError if the package is missing, the
+    server or the project is out of reach, or there is no such run.
+    """
+    try:
+        wandb: Any = importlib.import_module("wandb")
+    except ImportError as error:
+        raise DataError(
+            f"`{path}` is no file or folder; as a project on wandb it needs the package wandb, which cannot be "
+            f"imported ({error}): `pip install -e .[wandb]`"
+        ) from error
+    try:
+        api = wandb.Api()
+        if path.count("/") == 2:
+            return [_run(api.run(path))]
+        filters = {**({"group": group} if group else {}), **({"tags": {"$all": list(tags)}} if tags else {})}
+        return [_run(run) for run in api.runs(path, filters=filters, order="+created_at")]
+    except DataError:
+        raise
+    except Exception as error:  # the client raises many kinds: no login, no network, no such project
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"`{path}` is no file or folder, and as a project on wandb it cannot be read ({reason}); check the name, "
+            "the network and `wandb login`"
+        ) from error
+
+
+def _run(run: Any) -> Run:
+    steps: dict[str, list[int]] = {}
+    values: dict[str, list[float]] = {}
+    for row in run.scan_history(page_size=10_000):
+        step = row.get("_step")
+        for name, value in row.items():
+            number = _value(value)
+            if name != "_step" and step is not None and number is not None:
+                steps.setdefault(name, []).append(int(step))
+                values.setdefault(name, []).append(number)
+    return Run(
+        name=str(run.name),
+        source=str(run.url),
+        config=dict(run.config),
+        series={name: Series.of(steps[name], values[name]) for name in values},
+        summary={key: value for key, value in dict(run.summary).items() if not key.startswith("_wandb")},
+        state=STATES.get(str(run.state), "unknown"),
+        group=run.group or None,
+        tags=tuple(run.tags or ()),
+    )
+
+
+def _value(value: Any) -> float | None:
+    """A number, also one that JSON cannot say and the server sends as text."""
+    if isinstance(value, str):
+        return float(value) if value in ("NaN", "Infinity", "-Infinity") else None
+    return float(value) if isinstance(value, bool) else as_number(value)

@@ -1,0 +1,1 @@
+"""Scaling laws: ladders of runs, fits, and forecasts with intervals."""

@@ -1,0 +1,171 @@
+"""Signs that a ladder does not scale as the law assumes: outliers, divergence, inversions, bending, no collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import fdtrc, stdtr
+
+from muneox.scaling.power_law import EXPONENTS, PowerLawFit, checked, fit_power_law
+from muneox.scaling.separable import Array, project
+
+SIGNIFICANCE = 0.01
+NOISE = 5e-4  # relative; less than this is never held against a run
+DIVERGED = 0.10  # above the law of the others, or above the run's own minimum
+MOST_PAIRS = 40  # runs; beyond it outliers are looked for one by one
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """A run that the law of the others does not explain. excess: relative, loss over the others' law, minus 1."""
+
+    index: int
+    excess: float
+    p_value: float
+
+    @property
+    def diverged(self) -> bool:
+        return self.excess > DIVERGED
+
+
+def find_outliers(x: ArrayLike, y: ArrayLike) -> list[Outlier]:
+    """Runs whose deleted residual is significant at 1 % after Bonferroni's correction, worst first.
+
+    Each run, and each pair, so that two outliers do not hide each other, is judged by the law fitted to the rest, with
+    the rest's scatter and the leverage of its place. Needs two runs more than the law's parameters: with fewer than six
+    there is nothing to judge by.
+    """
+    size, loss = checked(x, y)
+    left, found = np.arange(len(size)), []
+    while len(left) >= 6:
+        step = _worst(size[left], loss[left], 1)
+        if not step and len(left) <= MOST_PAIRS and len(left) >= 7:
+            step = _worst(size[left], loss[left], 2)
+        if not step:
+            break
+        found += [Outlier(int(left[o.index]), o.excess, o.p_value) for o in step]
+        left = np.delete(left, [o.index for o in step])
+    return sorted(found, key=lambda o: -abs(o.excess))
+
+
+def _worst(x: Array, y: Array, count: int) -> list[Outlier]:
+    """The one or two runs without which the rest fits best, if every one of them is significant."""
+    sets = list(combinations(range(len(x)), count))
+    weights = np.ones((len(sets), len(x)))
+    for index, members in enumerate(sets):
+        weights[index, list(members)] = 0
+    ratio = x / np.exp(np.log(x).mean())
+    theta = EXPONENTS.grid(120)
+    power = ratio[None] ** -theta
+    columns = np.stack([np.ones_like(power), power], -1)
+    coefficients, rss = project(columns, y, weights)
+    row, cell = divmod(int(np.argmin(rss)), rss.shape[1])
+    chosen = list(sets[row])
+    floor, height = coefficients[row, cell]
+    z = columns[cell, :, 1]
+    fit = floor + height * z
+    tangent = np.stack([np.ones_like(z), z, z * np.log(ratio)], -1) / fit[:, None]
+    keep = weights[row] > 0
+    freedom = int(keep.sum()) - 3
+    spread = (((y / fit - 1)[keep] ** 2).sum() + NOISE**2) / (freedom + 1)
+    cover = np.linalg.pinv(tangent[keep].T @ tangent[keep])
+    outliers = []
+    for index in chosen:
+        excess = float(y[index] / fit[index] - 1)
+        t = abs(excess) / np.sqrt(spread * (1 + tangent[index] @ cover @ tangent[index]))
+        p = float(min(2 * stdtr(freedom, -t) * len(sets), 1.0))
+        if p >= SIGNIFICANCE:
+            return []
+        outliers.append(Outlier(index, excess, p))
+    return outliers
+
+
+def inversions(x: ArrayLike, y: ArrayLike, noise: float) -> list[tuple[float, float]]:
+    """Neighbouring sizes (smaller, larger) of which the larger is worse by more than two standard errors.
+
+    noise: relative, of one run. Runs of one size are averaged.
+    """
+    size, loss = checked(x, y, least=1)
+    sizes = np.unique(size)
+    mean = np.array([loss[size == s].mean() for s in sizes])
+    count = np.array([(size == s).sum() for s in sizes])
+    error = max(noise, NOISE) * mean[1:] * np.sqrt(1 / count[1:] + 1 / count[:-1])
+    worse = np.flatnonzero(np.diff(mean) > 2 * error)
+    return [(float(sizes[i]), float(sizes[i + 1])) for i in worse]
+
+
+def bend(x: ArrayLike, y: ArrayLike, fit: PowerLawFit) -> float:
+    """p-value of terms in (log x)^2 and, from eight sizes on, (log x)^3 beside the law's three, by the F-test.
+
+    Small: the residuals bend, so the law is another one, or breaks within the ladder. 1 for fewer than six runs.
+    """
+    size, loss = checked(x, y)
+    if len(size) < 6 or len(np.unique(size)) < 5:
+        return 1.0
+    log = np.log(size) - np.log(size).mean()
+    power = np.exp(fit.law.b * log)
+    base = np.stack([np.ones_like(log), power, power * log], -1) / loss[:, None]
+    powers = (2, 3) if len(np.unique(size)) >= 8 else (2,)
+    full = np.column_stack([base, *(log**power / loss for power in powers)])
+    target = 1 - fit.law(size) / loss
+    before, after = (float(((target - m @ np.linalg.lstsq(m, target, rcond=None)[0]) ** 2).sum()) for m in (base, full))
+    freedom = len(size) - 3 - len(powers)
+    noise = (after + NOISE**2) / (freedom + 1)
+    return float(fdtrc(len(powers), freedom, max(before - after, 0) / len(powers) / noise))
+
+
+def diverged_curve(values: ArrayLike) -> bool:
+    """A curve that ends not finite, or 10 % above its own minimum."""
+    value = np.asarray(values, np.float64)
+    if not len(value) or not np.isfinite(value[-1]):
+        return True
+    return bool(value[-1] > (1 + DIVERGED) * np.nanmin(value))
+
+
+def not_collapsing(
+    x: ArrayLike, curves: Sequence[tuple[NDArray[np.int64], Array]], floor: float, tolerance: float = 0.03
+) -> list[int]:
+    """Indices of runs whose normalised curve leaves the others'.
+
+    Normalised as (L(t) - c) / (L(T) - c) against t/T (Qiu et al., arXiv:2507.02119), a slow trend over log x allowed:
+    at each time the deviation from a line in log x is measured, and a run is named whose deviation stays beyond
+    `tolerance` of the reducible loss and five median deviations over a tenth of the last half.
+    """
+    if len(curves) < 5:
+        return []
+    times = np.linspace(0.5, 1.0, 41)[:-1]
+    rows = []
+    for steps, values in curves:
+        end = values[-1] - floor
+        rows.append((np.interp(times, steps / steps[-1], values) - floor) / end)
+    height, log = np.array(rows), np.log(np.asarray(x, np.float64))
+    first, second = np.triu_indices(len(log), 1)
+    first, second = first[log[first] != log[second]], second[log[first] != log[second]]
+    # Theil and Sen's line at each time.
+    slope = np.median((height[second] - height[first]) / (log[second] - log[first])[:, None], axis=0)
+    deviation = height - np.median(height, axis=0) - slope * (log - np.median(log))[:, None]
+    scale = np.maximum(1.4826 * np.median(np.abs(deviation), axis=0), 1e-4)
+    far = (np.abs(deviation) > tolerance) & (np.abs(deviation) > 5 * scale)
+    return [int(i) for i in np.flatnonzero(far.mean(1) > 0.1)]
+
+
+def describe_ladder(x: ArrayLike, y: ArrayLike, names: Sequence[str]) -> tuple[list[Outlier], list[str]]:
+    """The outliers, and all warnings about the final losses as sentences."""
+    size, loss = checked(x, y)
+    outliers = find_outliers(size, loss)
+    warnings = []
+    for outlier in outliers:
+        kind = "seems to have diverged" if outlier.diverged else "is an outlier"
+        away = f"{outlier.excess:+.1%} from the law of the others (p = {outlier.p_value:.1g})"
+        warnings.append(f"{names[outlier.index]} {kind}: {away}")
+    keep = np.setdiff1d(np.arange(len(size)), [o.index for o in outliers])
+    fit = fit_power_law(size[keep], loss[keep])
+    for small, large in inversions(size[keep], loss[keep], fit.rms):
+        warnings.append(f"broken scaling: size {large:g} is worse than size {small:g}")
+    if (p := bend(size[keep], loss[keep], fit)) < SIGNIFICANCE:
+        warnings.append(f"the residuals bend (p = {p:.1g}): one power law does not hold over the whole ladder")
+    return outliers, warnings

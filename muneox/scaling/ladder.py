@@ -1,0 +1,238 @@
+"""From runs, tables and evaluation results to the points of a ladder: one size and one loss a run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron.errors import ConfigError, DataError
+from muneox.runs import (
+    Run,
+    Series,
+    Smoothing,
+    as_number,
+    at_step,
+    at_tokens,
+    last,
+    near,
+    read_runs,
+    require_equal,
+    tokens_of,
+)
+from muneox.runs import smooth as smoothed
+from muneox.scaling.compute import training_flops
+
+# What the runs of a ladder share; what grows with the model is not here.
+RECIPE = (
+    "train_batch_size", "seq_length", "train_iters", "lr", "optimizer.type", "weight_decay", "lr_decay_style", "warmup",
+    "min_lr", "data_path", "tokenizer_type", "vocab_file", "use_mup", "mup_base_hidden_size", "norm", "activation",
+)  # fmt: skip
+# What a ladder over parameters and tokens, or over compute, varies too.
+TOKEN_KEYS = ("train_iters", "train_batch_size", "lr", "warmup", "min_lr")
+STEP_COLUMNS = ("step", "_step", "global_step", "trainer/global_step", "iteration", "iter")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which runs, and which number of each: at a step, a token count or the end, smoothed as said."""
+
+    x: str
+    y: str
+    tokens: str = "tokens"
+    at_step: int | None = None
+    at_tokens: float | None = None
+    smoothing: str = "none"
+    perplexity: bool = False  # y is one: its logarithm is the loss
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    where: tuple[tuple[str, str], ...] = ()
+    exclude: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()  # recipe keys that may differ
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run's place on the ladder. tokens: None unless asked for; curve: the whole series, where there is one."""
+
+    name: str
+    x: float
+    y: float
+    source: str
+    tokens: float | None = None
+    curve: Series | None = None
+
+
+def read_points(sources: Sequence[str], chosen: Selection, law: str = "size") -> tuple[list[Point], list[str]]:
+    """The points in the order of the sources, and what was damaged or is worth knowing.
+
+    A CSV file with the columns x and y is a table of one row a run; lm-evaluation-harness results (.json) are read for
+    `task/metric`; everything else goes to muneox.runs. law: size, surface (tokens are read too) or compute (x is FLOPs
+    and every logged point of a run counts). Raises DataError for what is missing, with the names that exist, for
+    recipes that differ and for losses that are not finite.
+    """
+    points: list[Point] = []
+    others: list[str] = []
+    for source in sources:
+        is_file = Path(source).is_file()
+        rows = _table(Path(source), chosen, law) if is_file and source.endswith(".csv") else None
+        if rows is not None:
+            points += _rows(rows, chosen, source, law)
+        elif is_file and source.endswith(".json"):
+            points.append(_evaluation(Path(source), chosen))
+        else:
+            others.append(source)
+    warnings: list[str] = []
+    if others:
+        runs = read_runs(others, group=chosen.group, tags=chosen.tags, where=dict(chosen.where))
+        runs = [run for run in runs if run.name not in chosen.exclude]
+        free = {*chosen.allow, *(TOKEN_KEYS if law != "size" else ())}
+        require_equal(runs, [key for key in RECIPE if key not in free], "a ladder")
+        points += [point for run in runs for point in _run_points(run, chosen, law)]
+        warnings += [f"{run.name}: {warning}" for run in runs for warning in run.warnings]
+        if law == "size":
+            _same_end(runs, chosen)
+    points = [point for point in points if point.name not in chosen.exclude]
+    if not points:
+        raise DataError("no run is left; the filters leave none")
+    return [_as_loss(point) for point in points] if chosen.perplexity else points, warnings
+
+
+def finite(points: Sequence[Point], drop: bool) -> tuple[list[Point], list[Point]]:
+    """Points with a finite loss, and those without; without `drop` the latter are a DataError that names them."""
+    good = [point for point in points if math.isfinite(point.y)]
+    bad = [point for point in points if not math.isfinite(point.y)]
+    if bad and not drop:
+        names = ", ".join(point.name for point in bad)
+        raise DataError(f"loss not finite in {names}: diverged; leave them out with --drop-diverged")
+    return good, bad
+
+
+def _table(path: Path, chosen: Selection, law: str) -> list[dict[str, str]] | None:
+    """Rows of a table of one row a run; None if the file is the history of one run, which tells no size."""
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        columns = list(reader.fieldnames or ())
+        if chosen.x not in columns:
+            if law == "compute" and any(column in columns for column in STEP_COLUMNS):
+                return None
+            raise DataError(_unknown(path, "column", chosen.x, columns))
+        if chosen.y not in columns:
+            raise DataError(_unknown(path, "column", chosen.y, columns))
+        for key, _ in chosen.where:
+            if key not in columns:
+                raise DataError(_unknown(path, "column", key, columns))
+        return [row for row in reader if all(_same(row[key], value) for key, value in chosen.where)]
+
+
+def _same(cell: str, wanted: str) -> bool:
+    first, second = as_number(cell), as_number(wanted)
+    return cell == wanted if first is None or second is None else first == second
+
+
+def _rows(rows: Sequence[Mapping[str, str]], chosen: Selection, source: str, law: str) -> Iterator[Point]:
+    for number, row in enumerate(rows, start=2):
+        name = row.get("name") or row.get("run") or f"{chosen.x}={row[chosen.x]}"
+
+        def value(column: str, row: Mapping[str, str] = row, number: int = number) -> float:
+            try:
+                return float(row[column])
+            except (KeyError, TypeError, ValueError):
+                raise DataError(
+                    f"{source}, row {number}: `{column}` is {row.get(column)!r}, which is no number"
+                ) from None
+
+        yield Point(name, value(chosen.x), value(chosen.y), source, value(chosen.tokens) if law == "surface" else None)
+
+
+def _evaluation(path: Path, chosen: Selection) -> Point:
+    """The point of a results file of lm-evaluation-harness; its size from --x of the configuration, or the model's."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        results, config = dict(content["results"]), dict(content.get("config") or {})
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no results file of lm-evaluation-harness: no `results` in it") from error
+    metrics = {
+        f"{task}/{name.split(',')[0]}": number
+        for task, values in results.items()
+        for name, value in values.items()
+        if (number := as_number(value)) is not None
+    }
+    if chosen.y not in metrics:
+        raise DataError(_unknown(path, "metric", chosen.y, list(metrics)))
+    run = Run(name=path.stem, source=str(path), config={**content, **config})
+    x = run.number(chosen.x)
+    x = run.number("model_num_parameters") if x is None and chosen.x == "params" else x
+    if x is None:
+        raise DataError(_unknown(path, "configuration value", chosen.x, list(config)))
+    return Point(str(content.get("model_name") or path.stem), x, metrics[chosen.y], str(path))
+
+
+def _run_points(run: Run, chosen: Selection, law: str) -> Iterator[Point]:
+    curve = smoothed(run.series_of(chosen.y), Smoothing.parse(chosen.smoothing))
+    run = replace(run, series={**run.series, chosen.y: curve})
+    if law == "compute":
+        for flops, value in zip(_flops(run, curve), curve.values):
+            yield Point(run.name, float(flops), float(value), run.source)
+        return
+    x = size_of(run, chosen.x)
+    step, value = last(run, chosen.y)
+    if chosen.at_step is not None:
+        step, value = chosen.at_step, at_step(run, chosen.y, chosen.at_step)
+    elif chosen.at_tokens is not None:
+        value = at_tokens(run, chosen.y, chosen.at_tokens)
+    tokens = None
+    if law == "surface":
+        tokens = chosen.at_tokens or float(tokens_of(run, np.array([step], np.int64))[0])
+    yield Point(run.name, x, value, run.source, tokens, curve)
+
+
+def size_of(run: Run, name: str) -> float:
+    """The run's size by a configuration value's name; `width` is hidden_size. Raises DataError if there is none."""
+    value = run.number("hidden_size" if name == "width" else name)
+    if value is None:
+        raise DataError(_unknown(run.name, "configuration value", name, list(_names(run.config))))
+    return value
+
+
+def _flops(run: Run, curve: Series) -> np.ndarray:
+    tokens, per_token = tokens_of(run, curve.steps), run.number("flops_per_token")
+    return tokens * per_token if per_token is not None else training_flops(size_of(run, "params"), tokens)
+
+
+def _names(tree: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _names(value)
+        elif as_number(value) is not None:
+            yield str(name)
+
+
+def _same_end(runs: Sequence[Run], chosen: Selection) -> None:
+    if chosen.at_step is not None or chosen.at_tokens is not None:
+        return
+    ends = {run.name: last(run, chosen.y)[0] for run in runs}
+    if len(set(ends.values())) > 1:
+        shortest, longest = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
+        raise ConfigError(
+            f"the runs end at different steps ({shortest} at {ends[shortest]}, {longest} at {ends[longest]}); "
+            f"compare them at one with --at-step {ends[shortest]}, or at one token count with --at-tokens"
+        )
+
+
+def _as_loss(point: Point) -> Point:
+    if not point.y > 0:
+        return replace(point, y=float("nan"))
+    return replace(point, y=math.log(point.y), curve=None)
+
+
+def _unknown(where: object, kind: str, name: str, names: Sequence[str]) -> str:
+    close = near(name, names)
+    known = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(sorted(names)[:12]) or 'none'}"
+    return f"{where} has no {kind} `{name}`; {known}"

@@ -1,0 +1,210 @@
+"""Who works on which trial. Every trial is one worker's at a time; one whose worker died is taken up again.
+
+All changes of ownership happen under the study's lock, which the operating system or the server frees when its
+holder dies. A worker on this host counts as dead when its process is gone; one elsewhere, when its heartbeat (a
+counter in the study, so that clocks need not agree) has stood still for `stale_after` seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from muneox.search.samplers import Planner
+from muneox.search.storage import Lock
+
+OWNER = "owner"
+BEAT_SECONDS = 10.0
+STALE_SECONDS = 90.0
+MOST_ERRORS = 3
+
+
+def host_identity() -> str:
+    """This host, boot and process namespace: a process number means something only within one."""
+
+    def read(path: str) -> str:
+        try:
+            return Path(path).read_text().strip()
+        except OSError:
+            return ""
+
+    try:
+        namespace = str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        namespace = ""
+    return f"{socket.gethostname()}/{read('/proc/sys/kernel/random/boot_id')[:8]}/{namespace}"
+
+
+def process_start(pid: int) -> str | None:
+    """When a process of this host began (clock ticks since boot), or None if there is none such, or only its zombie.
+
+    In a container whose first process does not wait for orphans, the zombie of a killed worker stays.
+    """
+    try:
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in ("Z", "X") else numbers[18]
+    except (OSError, IndexError, ValueError):
+        pass
+    try:  # no /proc: a number that lives will do
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return ""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker process."""
+
+    name: str
+    host: str
+    pid: int
+    started: str
+
+    @classmethod
+    def here(cls) -> Worker:
+        return cls(uuid.uuid4().hex[:12], host_identity(), os.getpid(), process_start(os.getpid()) or "")
+
+    @property
+    def key(self) -> str:
+        """Study attribute with this worker's heartbeat and figures."""
+        return f"worker:{self.name}"
+
+
+@dataclass
+class Liveness:
+    """What an observer knows of other workers: their last heartbeat, and when it saw that."""
+
+    host: str
+    stale_after: float = STALE_SECONDS
+    _seen: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def is_dead(self, owner: Mapping[str, Any], beat: int) -> bool:
+        if owner["host"] == self.host:
+            return process_start(owner["pid"]) != owner["started"]
+        now = time.monotonic()
+        if self._seen.get(owner["name"], (None, 0.0))[0] != beat:
+            self._seen[owner["name"]] = (beat, now)
+        return now - self._seen[owner["name"]][1] > self.stale_after
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that this worker may work on: its number, its parameters, and the runs of it that are already done."""
+
+    trial: Trial
+    number: int
+    params: dict[str, Any]
+    runs: dict[str, dict[str, Any]]
+
+
+class Claims:
+    """One worker's view of a study with `total` trials."""
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        lock: Lock,
+        total: int,
+        plan: Planner,
+        distributions: dict[str, BaseDistribution],
+        worker: Worker,
+        stale_after: float = STALE_SECONDS,
+    ) -> None:
+        self.study, self.total, self.worker = study, total, worker
+        self._lock, self._plan, self._distributions = lock, plan, distributions
+        self._liveness = Liveness(worker.host, stale_after)
+
+    def next(self) -> Claim | None:
+        """Claim a trial: first one whose worker died, else the next of the plan. None: nothing to claim now."""
+        with self._lock():
+            trials = self.study.get_trials(deepcopy=False)
+            attributes = self.study.user_attrs
+            for trial in trials:
+                if trial.state == TrialState.RUNNING and self._is_dead(trial.user_attrs[OWNER], attributes):
+                    return self._take(trial)
+            if len(trials) >= self.total:
+                return None
+            params = self._plan(len(trials), trials)
+            self.study.add_trial(
+                create_trial(
+                    state=TrialState.RUNNING,
+                    params=params,
+                    distributions=self._distributions,
+                    user_attrs={OWNER: asdict(self.worker)},
+                )
+            )
+            return _claim(self.study, self.study.get_trials(deepcopy=False)[-1])
+
+    def _is_dead(self, owner: Mapping[str, Any], attributes: Mapping[str, Any]) -> bool:
+        beat = attributes.get(f"worker:{owner['name']}", {}).get("beat", -1)
+        return self._liveness.is_dead(owner, beat)
+
+    def _take(self, trial: FrozenTrial) -> Claim:
+        claim = _claim(self.study, trial)
+        claim.trial.set_user_attr(OWNER, asdict(self.worker))
+        claim.trial.set_user_attr("taken_up", trial.user_attrs.get("taken_up", 0) + 1)
+        return claim
+
+    def is_over(self) -> bool:
+        """Whether every trial of the plan is finished."""
+        trials = self.study.get_trials(deepcopy=False)
+        return len(trials) >= self.total and all(trial.state.is_finished() for trial in trials)
+
+    def record_run(self, claim: Claim, name: str, figures: Mapping[str, Any]) -> None:
+        """Keep one run of a trial, so that whoever takes the trial up need not repeat it."""
+        claim.runs[name] = dict(figures)
+        if self._is_mine(claim):
+            claim.trial.set_user_attr("runs", claim.runs)
+
+    def finish(
+        self, claim: Claim, state: TrialState, value: float | None = None, note: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Tell the outcome. False, and nothing told, where the trial went to another worker meanwhile."""
+        with self._lock():
+            if not self._is_mine(claim):
+                return False
+            for key, text in (note or {}).items():
+                claim.trial.set_user_attr(key, text)
+            self.study.tell(claim.number, value, state)
+            return True
+
+    def give_up(self, claim: Claim, error: str) -> None:
+        """Leave a trial to another worker after an error that is none of its own; the third error ends it as failed.
+
+        The caller then ends its process: by that the trial becomes free.
+        """
+        with self._lock():
+            if self._is_mine(claim):
+                errors = [*claim.trial.user_attrs.get("errors", []), error]
+                claim.trial.set_user_attr("errors", errors)
+                if len(errors) >= MOST_ERRORS:
+                    self.study.tell(claim.number, None, TrialState.FAIL)
+
+    def _is_mine(self, claim: Claim) -> bool:
+        trial = self.study.get_trials(deepcopy=False)[claim.number]
+        return trial.state == TrialState.RUNNING and trial.user_attrs[OWNER]["name"] == self.worker.name
+
+
+def _claim(study: optuna.Study, trial: FrozenTrial) -> Claim:
+    # Trial's own constructor is Optuna's way to go on with a trial that is in the storage.
+    return Claim(
+        Trial(study, trial._trial_id), trial.number, dict(trial.params), dict(trial.user_attrs.get("runs", {}))
+    )
+
+
+def live_workers(trials: Sequence[FrozenTrial]) -> int:
+    """Workers that hold a trial now."""
+    return len({trial.user_attrs[OWNER]["name"] for trial in trials if trial.state == TrialState.RUNNING})

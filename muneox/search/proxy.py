@@ -1,0 +1,138 @@
+"""Variants of the proxy's configuration: at another width, with a trial's parameters; and what they cost."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.errors import ConfigError
+from megatron.neox_arguments import NeoXArgs
+from muneox.analysis.transfer_keys import INDIFFERENT
+from muneox.cost import Cost, cost_of
+from muneox.search.space import Space
+
+# What decides a run's loss although it does not bear on transfer.
+_DECISIVE = {"seed", "eval_iters", "eval_interval", "do_valid", "train_micro_batch_size_per_gpu", "padded_vocab_size"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a trial."""
+
+    hidden_size: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"w{self.hidden_size}-s{self.seed}"
+
+
+def runs_of(args: NeoXArgs, space: Space) -> list[Run]:
+    """The runs of each trial, small widths first."""
+    widths, seeds = space.widths or (args.hidden_size,), space.seeds or (args.seed,)
+    return [Run(width, seed) for width in sorted(widths) for seed in seeds]
+
+
+def width_changes(args: NeoXArgs, hidden_size: int) -> dict[str, int]:
+    """The keys that change where `args` is taken to another hidden size.
+
+    Heads grow (at constant head dimension) where mup-base-num-attention-heads is set, and stay otherwise: that is
+    what the key's default, as many as in this model, means. Likewise key and value heads; intermediate_size grows.
+    """
+    if hidden_size == args.hidden_size:
+        return {}
+    heads = {
+        "num_attention_heads": args.mup_base_num_attention_heads is not None,
+        "num_kv_heads": args.mup_base_num_kv_heads is not None
+        or (args.mup_base_num_attention_heads is not None and args.num_kv_heads == args.num_attention_heads),
+        "intermediate_size": True,
+    }
+    changes = {"hidden_size": hidden_size}
+    for key, grows in heads.items():
+        value = getattr(args, key)
+        if not grows or value is None:
+            continue
+        scaled, rest = divmod(value * hidden_size, args.hidden_size)
+        if rest or not scaled:
+            raise ConfigError(
+                f"widths: {hidden_size} does not fit: {key} {value} at hidden-size {args.hidden_size} would become "
+                f"{value * hidden_size / args.hidden_size:g}"
+            )
+        changes[key] = scaled
+    return changes
+
+
+def tied_changes(args: NeoXArgs, params: Mapping[str, Any]) -> dict[str, Any]:
+    """min-lr keeps its share of lr where lr varies and min-lr does not: the schedule's shape stays."""
+    lr = params.get("lr")
+    if isinstance(lr, int | float) and "min_lr" not in params and args.min_lr and args.lr:
+        return {"min_lr": lr * (args.min_lr / args.lr)}
+    return {}
+
+
+def trial_args(args: NeoXArgs, params: Mapping[str, Any], run: Run, log_dir: Path | None = None) -> NeoXArgs:
+    """The configuration of one run of a trial: no checkpoints, no test at the end. Raises ConfigError.
+
+    A folder of TensorBoard's cannot hold many runs. Batches are read in the process itself: starting loader processes
+    anew would cost a short run seconds.
+    """
+    return args.replace(
+        **width_changes(args, run.hidden_size),
+        **{**params, **tied_changes(args, params)},
+        seed=run.seed,
+        save=None,
+        load=None,
+        do_test=False,
+        num_workers=0,
+        tensorboard_dir=None,
+        log_dir=None if log_dir is None else str(log_dir),
+    )
+
+
+def check_space(args: NeoXArgs, space: Space) -> None:
+    """Build the configuration with every end or choice of every parameter, and at every width. Raises ConfigError."""
+    args.require("lr", "train_iters", "hidden_size", "num_attention_heads", "seq_length")
+    runs = runs_of(args, space)
+    for parameter in space.parameters:
+        for value in parameter.choices or (parameter.low, parameter.high):
+            try:
+                trial_args(args, {parameter.key: value}, runs[0])
+            except ConfigError as error:
+                raise ConfigError(f"parameters: {parameter.key}: {value!r} cannot be trained: {error}") from None
+    for run in runs:
+        trial_args(args, {parameter.key: parameter.at(0.5) for parameter in space.parameters}, run)
+
+
+def describe(args: NeoXArgs, space: Space) -> dict[str, Any]:
+    """What makes two searches the same: the space, and every key that bears on a run's loss and does not vary."""
+    varied = {parameter.key.split(".")[0] for parameter in space.parameters}
+    if "lr" in varied:
+        varied |= {"min_lr", "optimizer"} if args.min_lr else {"optimizer"}
+    kept = {
+        key: value
+        for key, value in args.non_default().items()
+        if key not in varied and (key not in INDIFFERENT or key in _DECISIVE)
+    }
+    optimizer = {k: v for k, v in ((args.optimizer or {}).get("params") or {}).items() if k not in ("lr", *varied)}
+    return {"space": space.describe(), "configuration": kept, "optimizer": optimizer}
+
+
+def fingerprint(description: Mapping[str, Any]) -> str:
+    """A short name of a description."""
+    return hashlib.sha256(repr(sorted(description.items())).encode()).hexdigest()[:10]
+
+
+def check_target(args: NeoXArgs, space: Space, target: NeoXArgs) -> Cost:
+    """The target's cost. Raises ConfigError where a proxy of the search is as large as it."""
+    of_target = cost_of(target)
+    widest = max(runs_of(args, space), key=lambda run: run.hidden_size)
+    of_proxy = cost_of(args.replace(**width_changes(args, widest.hidden_size)))
+    if of_proxy.params >= of_target.params:
+        raise ConfigError(
+            f"the proxy (hidden-size {widest.hidden_size}, {of_proxy.params:,} parameters) is as large as its target "
+            f"(hidden-size {target.hidden_size}, {of_target.params:,}): search on a narrower one"
+        )
+    return of_target

@@ -1,0 +1,94 @@
+"""The command line of a search, read alike by the process that shows progress and by its workers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.errors import ConfigError
+from megatron.neox_arguments import NeoXArgs
+from muneox.search.samplers import grid_size
+from muneox.search.space import Space, load_space
+
+DEFAULT_SPACE = Path(__file__).resolve().parents[2] / "configs" / "mup" / "space.yml"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A search: the proxy's configuration, the space, where the study is, and what to do with it."""
+
+    args: NeoXArgs
+    space: Space
+    trials: int
+    study: str
+    name: str
+    out: Path
+    workers: int
+    confirm_top: int
+    confirm_seeds: int
+    stale_after: float
+    target_files: tuple[str, ...]
+    argv: tuple[str, ...]
+
+    def target(self) -> NeoXArgs | None:
+        """The target's configuration, where --target names one."""
+        return NeoXArgs.from_ymls(self.target_files, world_size=1) if self.target_files else None
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the search; whatever else stands on the command line is configuration."""
+    made = argparse.ArgumentParser(
+        prog="search.py",
+        usage="%(prog)s CONFIG... [options] [--key value ...]",
+        description="Search hyperparameters on a muP proxy.",
+        epilog="Any key of the configuration may be overridden: --train-iters 300, --optimizer.params.eps=1e-9. "
+        "The same command on another host joins the study.",
+        allow_abbrev=False,
+    )
+    add = made.add_argument
+    add("--space", type=Path, default=DEFAULT_SPACE, help="what varies; default: configs/mup/space.yml (TP-V, F.4)")
+    add("--trials", type=int, help="how many; a grid's default is all of it")
+    add("--study", help="FILE (SQLite), FILE.journal, or postgresql://...; default: OUT/study.db")
+    add("--study-name", default="search", help="name within the study's file or database")
+    add("--out", type=Path, default=Path("runs/search"), help="folder of runs and results")
+    add("--workers", type=int, default=1, help="processes on this host")
+    add("--confirm", type=int, default=0, metavar="K", help="afterwards train the best with K further seeds")
+    add("--confirm-top", type=int, default=3, metavar="N", help="how many of the best to confirm")
+    add("--target", nargs="+", default=[], metavar="CONFIG", help="the model that the search is for")
+    add("--stale-after", type=float, default=90.0, help="seconds until a silent worker elsewhere counts as dead")
+    return made
+
+
+def parse(input_args: Sequence[str], overwrite_values: dict[str, Any] | None = None) -> Setup:
+    """Read the command line and the files that it names. Raises ConfigError."""
+    options, rest = parser().parse_known_args(list(input_args))
+    args = NeoXArgs.consume_neox_args(rest, overwrite_values).replace(world_size=1)  # a trial is one process
+    space = load_space(options.space, args)
+    trials = options.trials
+    if space.sampler == "grid":
+        trials = min(trials or grid_size(space), grid_size(space))
+    if trials is None:
+        raise ConfigError("--trials: say how many trials the search may take")
+    for name in ("trials", "workers", "confirm_top"):
+        value = trials if name == "trials" else getattr(options, name)
+        if value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}: needs a number from 1, not {value}")
+    if options.confirm < 0 or options.stale_after <= 0:
+        raise ConfigError("--confirm and --stale-after must not be negative")
+    return Setup(
+        args=args,
+        space=space,
+        trials=trials,
+        study=options.study or str(options.out / "study.db"),
+        name=options.study_name,
+        out=options.out,
+        workers=options.workers,
+        confirm_top=options.confirm_top,
+        confirm_seeds=options.confirm,
+        stale_after=options.stale_after,
+        target_files=tuple(options.target),
+        argv=tuple(input_args),
+    )

@@ -1,1 +1,0 @@
-"""What carries over from a proxy to its target. Entry: tools/mup/transfer.py."""
