@@ -6,9 +6,8 @@ import copy
 import dataclasses
 import os
 import sys
-import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ConfigDict, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -17,6 +16,7 @@ from megatron.errors import ConfigError
 from megatron.neox_arguments import launcher, messages, validate
 from megatron.neox_arguments.complete import complete
 from megatron.neox_arguments.deepspeed_json import deepspeed_config
+from megatron.neox_arguments.fields import KEYS
 from megatron.neox_arguments.fields.deepspeed import NeoXArgsDeepspeedConfig, NeoXArgsDeepspeedRunner
 from megatron.neox_arguments.fields.logging import NeoXArgsLogging
 from megatron.neox_arguments.fields.model import NeoXArgsModel
@@ -28,6 +28,7 @@ from megatron.neox_arguments.fields.textgen import NeoXArgsTextgen
 from megatron.neox_arguments.fields.training import NeoXArgsTraining
 from megatron.neox_arguments.keys import SATISFIED
 from megatron.neox_arguments.merging import Merged, merge, override
+from megatron.neox_arguments.validate_key import as_spelt
 from megatron.neox_arguments.yaml_loader import ConfigFile, find_config, load_config
 
 _WORKER_OPTIONS = ("megatron_config", "deepspeed_config", "deepspeed", "local_rank")
@@ -63,13 +64,13 @@ class NeoXArgs(
     def _complete(cls, data: Any, handler: Any) -> NeoXArgs:
         given = {key: value for key, value in (data.kwargs or {}).items() if value is not None}
         for key, value in given.items():
-            given[key] = _as_spelt(value, _TYPES.get(key))
+            given[key] = as_spelt(value, _TYPES.get(key))
         try:
             args: NeoXArgs = handler(type(data)(data.args, given))
         except ValidationError as error:
             raise messages.Problems(messages.type_problems(error, _TYPES)) from None
         values, problems = complete({key: getattr(args, key) for key in _KNOWN}, given)
-        problems += validate.problems(values, given, cls.__dataclass_fields__)
+        problems += validate.problems(values, given)
         if problems:
             raise messages.Problems(problems)
         for key in _KNOWN:
@@ -172,7 +173,7 @@ class NeoXArgs(
 
     @staticmethod
     def _missing(key: str) -> str:
-        return f"{key}: missing; {_KNOWN[key].metadata['doc']}"
+        return f"{key}: missing; {KEYS[key].doc}"
 
     def to_dict(self) -> dict[str, Any]:
         """Every key but `config_files`, resolved and JSON-able; `from_dict` makes an equal object of it."""
@@ -185,9 +186,9 @@ class NeoXArgs(
     def notices(self) -> list[str]:
         """A sentence for each hint that is set although its result is given anyway."""
         return [
-            f"{key}: {field.metadata['notice']}"
-            for key, field in _KNOWN.items()
-            if field.metadata["status"] == SATISFIED and getattr(self, key) != field.default
+            f"{name}: {key.notice}"
+            for name, key in KEYS.items()
+            if key.status == SATISFIED and getattr(self, name) != _KNOWN[name].default
         ]
 
     def deepspeed_config(self) -> dict[str, Any]:
@@ -234,17 +235,6 @@ class NeoXArgs(
 
 def _world_size(argument: int | None) -> int | None:
     return launcher.launched_world_size({}) if argument is None else argument
-
-
-def _as_spelt(value: Any, annotation: Any) -> Any:
-    """Literal values are accepted in any case, as in GPT-NeoX, and stored as the key's type spells them."""
-    if isinstance(value, str):
-        for option in (annotation, *typing.get_args(annotation)):
-            if typing.get_origin(option) is Literal:
-                for known in typing.get_args(option):
-                    if isinstance(known, str) and known.lower() == value.lower():
-                        return known
-    return value
 
 
 _KNOWN: dict[str, dataclasses.Field[Any]] = NeoXArgs.__dataclass_fields__

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from megatron.neox_arguments.sections import LOSS_SCALING, ZERO_DEFAULTS
+from megatron.neox_arguments.fields import FIELDS, KEYS, repeated_in
+from megatron.neox_arguments.limits import is_number
 from megatron.neox_arguments.sizes import BatchSizeError, batch_sizes
 
 _OPTIMIZER_NAMES = {"adamw": "adam"}
@@ -18,7 +19,9 @@ class _Values:
         self.values, self.given = dict(values), given
         self.problems: list[tuple[str, str]] = []
 
-    def one_of(self, key: str, others: Mapping[str, Any], default: Any, same: Callable = lambda a, b: a == b) -> Any:
+    def one_of(
+        self, key: str, others: Mapping[str, Any], default: Any, same: Callable[[Any, Any], bool] = lambda a, b: a == b
+    ) -> Any:
         """The value of `key`, which `others` (name -> value or None) may also give; they must agree."""
         chosen, source = self.given.get(key), key
         for other, value in others.items():
@@ -36,7 +39,7 @@ class _Values:
 def complete(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """All values with the derived ones filled in, and the problems met: (key, sentence)."""
     state = _Values(values, given)
-    for step in (_parallel, _batch, _precision, _optimizer, _zero, _training):
+    for step in (_parallel, _batch, _precision, _optimizer, _zero, _extra_sections, _training):
         step(state)
     return state.values, state.problems
 
@@ -51,7 +54,9 @@ def _parallel(r: _Values) -> None:
         if one_host or v["num_nodes"] > 0:
             v["world_size"] = v["num_gpus"] * max(v["num_nodes"], 1)
     world_size = v["world_size"]
-    if world_size is not None and (world_size < 1 or world_size % model_ranks):
+    if world_size is not None and world_size < 1:
+        v["world_size"] = None  # out of its declared range
+    elif world_size is not None and world_size % model_ranks:
         r.problems.append(
             (
                 "model_parallel_size",
@@ -63,7 +68,7 @@ def _parallel(r: _Values) -> None:
         v["world_size"] = None
     v["is_pipe_parallel"] = v["pipe_parallel_size"] > 1
     if r.given.get("is_pipe_parallel", v["is_pipe_parallel"]) != v["is_pipe_parallel"]:
-        r.problems.append(("is_pipe_parallel", "is_pipe_parallel: pipe_parallel_size says so; remove it"))
+        r.problems.append(("is_pipe_parallel", "is_pipe_parallel: follows from pipe_parallel_size; remove it"))
 
 
 def _batch(r: _Values) -> None:
@@ -75,10 +80,8 @@ def _batch(r: _Values) -> None:
         "gradient_accumulation_steps": r.given.get("gradient_accumulation_steps"),
     }
     model_ranks = max(v["model_parallel_size"], 1) * max(v["pipe_parallel_size"], 1)
-    too_small = [(key, f"{key}: {size} is not above 0") for key, size in sizes.items() if size is not None and size < 1]
-    r.problems.extend(too_small)
-    if too_small:
-        return
+    if any(size is not None and size < 1 for size in sizes.values()):
+        return  # out of their declared range
     data_parallel = v["world_size"] // model_ranks if v["world_size"] else None
     try:
         train, micro, steps = sizes.values()
@@ -101,7 +104,7 @@ def _precision(r: _Values) -> None:
     fp16, bf16 = v["fp16"] or {}, v["bf16"] or {}
     fp16_on = fp16.get("enabled") is True
     asked = {}
-    if fp16_on and fp16.get("type", "fp16") in ("bfloat16", "bf16"):
+    if fp16_on and fp16.get("type", "fp16") != "fp16":
         asked["fp16.type"] = "bfloat16"  # GPT-NeoX's older way to ask for bfloat16
     elif fp16_on:
         asked["fp16.enabled"] = "fp16"
@@ -112,9 +115,9 @@ def _precision(r: _Values) -> None:
         if precision == name and section.get("enabled") is False and r.given.get("precision") == name:
             r.problems.append((key, f"{key}: enabled: false disagrees with precision: {name}; keep one of the two"))
     v["precision"] = precision
-    for key, (inner, default) in LOSS_SCALING.items():
+    for inner, key in repeated_in("fp16").items():
         fixed = r.one_of(key, {f"fp16.{inner}": fp16.get(inner)}, v[key])
-        if v[key] != default and precision != "fp16":
+        if v[key] != FIELDS[key].default and precision != "fp16":
             r.problems.append((key, f"{key}: only precision fp16 scales its loss, and this is {precision}; remove it"))
         v[key] = fixed or None if key == "loss_scale" else fixed
     dynamic = v["loss_scale"] is None
@@ -155,8 +158,16 @@ def _optimizer(r: _Values) -> None:
 
 def _zero(r: _Values) -> None:
     section = r.values["zero_optimization"] or {}
-    for key, (inner, default) in ZERO_DEFAULTS.items():
-        r.values[key] = r.one_of(key, {f"zero_optimization.{inner}": section.get(inner)}, default)
+    for inner, key in repeated_in("zero_optimization").items():
+        r.values[key] = r.one_of(key, {f"zero_optimization.{inner}": section.get(inner)}, KEYS[key].fallback)
+
+
+def _extra_sections(r: _Values) -> None:
+    """A section in deepspeed_extra_args that is also a key becomes that key, if DeepSpeed gets the key as it is."""
+    for name, value in as_dict(r.values["deepspeed_extra_args"]).items():
+        key = KEYS.get(name)
+        if key and key.section and key.to_deepspeed:
+            r.values[name] = r.one_of(name, {f"deepspeed_extra_args.{name}": value}, None)
 
 
 def _training(r: _Values) -> None:
@@ -187,4 +198,4 @@ def as_dict(value: Any) -> dict[str, Any]:
 
 def _number(value: Any) -> float | None:
     """`value` where it is a number; anything else is reported by validation."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return float(value) if is_number(value) else None

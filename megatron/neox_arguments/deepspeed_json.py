@@ -5,17 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from megatron.neox_arguments.sections import LOSS_SCALING, ZERO_DEFAULTS
+from megatron.neox_arguments.fields import KEYS, repeated_in
 
 _NEOX_ONLY = ("fp16", "type")  # keys of the fp16 section that DeepSpeed does not know
-_PLAIN = (
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-    "steps_per_print", "wall_clock_breakdown", "dump_state", "prescale_gradients",
-    "gradient_predivide_factor",
-)  # fmt: skip
-_SECTIONS = (
-    "communication_data_type", "flops_profiler", "comms_logger", "checkpoint", "data_types", "torch_autocast",
-)  # fmt: skip
 
 
 def deepspeed_config(args: Any) -> dict[str, Any]:
@@ -24,8 +16,8 @@ def deepspeed_config(args: Any) -> dict[str, Any]:
     It has no optimizer and no scheduler section: the trainer builds both itself, because every parameter
     group carries its own learning-rate multiplier.
     """
-    config = {key: getattr(args, key) for key in _PLAIN if getattr(args, key) is not None}
-    config.update({key: getattr(args, key) for key in _SECTIONS if getattr(args, key)})
+    same = {name: getattr(args, name) for name, key in KEYS.items() if key.to_deepspeed}
+    config = {name: value for name, value in same.items() if value not in (None, {})}
     config["zero_optimization"] = _zero(args)
     config["zero_allow_untested_optimizer"] = True
     config["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW steps offloaded states; nothing is compiled
@@ -35,13 +27,14 @@ def deepspeed_config(args: Any) -> dict[str, Any]:
         config["fp16"] = _fp16(args)
     if args.precision == "bfloat16":
         config["bf16"] = {**(args.bf16 or {}), "enabled": True}
-    config.update(args.deepspeed_extra_args or {})
+    extra = args.deepspeed_extra_args or {}
+    config.update({name: value for name, value in extra.items() if name not in KEYS and value is not None})
     return copy.deepcopy(config)
 
 
 def _zero(args: Any) -> dict[str, Any]:
     section = {key: value for key, value in (args.zero_optimization or {}).items() if key != "cpu_offload"}
-    section.update({inner: getattr(args, key) for key, (inner, _) in ZERO_DEFAULTS.items()})
+    section.update({inner: getattr(args, key) for inner, key in repeated_in("zero_optimization").items()})
     if (args.zero_optimization or {}).get("cpu_offload"):  # DeepSpeed's former name
         section.setdefault("offload_optimizer", {"device": "cpu"})
     return section
@@ -49,7 +42,7 @@ def _zero(args: Any) -> dict[str, Any]:
 
 def _fp16(args: Any) -> dict[str, Any]:
     section = {key: value for key, value in (args.fp16 or {}).items() if key not in _NEOX_ONLY}
-    section.update({inner: getattr(args, key) for key, (inner, _) in LOSS_SCALING.items()})
+    section.update({inner: getattr(args, key) for inner, key in repeated_in("fp16").items()})
     section.update(
         enabled=True,
         loss_scale=args.loss_scale or 0,  # 0 asks DeepSpeed for a dynamic scale

@@ -8,8 +8,6 @@ import json
 import os
 import re
 import shlex
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 from megatron.errors import ConfigError, UserError
 from megatron.neox_arguments.merging import normalise, unknown_key
+from megatron.neox_arguments.messages import kinds
 from megatron.neox_arguments.yaml_loader import parse_scalar
 
 USAGE = """\
@@ -97,10 +96,8 @@ def _passed(name: str, inline: str | None, rest: list[str]) -> str:
 
 
 def _override(option: str, wanted: Any, inline: str | None, rest: list[str]) -> Any:
-    kinds = set(typing.get_args(wanted) or (wanted,))
-    if typing.get_origin(wanted) is typing.Literal:
-        kinds = {str}
-    if bool in kinds:
+    accepted = kinds(wanted)
+    if bool in accepted:
         if inline is None:
             inline = rest.pop(0) if rest and rest[0].lower() in _TRUE + _FALSE else "true"
         if inline.lower() not in _TRUE + _FALSE:
@@ -109,7 +106,7 @@ def _override(option: str, wanted: Any, inline: str | None, rest: list[str]) -> 
     text = _value(option, inline, rest)
     if text == "null":  # back to the default, whatever the files say
         return None
-    if str in kinds - {types.NoneType} and not kinds & {int, list, dict}:
+    if str in accepted and not accepted & {int, list, dict}:
         return text
     return parse_scalar(text)
 
@@ -201,7 +198,7 @@ def runner_arguments(args: Any, environment: Mapping[str, str] = os.environ) -> 
     for key, value in options.items():
         if value not in (None, ""):
             result += [f"--{key}", str(value)]
-    job = [f"--{key}={getattr(args, key)}" for key in ("comment", "account") if getattr(args, key)]
+    job = [f"--{key}={value}" for key, value in (("comment", args.comment), ("account", args.account)) if value]
     if job:  # one token: argparse would take a separate value that starts with -- for an option
         result.append("--launcher_args=" + shlex.join(job))
     flags = {"force_multi": args.force_multi, "no_ssh_check": args.no_ssh_check or args.deepspeed_slurm}

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron.errors import ConfigError
+from megatron.neox_arguments.fields import ALIASES, KEYS
 from megatron.neox_arguments.yaml_loader import ConfigFile
 
-# Former names that published configurations still use, with exactly the same meaning.
-ALIASES = {"gas": "gradient_accumulation_steps", "save_interval": "checkpoint_factor"}
 # Former names that have no exact heir.
 GONE = {
     "mlp_type": "GPT-NeoX dropped it; for `llama` set activation: swiglu",
@@ -23,25 +22,6 @@ GONE = {
     "decay_lr_to": "use min_lr, a rate and not a share of lr",
     "max_lr": "use lr",
 }
-# Names of one value: an override under one name replaces what was given under the others.
-_SYNONYMS: tuple[tuple[str, ...], ...] = (
-    ("lr", "optimizer.params.lr"),
-    ("weight_decay", "optimizer.params.weight_decay"),
-    ("optimizer_type", "optimizer.type"),
-    ("clip_grad", "gradient_clipping"),
-    ("batch_size", "train_micro_batch_size_per_gpu"),
-    ("fp32_allreduce", "communication_data_type"),
-    ("loss_scale", "fp16.loss_scale"),
-    ("loss_scale_window", "fp16.loss_scale_window"),
-    ("hysteresis", "fp16.hysteresis"),
-    ("min_scale", "fp16.min_loss_scale"),
-    ("zero_stage", "zero_optimization.stage"),
-    ("zero_reduce_scatter", "zero_optimization.reduce_scatter"),
-    ("zero_contiguous_gradients", "zero_optimization.contiguous_gradients"),
-    ("zero_reduce_bucket_size", "zero_optimization.reduce_bucket_size"),
-    ("zero_allgather_bucket_size", "zero_optimization.allgather_bucket_size"),
-    ("lr_decay_iters", "lr_decay_fraction"),
-)
 OVERLAY = "overlay"  # of a file, not of the run
 _PRECISIONS = ("precision", "fp16.enabled", "bf16.enabled")
 
@@ -154,11 +134,9 @@ def _drop_synonyms(values: dict[str, Any], path: str, value: Any) -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
             _drop_synonyms(values, f"{path}.{key}", inner)
-    for names in _SYNONYMS:
-        if path in names:
-            for other in names:
-                if other != path:
-                    _remove(values, other)
+    for name, key in KEYS.items():
+        if key.same_as and path in (name, key.same_as):
+            _remove(values, key.same_as if path == name else name)
     if path in _PRECISIONS:
         _switch_precision(values, path, value)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from megatron.errors import ConfigError
+from megatron.neox_arguments.fields import KEYS
+from megatron.neox_arguments.limits import listed
 from megatron.neox_arguments.merging import unknown_key
 
 _NAMES = {
@@ -20,6 +22,7 @@ _NAMES = {
     list: "a list",
     dict: "keys and values",
 }
+_PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
 class Problems(ConfigError):
@@ -37,35 +40,45 @@ class Problems(ConfigError):
 
 
 def type_problems(error: ValidationError, annotations: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Our sentences for pydantic's errors, one a key."""
+    """Our sentences for pydantic's errors, one per key."""
     found = {}
     for item in error.errors(include_url=False):
         key = str(item["loc"][0])
         if key not in annotations:
             found[key] = unknown_key(key, annotations)
         elif key not in found:
-            value = item["input"]
-            found[key] = f"{key}: needs {wanted(annotations[key])}, not {_shown(value)}" + _hint(
-                value, annotations[key]
-            )
+            found[key] = type_problem(key, item["input"], annotations[key], KEYS[key].refuse)
     return list(found.items())
 
 
-def wanted(annotation: Any) -> str:
-    """A type in words, such as 'a whole number or a list'."""
+def type_problem(key: str, value: Any, annotation: Any, refused: Collection[str] = ()) -> str:
+    """The sentence for a `value` that is not of its key's type. `refused`: words of a Literal that are no way out."""
+    return f"{key}: expected {wanted(annotation, refused)}, got {shown(value)}" + _hint(value, annotation)
+
+
+def wanted(annotation: Any, refused: Collection[str] = ()) -> str:
+    """A type in words, such as "a whole number or a list"."""
     origin = typing.get_origin(annotation)
     if origin is Literal:
-        *first, last = map(str, typing.get_args(annotation))
-        return f"{', '.join(first)} or {last}" if first else last
+        return listed([word for word in typing.get_args(annotation) if word not in refused])
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(wanted(part) for part in typing.get_args(annotation) if part is not types.NoneType)
+        parts = [part for part in typing.get_args(annotation) if part is not types.NoneType]
+        return " or ".join(wanted(part, refused) for part in parts)
     if origin is list:
-        plural = {int: "whole numbers"}.get(typing.get_args(annotation)[0], "values")
-        return f"a list of {plural}"
-    return _NAMES.get(annotation, "another value")
+        return f"a list of {_PLURALS.get(typing.get_args(annotation)[0], 'values')}"
+    return _NAMES.get(origin or annotation, "another value")
 
 
-def _shown(value: Any) -> str:
+def kinds(annotation: Any) -> set[Any]:
+    """The plain types that an annotation accepts, None aside: `list[int] | None` gives {list}."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    parts = typing.get_args(annotation) if union else (annotation,)
+    plain = {typing.get_origin(part) or part for part in parts} - {types.NoneType}
+    return {str if part is Literal else part for part in plain}
+
+
+def shown(value: Any) -> str:
+    """A value and, unless it is a number, what it is; shortened."""
     names = {bool: "the truth value", str: "the text", list: "the list", dict: "the section"}
     text = repr(value)
     text = text if len(text) <= 60 else text[:57] + "..."
@@ -73,13 +86,15 @@ def _shown(value: Any) -> str:
 
 
 def _hint(value: Any, annotation: Any) -> str:
-    kinds = typing.get_args(annotation) or (annotation,)
-    if isinstance(value, str) and {int, float} & set(kinds):
+    accepted = kinds(annotation)
+    if isinstance(value, str) and {int, float} & accepted:
         try:
             float(value)
         except ValueError:
             return ""
         return f"; write {value} without quotes"
-    if str in kinds and not isinstance(value, str | list | dict):
+    if isinstance(value, float) and value.is_integer() and int in accepted:
+        return f"; write {int(value)}"
+    if str in accepted and not isinstance(value, str | list | dict):
         return "; put it in quotes"
     return ""

@@ -30,7 +30,7 @@ def ffn_hidden_size(
 
 
 class BatchSizeError(ValueError):
-    """The batch sizes contradict each other; the message says which values would do."""
+    """The batch sizes contradict each other; the message says which values agree."""
 
 
 def batch_sizes(
@@ -61,14 +61,14 @@ def batch_sizes(
         raise BatchSizeError(
             f"train_batch_size {train} is not train_micro_batch_size_per_gpu {micro} x"
             f" gradient_accumulation_steps {steps} x data-parallel size {dp} = {micro * steps * dp};"
-            f" train_batch_size {micro * steps * dp} would do, or leave one of the three out"
+            f" use train_batch_size {micro * steps * dp}, or leave one of the three out"
         )
     return train, micro, steps, dp
 
 
 def _divide(train: int, by: int, what: str) -> int:
     if train % by:
-        raise BatchSizeError(f"train_batch_size {train} is no multiple of {what}; {_multiples(train, by)} would do")
+        raise BatchSizeError(f"train_batch_size {train} is no multiple of {what}; use {_multiples(train, by)}")
     return train // by
 
 

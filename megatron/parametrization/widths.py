@@ -16,7 +16,6 @@ class Multipliers:
     attn_temp: float = 1.0
     output_temp: float = 1.0
     embedding_mult: float = 1.0
-    rp_embedding_mult: float = 1.0
 
 
 @dataclass(frozen=True)

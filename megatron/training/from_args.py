@@ -106,7 +106,6 @@ def parametrization_of(args: NeoXArgs, widths: Widths, base: Widths) -> Parametr
             args.mup_attn_temp,
             args.mup_output_temp,
             args.mup_embedding_mult,
-            args.mup_rp_embedding_mult,
         )
     return Parametrization(
         widths,

@@ -35,8 +35,14 @@ def test_reference_is_up_to_date():
 
 def test_reference_has_every_key():
     text = (ROOT / "configs" / "neox_arguments.md").read_text(encoding="utf-8")
-    keys = re.findall(r"^\| `([a-z0-9-]+)` \|", text, re.MULTILINE)
+    top, sections = text.split("\n## Sections\n")
+    keys = re.findall(r"^\| `([a-z0-9-]+)` \|", top, re.MULTILINE)
     assert sorted(keys) == sorted(name.replace("_", "-") for name in NeoXArgs.__dataclass_fields__)
+    for name in ("betas", "offload_optimizer", "grad_accum_dtype", "memory_breakdown", "stage", "min_loss_scale"):
+        assert sections.count(f"\n| `{name}` |") == 1
+    assert re.search(r"^\| `rotary-pct` \| float \| `1.0` \| a number from 0 to 1 \| must match \|", top, re.MULTILINE)
+    assert re.search(r"^\| `lr-decay-iters` .* \| compared together with other keys \|", top, re.MULTILINE)
+    assert re.search(r"^\| `save` \| str \|  \|  \|  \|", top, re.MULTILINE)
 
 
 # Written in the manner of GPT-NeoX's published files: flow style, comments, trailing commas, Python's True.

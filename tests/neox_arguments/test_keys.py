@@ -11,7 +11,7 @@ import pytest
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
-from megatron.neox_arguments.fields import GROUPS
+from megatron.neox_arguments.fields import GROUPS, KEYS
 from megatron.neox_arguments.keys import REFUSED, SATISFIED, SUPPORTED
 
 FIELDS = NeoXArgs.__dataclass_fields__
@@ -44,8 +44,10 @@ def plain(annotation: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         kept = [plain(part) for part in parts if part is not types.NoneType]
         return kept[0] if len(kept) == 1 else frozenset(kept)
-    if origin is list:
+    if origin is list and parts[0] is not Any:
         return ("list", plain(parts[0]))
+    if origin in (list, dict):
+        return origin
     return annotation
 
 
@@ -74,13 +76,11 @@ def test_no_key_is_declared_twice():
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_status_and_description(name):
-    meta = FIELDS[name].metadata
-    assert meta["status"] in (SUPPORTED, SATISFIED, REFUSED)
-    assert meta["doc"].strip() and len(meta["doc"]) < 230
-    if meta["status"] == REFUSED:
-        assert meta["reason"]
-    if meta["status"] == SATISFIED:
-        assert meta["notice"]
+    key = KEYS[name]
+    assert key.status in (SUPPORTED, SATISFIED, REFUSED)
+    assert key.doc.strip() and len(key.doc) < 230
+    assert bool(key.reason) == (key.status == REFUSED)
+    assert bool(key.notice) == (key.status == SATISFIED)
 
 
 def another_value(field):
@@ -95,28 +95,28 @@ def another_value(field):
         elif not isinstance(part, tuple):
             candidates += samples.get(part, ["other"])
     for value in candidates:
-        if value != field.default and value not in field.metadata["neutral"]:
+        if value != field.default and value not in KEYS[field.name].neutral:
             return value
     raise AssertionError(f"no other value for {field.name}")
 
 
-@pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if f.metadata["status"] == REFUSED])
+@pytest.mark.parametrize("name", [n for n, key in KEYS.items() if key.status == REFUSED])
 def test_refused_key_says_why(name):
     field = FIELDS[name]
     with pytest.raises(ConfigError, match=rf"{name}: .* is refused: ") as error:
         NeoXArgs.from_dict({name: another_value(field)})
-    assert field.metadata["reason"] in str(error.value)
+    assert KEYS[name].reason in str(error.value)
     NeoXArgs.from_dict({name: field.default})
-    for neutral in field.metadata["neutral"]:
+    for neutral in KEYS[name].neutral:
         NeoXArgs.from_dict({name: neutral})
 
 
-REFUSED_VALUES = [(n, v) for n, f in FIELDS.items() for v in f.metadata.get("refuse", {})]
+REFUSED_VALUES = [(name, value) for name, key in KEYS.items() for value in key.refuse]
 
 
 @pytest.mark.parametrize(("name", "value"), REFUSED_VALUES)
 def test_refused_value_says_why(name, value):
-    with pytest.raises(ConfigError, match=rf"{name}: '{value}' is refused: "):
+    with pytest.raises(ConfigError, match=rf"{name}: the text '{value}' is refused: "):
         NeoXArgs.from_dict({name: value})
 
 

@@ -1,47 +1,214 @@
-"""An accepted key that nothing reads is a defect."""
+"""An accepted key that nothing uses is a defect: each is followed to the end of the chain.
+
+A key is read as an attribute (`args.mup_attn_temp`). A read that only copies it, into a field of a dataclass, an
+attribute of an object or a variable, is no use: the copy is followed in the same way, until something other than a copy
+reads it. Fields are told apart by their names only, so that a use may be found too often, but never too rarely.
+"""
+
+from __future__ import annotations
 
 import ast
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.fields import FIELDS, KEYS, repeated_in
 from megatron.neox_arguments.keys import SUPPORTED
 
 ROOT = Path(__file__).resolve().parents[2]
-# In the configuration package these hand a key's value on; the rest only declares, resolves or checks it.
-READERS = {"arguments.py", "deepspeed_json.py", "launcher.py", "sections.py"}
-# Keys that are resolved into another one, which must be read in their place.
+# In the configuration package these use a key's value; the rest declares, completes or checks it.
+USERS = {"launcher.py", "deepspeed_json.py", "arguments.py"}
+# Keys that are completed into another one, which must be used in their place.
 FOLDED = {
     "batch_size": "train_micro_batch_size_per_gpu",
     "clip_grad": "gradient_clipping",
     "dynamic_loss_scale": "loss_scale",
     "fp32_allreduce": "communication_data_type",
-    "global_num_gpus": "train_batch_size",
-    "world_size": "train_batch_size",
+    "global_num_gpus": "world_size",
     "is_pipe_parallel": "pipe_parallel_size",
 }
+# Calls that hand a value on as it is.
+CONVERSIONS = {"bool", "deepcopy", "dict", "float", "int", "list", "Path", "str", "tuple"}
 
 
-def source_files():
+def source_files() -> Iterator[Path]:
     package = ROOT / "megatron" / "neox_arguments"
-    for folder in ("megatron", "mup", "tools"):
+    for folder in ("megatron", "mup"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            if not path.is_relative_to(package) or path.name in READERS:
+            if not path.is_relative_to(package) or path.name in USERS:
                 yield path
     yield from sorted(ROOT.glob("*.py"))
 
 
-def names_read(path: Path) -> set[str]:
-    """Attributes that the file loads, and strings that are a key's name (for getattr and tables)."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            found.add(node.attr)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.add(node.value)
+class Reads(ast.NodeVisitor):
+    """Which attributes are used, and which are copied into which others, in the files visited."""
+
+    def __init__(self, fields: dict[str, list[str]]):
+        self.fields = fields  # dataclass: its fields in order
+        self.used: set[str] = set()
+        self.copied: dict[str, set[str]] = defaultdict(set)
+        self.variables: list[dict[str, str]] = [{}]
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        self.variables.append({})
+        self.generic_visit(node)
+        self.variables.pop()
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        for target in node.targets:
+            pairs = [(target, node.value)]
+            if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = list(zip(target.elts, node.value.elts, strict=False))
+            for one, value in pairs:
+                self._assign(one, value)
+
+    def _assign(self, target: ast.expr, value: ast.expr) -> None:
+        if isinstance(target, ast.Name) and isinstance(value, ast.Attribute):
+            self.variables[-1][target.id] = value.attr
+            self.visit(value.value)
+        elif isinstance(target, ast.Attribute):
+            self._copy(value, target.attr)
+        else:
+            self.visit(value)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+        if name == "getattr" and len(node.args) > 1 and isinstance(node.args[1], ast.Constant):
+            self.used.add(str(node.args[1].value))
+        names = self.fields.get(name)
+        if names is None:
+            self.generic_visit(node)
+            return
+        self.visit(node.func)
+        targets = [*zip(names, node.args, strict=False), *((word.arg, word.value) for word in node.keywords)]
+        for field, value in targets:
+            if field is None:
+                self.visit(value)
+            else:
+                self._copy(value, field)
+
+    def _copy(self, value: ast.expr, target: str) -> None:
+        """`value` becomes the field or attribute `target`."""
+        if isinstance(value, ast.IfExp):
+            self.visit(value.test)
+            self._copy(value.body, target)
+            self._copy(value.orelse, target)
+        elif isinstance(value, ast.BoolOp):
+            for part in value.values:
+                self._copy(part, target)
+        elif isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in CONVERSIONS:
+            for part in value.args:
+                self._copy(part, target)
+        elif isinstance(value, ast.Attribute):
+            self.copied[value.attr].add(target)
+            self.visit(value.value)
+        elif isinstance(value, ast.Name) and value.id in self.variables[-1]:
+            self.copied[self.variables[-1][value.id]].add(target)
+        else:
+            self.visit(value)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if isinstance(node.ctx, ast.Load):
+            self.used.add(node.attr)
+        self.visit(node.value)
+
+    def visit_Name(self, node: ast.Name) -> None:
+        if isinstance(node.ctx, ast.Load) and node.id in self.variables[-1]:
+            self.used.add(self.variables[-1][node.id])
+
+    def reaches_a_use(self, name: str, seen: frozenset[str] = frozenset()) -> bool:
+        """Whether `name`, or something that it is copied into, is used."""
+        if name in self.used:
+            return True
+        return any(self.reaches_a_use(copy, seen | {name}) for copy in self.copied[name] - seen - {name})
+
+
+def dataclass_fields(tree: ast.AST) -> dict[str, list[str]]:
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+            found[node.name] = [
+                part.target.id
+                for part in node.body
+                if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
+            ]
     return found
 
 
-def test_every_supported_key_is_read():
-    read = set().union(*map(names_read, source_files()))
-    supported = [n for n, f in NeoXArgs.__dataclass_fields__.items() if f.metadata["status"] == SUPPORTED]
-    assert [name for name in supported if FOLDED.get(name, name) not in read] == []
+def reads_of(sources: list[str]) -> Reads:
+    trees = [ast.parse(source) for source in sources]
+    reads = Reads({name: names for tree in trees for name, names in dataclass_fields(tree).items()})
+    for tree in trees:
+        reads.visit(tree)
+    return reads
+
+
+def to_deepspeed() -> set[str]:
+    repeated = {name for section in ("fp16", "zero_optimization") for name in repeated_in(section).values()}
+    return repeated | {name for name, key in KEYS.items() if key.to_deepspeed}
+
+
+def test_every_supported_key_reaches_a_use():
+    reads = reads_of([path.read_text(encoding="utf-8") for path in source_files()])
+    supported = [FOLDED.get(name, name) for name, key in KEYS.items() if key.status == SUPPORTED]
+    assert sorted({name for name in supported if not reads.reaches_a_use(name)} - to_deepspeed()) == []
+
+
+CHAIN = """
+@dataclass
+class Multipliers:
+    embedding: float
+    bias: float
+
+class Model:
+    def __init__(self, multipliers, temperature):
+        self.bias = multipliers.bias or 1.0
+        self.temperature = temperature
+
+def build(args):
+    bias = args.mup_bias if args.positions else None
+    width = args.width
+    return Multipliers(args.mup_embedding, bias=float(bias)), width, Multipliers(1.0, args.mup_direct)
+
+def forward(model, x):
+    return x * model.multipliers.embedding
+"""
+
+
+def test_a_copy_is_no_use():
+    reads = reads_of([CHAIN.replace("bias = args.mup_bias if args.positions else None", "bias = args.mup_bias")])
+    assert not reads.reaches_a_use("mup_bias") and not reads.reaches_a_use("mup_direct")
+    assert reads.reaches_a_use("mup_embedding") and reads.reaches_a_use("width")
+    assert reads_of([CHAIN]).reaches_a_use("positions")
+    used = reads_of([CHAIN, "def forward(self, x):\n    return x + self.bias\n"])
+    assert used.reaches_a_use("mup_direct") and not used.reaches_a_use("temperature")
+
+
+@pytest.mark.parametrize("name", sorted(to_deepspeed()))
+def test_deepspeed_gets_the_keys_that_are_its_own(small, name):
+    """Another value of the key is another value in DeepSpeed's configuration."""
+    base = {key: value for key, value in small.items() if key != "train_micro_batch_size_per_gpu"}
+    base |= {"fp16": {"enabled": True}, "zero_optimization": {"overlap_comm": True}, "train_batch_size": 8}
+    changed = {
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "checkpoint": {"tag_validation": "Fail"},
+        "gradient_clipping": 0.5,
+        "gradient_accumulation_steps": 4,
+        "train_batch_size": 16,
+        "train_micro_batch_size_per_gpu": 2,
+        "loss_scale": 128.0,
+    }
+    default = NeoXArgs.from_dict(base)
+    value = changed.get(name)
+    if value is None and KEYS[name].section:
+        value = {"enabled": True}
+    elif value is None:
+        now = getattr(default, name)
+        value = not now if isinstance(now, bool) else now + 1
+    other = NeoXArgs.from_dict({**base, name: value})
+    assert FIELDS[name].default != value
+    assert other.deepspeed_config() != default.deepspeed_config()

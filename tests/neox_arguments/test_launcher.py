@@ -92,8 +92,8 @@ def test_overrides(folder, line, key, value):
         ("--lr --seed 1", "command line: --lr needs a value"),
         ("--lr 1 --lr 2", "command line: --lr is given twice"),
         ("--use_mup=maybe", "command line: --use_mup needs true or false"),
-        ("--num_layers x", "command line: num_layers: needs a whole number"),
-        ("--optimizer.params.betas 3", "command line: optimizer.params.betas: needs two numbers"),
+        ("--num_layers x", "command line: num_layers: expected a whole number"),
+        ("--optimizer.params.betas 3", "command line: optimizer.params.betas: expected a list of numbers"),
         ("other.yml", "other.yml: no such configuration file"),
     ],
 )
@@ -124,7 +124,7 @@ def test_worker_gets_what_deepy_read_and_resolves_it_with_its_world_size(folder,
 def test_worker_without_a_launcher_is_alone(folder):
     text = "configs/base.yml --gradient_accumulation_steps 4"
     assert deepy(f"train.py {text}").world_size == 2
-    with pytest.raises(ConfigError, match="train_batch_size 8 would do"):
+    with pytest.raises(ConfigError, match="use train_batch_size 8,"):
         worker(text)
 
 

@@ -1,5 +1,8 @@
 """The keys, grouped as GPT-NeoX groups them; `NeoXArgs` inherits every group."""
 
+import dataclasses
+from typing import Any
+
 from megatron.neox_arguments.fields.deepspeed import NeoXArgsDeepspeedConfig, NeoXArgsDeepspeedRunner
 from megatron.neox_arguments.fields.logging import NeoXArgsLogging
 from megatron.neox_arguments.fields.model import NeoXArgsModel
@@ -9,6 +12,7 @@ from megatron.neox_arguments.fields.other import NeoXArgsOther, NeoXArgsParallel
 from megatron.neox_arguments.fields.posttraining import NeoXArgsMoE, NeoXArgsPosttraining
 from megatron.neox_arguments.fields.textgen import NeoXArgsTextgen
 from megatron.neox_arguments.fields.training import NeoXArgsTraining
+from megatron.neox_arguments.keys import Key, key_of
 
 GROUPS = (
     NeoXArgsModel,
@@ -27,4 +31,23 @@ GROUPS = (
     NeoXArgsMoE,
 )
 
-__all__ = ["GROUPS", *(group.__name__ for group in GROUPS)]
+FIELDS: dict[str, dataclasses.Field[Any]] = {
+    field.name: field for group in GROUPS for field in dataclasses.fields(group)
+}
+KEYS: dict[str, Key] = {name: key_of(field) for name, field in FIELDS.items()}
+ALIASES: dict[str, str] = {alias: name for name, key in KEYS.items() for alias in key.aliases}
+
+
+def repeated_in(section: str) -> dict[str, str]:
+    """Names inside a section (`fp16`, `optimizer.params`) that top-level keys repeat, each with that key."""
+    paths = {name: key.same_as.rpartition(".") for name, key in KEYS.items() if key.same_as}
+    return {inner: name for name, (parent, _, inner) in paths.items() if parent == section}
+
+
+def section_fields(path: str, section: type) -> dict[str, dataclasses.Field[Any]]:
+    """The declarations of all keys inside the section at `path`, wherever they stand."""
+    repeated = {inner: FIELDS[name] for inner, name in repeated_in(path).items()}
+    return {**repeated, **{field.name: field for field in dataclasses.fields(section)}}
+
+
+__all__ = ["ALIASES", "FIELDS", "GROUPS", "KEYS", "repeated_in", "section_fields", *(g.__name__ for g in GROUPS)]

@@ -1,13 +1,19 @@
 """Logging and tracking."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
-from megatron.neox_arguments.keys import refused, satisfied, supported
+from megatron.neox_arguments.keys import refused, satisfied
+from megatron.neox_arguments.keys import supported as declare
+from megatron.neox_arguments.limits import above, at_least
+from megatron.neox_arguments.transfer import FREE
 
 _NO_COMET = "Comet is not supported; use use_wandb or tensorboard_dir (metrics.jsonl is always written)"
 _NO_NOISE = "the gradient noise scale is not logged; remove the key"
 _NO_PROFILE = "profiling from the configuration is not supported; run the script under a profiler"
+
+supported = partial(declare, transfer=FREE)  # nothing here changes what is trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +39,13 @@ class NeoXArgsLogging:
     comet_workspace: str | None = refused(None, "Comet workspace.", _NO_COMET)
     comet_project: str | None = refused(None, "Comet project.", _NO_COMET)
     comet_experiment_name: str | None = refused(None, "Comet experiment.", _NO_COMET)
-    comet_tags: list | None = refused(None, "Comet tags.", _NO_COMET)
-    comet_others: dict | None = refused(None, "Comet metadata.", _NO_COMET)
+    comet_tags: list[Any] | None = refused(None, "Comet tags.", _NO_COMET)
+    comet_others: dict[str, Any] | None = refused(None, "Comet metadata.", _NO_COMET)
     comet_experiment: Any = refused(None, "Comet object.", _NO_COMET)
     peak_theoretical_tflops: float | None = supported(
-        None, "Peak TFLOP/s of one device, for the model-FLOPs utilisation in the log."
+        None, "Peak TFLOP/s of one device, for the model-FLOPs utilisation in the log.", limit=above(0)
     )
-    log_interval: int = supported(100, "Steps between log lines.")
+    log_interval: int = supported(100, "Steps between log lines.", limit=at_least(1))
     log_grad_pct_zeros: bool = refused(False, "Log the share of zero gradients.", "not supported; remove the key")
     log_param_norm: bool = supported(False, "Log the norm of each parameter group.")
     log_grad_norm: bool = satisfied(

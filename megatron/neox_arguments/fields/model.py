@@ -1,9 +1,23 @@
 """Model keys: sizes, layers, positions, initialisation."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from megatron.neox_arguments.keys import refused, satisfied, supported
+from megatron.neox_arguments.limits import SHARE, above, at_least
+from megatron.neox_arguments.transfer import (
+    COMBINED,
+    FAMILY,
+    FREE,
+    GROWS,
+    LADDER,
+    MUP_FAMILY,
+    PRECISION,
+    TPV,
+    TUNED,
+    must_match,
+    shifts,
+)
 
 _INIT = Literal[
     "normal",
@@ -28,32 +42,49 @@ class NeoXArgsModel:
     """Shape and layers of the model."""
 
     precision: Literal["fp16", "fp32", "bfloat16"] | None = supported(
-        None, "Arithmetic of the model. Unset: read from the `fp16` and `bf16` sections, else fp32."
+        None, "Arithmetic of the model. Unset: read from the `fp16` and `bf16` sections, else fp32.", transfer=PRECISION
     )
-    num_layers: int | None = supported(None, "Number of transformer blocks.")
-    hidden_size: int | None = supported(None, "Width of the residual stream.")
+    num_layers: int | None = supported(
+        None, "Number of transformer blocks.", limit=at_least(1), transfer=COMBINED, recipe=(FAMILY,)
+    )
+    hidden_size: int | None = supported(None, "Width of the residual stream.", limit=at_least(1), transfer=GROWS)
     intermediate_size: int | None = supported(
         None,
         "Width inside the MLP; unset: 4 x hidden_size. With a gated activation each branch has a third of it"
         " (int(intermediate_size * 2/3) // 2, rounded up to mlp_multiple_of), as in GPT-NeoX.",
+        limit=at_least(1),
+        transfer=GROWS,
     )
-    mlp_multiple_of: int = supported(1, "The MLP's width is rounded up to a multiple of this.")
+    mlp_multiple_of: int = supported(1, "The MLP's width is rounded up to a multiple of this.", limit=at_least(1))
     expansion_factor: float | None = supported(
-        None, "MLP width as a multiple of hidden_size, where intermediate_size is unset."
+        None, "MLP width as a multiple of hidden_size, where intermediate_size is unset.", limit=above(0)
     )
-    num_attention_heads: int | None = supported(None, "Number of query heads; divides hidden_size.")
+    num_attention_heads: int | None = supported(
+        None, "Number of query heads; divides hidden_size.", limit=at_least(1), transfer=GROWS
+    )
     num_kv_heads: int | None = supported(
         None,
         "Key and value heads (grouped-query attention); divides num_attention_heads; unset: as many.",
+        limit=at_least(1),
+        transfer=GROWS,
     )
-    seq_length: int | None = supported(None, "Tokens in a training sample.")
+    seq_length: int | None = supported(
+        None,
+        "Tokens in a training sample.",
+        limit=at_least(1),
+        transfer=shifts("transfer across sequence lengths is an observation, not a rule", f"{TPV}, table 1"),
+        recipe=(FAMILY, LADDER),
+    )
     sliding_window_width: int | None = refused(
         None,
         "Attend to this many latest tokens only.",
         "sliding-window attention is not supported yet; remove the key",
     )
     max_position_embeddings: int | None = supported(
-        None, "Largest number of positions; the rows of a learned position table. At least seq_length."
+        None,
+        "Largest number of positions; the rows of a learned position table. At least seq_length.",
+        limit=at_least(1),
+        transfer=FREE,
     )
     norm: Literal["layernorm", "rmsnorm", "non_parametric_layernorm", "scalenorm", "te_rmsnorm", "te_layernorm"] = (
         supported(
@@ -65,6 +96,7 @@ class NeoXArgsModel:
                 "te_rmsnorm": "Transformer Engine is not supported; use rmsnorm",
                 "te_layernorm": "Transformer Engine is not supported; use layernorm",
             },
+            recipe=(FAMILY, LADDER),
         )
     )
     layernorm_fusion: bool = satisfied(
@@ -76,8 +108,8 @@ class NeoXArgsModel:
         False, "Ask for a fused RMSNorm.", "PyTorch's rms_norm is used; nothing else is built"
     )
     use_qk_layernorm: bool = supported(False, "Normalise queries and keys in each head before attention.")
-    layernorm_epsilon: float = supported(1e-5, "Epsilon of layernorm.")
-    rms_norm_epsilon: float = supported(1e-8, "Epsilon of rmsnorm.")
+    layernorm_epsilon: float = supported(1e-5, "Epsilon of layernorm.", limit=above(0))
+    rms_norm_epsilon: float = supported(1e-8, "Epsilon of rmsnorm.", limit=above(0))
     scalenorm_epsilon: float = refused(1e-8, "Epsilon of scalenorm.", "scalenorm is not supported yet; use rmsnorm")
     pos_emb: Literal["learned", "rotary", "sinusoidal", "rpe", "alibi", "none"] = supported(
         "learned",
@@ -87,6 +119,7 @@ class NeoXArgsModel:
             "rpe": "not supported yet; use rotary",
             "alibi": "not supported yet; use rotary",
         },
+        recipe=(FAMILY,),
     )
     rpe_num_buckets: int = refused(
         32,
@@ -100,13 +133,13 @@ class NeoXArgsModel:
         0, "Offset into a learned position table (OPT uses 2).", "OPT's position offset is not supported yet"
     )
     no_weight_tying: bool = supported(False, "Give the readout its own matrix instead of the embedding's.")
-    attention_config: list | None = satisfied(
+    attention_config: list[Any] | None = satisfied(
         None,
         "Attention of each layer, such as [[[flash], 12]]. Only global and flash are supported: both are full"
         " causal attention.",
         "every layer has full causal attention through scaled_dot_product_attention",
     )
-    sparsity_config: dict | None = refused(
+    sparsity_config: dict[str, Any] | None = refused(
         None,
         "Layout of sparse attention.",
         "sparse attention is not supported; remove the key",
@@ -126,12 +159,15 @@ class NeoXArgsModel:
         128,
         "Embedding rows are padded to a multiple of this (times the tensor-parallel size);"
         " padding gets no probability.",
+        limit=at_least(1),
+        transfer=FREE,
     )
     activation: Literal[
         "gelu", "geglu", "relu", "softsign", "swish", "mish", "silu", "reglu", "swiglu", "bilinear", "glu"
     ] = supported(
         "gelu",
         "Activation of the MLP; geglu, swiglu, reglu, bilinear and glu are gated.",
+        recipe=(FAMILY, LADDER),
     )
     use_flashattn_swiglu: bool = satisfied(
         False,
@@ -159,7 +195,13 @@ class NeoXArgsModel:
     fp16_lm_cross_entropy: bool = refused(
         False, "Compute the loss in half precision.", "the loss is always computed in fp32; remove the key"
     )
-    init_method_std: float = supported(0.02, "Standard deviation of init_method normal and its scaled kin.")
+    init_method_std: float = supported(
+        0.02,
+        "Standard deviation of init_method normal and its scaled kin.",
+        limit=at_least(0),
+        transfer=TUNED,
+        recipe=(MUP_FAMILY,),
+    )
     apply_query_key_layer_scaling: bool = refused(
         False,
         "Divide attention scores by the layer's number.",
@@ -175,8 +217,8 @@ class NeoXArgsModel:
         "Ask for an fp32 softmax in attention.",
         "scaled_dot_product_attention keeps its softmax in fp32",
     )
-    rotary_pct: float = supported(1.0, "Share of each head's dimensions that rotate.")
-    rotary_emb_base: int = supported(10000, "Base of the rotary frequencies.")
+    rotary_pct: float = supported(1.0, "Share of each head's dimensions that rotate.", limit=SHARE)
+    rotary_emb_base: int = supported(10000, "Base of the rotary frequencies.", limit=at_least(1))
     rotary_save_freqs_buffer: bool = refused(
         False,
         "Store the rotary frequencies in checkpoints.",
@@ -185,10 +227,12 @@ class NeoXArgsModel:
     init_method: _INIT = supported(
         "normal",
         "Initialisation of every matrix but the output projections.",
+        transfer=must_match("the two are initialised by different formulas"),
     )
     output_layer_init_method: _INIT = supported(
         "scaled_normal",
         "Initialisation of the output projections of attention and MLP.",
+        transfer=must_match("the two are initialised by different formulas"),
     )
     gmlp_attn_dim: int = refused(64, "Width of gMLP's attention.", "gMLP layers are not supported; remove the key")
     gpt_j_residual: bool = supported(False, "Parallel residual: x + attention(norm1(x)) + mlp(norm2(x)).")
@@ -196,7 +240,7 @@ class NeoXArgsModel:
     use_bias_in_norms: bool = supported(True, "LayerNorm has a bias.")
     use_bias_in_attn_linear: bool = supported(True, "The linear layers of attention have biases.")
     use_bias_in_mlp: bool = supported(True, "The linear layers of the MLP have biases.")
-    soft_prompt_tuning: dict | None = refused(
+    soft_prompt_tuning: dict[str, Any] | None = refused(
         None,
         "Train a soft prompt only.",
         "soft prompts are not supported; remove the key",

@@ -1,7 +1,7 @@
 """Preference training and mixtures of experts: known, and refused for now."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from megatron.neox_arguments.keys import refused
 
@@ -13,24 +13,24 @@ _NO_MOE = "mixtures of experts are not supported yet; remove the key"
 class NeoXArgsPosttraining:
     """Labels, preferences and rewards."""
 
-    train_label_data_paths: list | None = refused(None, "Labels of the training data.", _PRETRAIN)
-    train_reward_data_paths: list | None = refused(None, "Rewards of the training data.", _PRETRAIN)
-    test_label_data_paths: list | None = refused(None, "Labels of the test data.", _PRETRAIN)
-    test_reward_data_paths: list | None = refused(None, "Rewards of the test data.", _PRETRAIN)
-    valid_label_data_paths: list | None = refused(None, "Labels of the validation data.", _PRETRAIN)
-    valid_reward_data_paths: list | None = refused(None, "Rewards of the validation data.", _PRETRAIN)
-    pos_train_data_paths: list | None = refused(None, "Preferred training texts.", _PRETRAIN)
-    neg_train_data_paths: list | None = refused(None, "Rejected training texts.", _PRETRAIN)
-    pos_train_label_data_paths: list | None = refused(None, "Labels of preferred training texts.", _PRETRAIN)
-    neg_train_label_data_paths: list | None = refused(None, "Labels of rejected training texts.", _PRETRAIN)
-    pos_valid_data_paths: list | None = refused(None, "Preferred validation texts.", _PRETRAIN)
-    neg_valid_data_paths: list | None = refused(None, "Rejected validation texts.", _PRETRAIN)
-    pos_valid_label_data_paths: list | None = refused(None, "Labels of preferred validation texts.", _PRETRAIN)
-    neg_valid_label_data_paths: list | None = refused(None, "Labels of rejected validation texts.", _PRETRAIN)
-    pos_test_data_paths: list | None = refused(None, "Preferred test texts.", _PRETRAIN)
-    neg_test_data_paths: list | None = refused(None, "Rejected test texts.", _PRETRAIN)
-    pos_test_label_data_paths: list | None = refused(None, "Labels of preferred test texts.", _PRETRAIN)
-    neg_test_label_data_paths: list | None = refused(None, "Labels of rejected test texts.", _PRETRAIN)
+    train_label_data_paths: list[Any] | None = refused(None, "Labels of the training data.", _PRETRAIN)
+    train_reward_data_paths: list[Any] | None = refused(None, "Rewards of the training data.", _PRETRAIN)
+    test_label_data_paths: list[Any] | None = refused(None, "Labels of the test data.", _PRETRAIN)
+    test_reward_data_paths: list[Any] | None = refused(None, "Rewards of the test data.", _PRETRAIN)
+    valid_label_data_paths: list[Any] | None = refused(None, "Labels of the validation data.", _PRETRAIN)
+    valid_reward_data_paths: list[Any] | None = refused(None, "Rewards of the validation data.", _PRETRAIN)
+    pos_train_data_paths: list[Any] | None = refused(None, "Preferred training texts.", _PRETRAIN)
+    neg_train_data_paths: list[Any] | None = refused(None, "Rejected training texts.", _PRETRAIN)
+    pos_train_label_data_paths: list[Any] | None = refused(None, "Labels of preferred training texts.", _PRETRAIN)
+    neg_train_label_data_paths: list[Any] | None = refused(None, "Labels of rejected training texts.", _PRETRAIN)
+    pos_valid_data_paths: list[Any] | None = refused(None, "Preferred validation texts.", _PRETRAIN)
+    neg_valid_data_paths: list[Any] | None = refused(None, "Rejected validation texts.", _PRETRAIN)
+    pos_valid_label_data_paths: list[Any] | None = refused(None, "Labels of preferred validation texts.", _PRETRAIN)
+    neg_valid_label_data_paths: list[Any] | None = refused(None, "Labels of rejected validation texts.", _PRETRAIN)
+    pos_test_data_paths: list[Any] | None = refused(None, "Preferred test texts.", _PRETRAIN)
+    neg_test_data_paths: list[Any] | None = refused(None, "Rejected test texts.", _PRETRAIN)
+    pos_test_label_data_paths: list[Any] | None = refused(None, "Labels of preferred test texts.", _PRETRAIN)
+    neg_test_label_data_paths: list[Any] | None = refused(None, "Labels of rejected test texts.", _PRETRAIN)
     pack_impl: Literal["packed", "pack_until_overflow", "unpacked"] = refused(
         "packed", "How documents fill samples.", "documents are packed end to end; use packed"
     )

@@ -1,0 +1,128 @@
+"""Limits of a key's value: what is accepted, and the same in words for the error message and the reference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Limit(Protocol):
+    """A condition that a value of the right type must meet."""
+
+    @property
+    def expected(self) -> str:
+        """The accepted values in words, after "expected"."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether `value` meets the condition. False, never an error, for a value of another type."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, each end included or not; `None`: no limit on that side."""
+
+    low: float | None = None
+    high: float | None = None
+    low_included: bool = True
+    high_included: bool = True
+
+    @property
+    def expected(self) -> str:
+        """Such as "a number of at least 1" or "a number from 0 to below 1"."""
+        if self.high is None:
+            return f"a number {'of at least' if self.low_included else 'above'} {self.low:g}"
+        below = "" if self.high_included else "below "
+        return f"a number from {self.low:g} to {below}{self.high:g}"
+
+    def accepts(self, value: Any) -> bool:
+        """Whether `value` is a number in the range."""
+        if not is_number(value):
+            return False
+        above = self.low is None or value > self.low or (self.low_included and value == self.low)
+        below = self.high is None or value < self.high or (self.high_included and value == self.high)
+        return above and below
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A few numbers or words."""
+
+    values: tuple[Any, ...]
+
+    @property
+    def expected(self) -> str:
+        """Such as "0, 1, 2 or 3"."""
+        return listed(self.values)
+
+    def accepts(self, value: Any) -> bool:
+        """Whether `value` is one of the values; a truth value is not the number 0 or 1."""
+        return isinstance(value, str | int | float) and not isinstance(value, bool) and value in self.values
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Text that a regular expression matches from end to end, in any case. `expected` says it in words."""
+
+    regex: str
+    expected: str
+
+    def accepts(self, value: Any) -> bool:
+        """Whether `value` is such a text."""
+        return isinstance(value, str) and re.fullmatch(self.regex, value, re.IGNORECASE) is not None
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list whose items have one type and meet one limit; `count` items, where it is given."""
+
+    kind: type
+    limit: Range | None = None
+    count: int | None = None
+
+    @property
+    def expected(self) -> str:
+        """Such as "a list of whole numbers of at least 0"."""
+        what = {int: "whole numbers", float: "numbers", str: "texts"}[self.kind]
+        bounds = f" {self.limit.expected.removeprefix('a number ')}" if self.limit else ""
+        return f"a list of {f'{self.count} ' if self.count else ''}{what}{bounds}"
+
+    def accepts(self, value: Any) -> bool:
+        """Whether `value` is such a list."""
+        if not isinstance(value, list) or (self.count is not None and len(value) != self.count):
+            return False
+        if self.kind is str:
+            return all(isinstance(item, str) for item in value)
+        numbers = all(is_number(item) and (self.kind is float or isinstance(item, int)) for item in value)
+        return numbers and all(self.limit is None or self.limit.accepts(item) for item in value)
+
+
+def at_least(low: float) -> Range:
+    """Numbers of at least `low`."""
+    return Range(low)
+
+
+def above(low: float) -> Range:
+    """Numbers above `low`."""
+    return Range(low, low_included=False)
+
+
+SHARE = Range(0, 1)
+PROBABILITY_BELOW_ONE = Range(0, 1, high_included=False)
+
+
+def one_of(*values: Any) -> OneOf:
+    """One of `values`."""
+    return OneOf(values)
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number and not a truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def listed(values: Sequence[Any]) -> str:
+    """`values` in words: "1, 2 or 3"."""
+    *first, last = map(str, values)
+    return f"{', '.join(first)} or {last}" if first else last

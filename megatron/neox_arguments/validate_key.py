@@ -1,0 +1,56 @@
+"""Check one value against the declaration of its key, at the top level or inside a section."""
+
+from __future__ import annotations
+
+import functools
+import typing
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from megatron.neox_arguments.keys import REFUSED, Key
+from megatron.neox_arguments.messages import shown
+
+
+def refusal(path: str, value: Any, key: Key, default: Any) -> str | None:
+    """Why `value` is refused, for a key that is refused or a single value that is; None where it is accepted."""
+    reason = None
+    if key.status == REFUSED and value != default and value not in key.neutral:
+        reason = key.reason
+    elif isinstance(value, str):
+        reason = key.refuse.get(value.lower())
+    return f"{path}: {shown(value)} is refused: {reason}" if reason else None
+
+
+def out_of_range(path: str, value: Any, key: Key, default: Any = None) -> str | None:
+    """The problem of a `value` of the right type that its key's limit excludes; None where it is accepted."""
+    if key.limit is None or value is None or key.limit.accepts(value):
+        return None
+    if isinstance(value, str) and value.lower() in key.refuse:
+        return None  # has a reason of its own
+    return f"{path}: expected {key.limit.expected}, got {shown(value)}"
+
+
+def as_spelt(value: Any, annotation: Any) -> Any:
+    """A word of a Literal in any case, as GPT-NeoX accepts it, as the type spells it; anything else as it is."""
+    if isinstance(value, str):
+        for option in (annotation, *typing.get_args(annotation)):
+            if typing.get_origin(option) is Literal:
+                for known in typing.get_args(option):
+                    if isinstance(known, str) and known.lower() == value.lower():
+                        return known
+    return value
+
+
+def has_type(value: Any, annotation: Any) -> bool:
+    """Whether `value` has the type as it is, without conversion."""
+    try:
+        _adapter(annotation).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+@functools.cache
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))

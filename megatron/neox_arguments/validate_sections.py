@@ -1,0 +1,95 @@
+"""Check the keys inside sections against their declarations, which the field types do not reach."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from megatron.neox_arguments.complete import as_dict
+from megatron.neox_arguments.fields import FIELDS, KEYS, section_fields
+from megatron.neox_arguments.keys import REFUSED, key_of
+from megatron.neox_arguments.messages import shown, type_problem
+from megatron.neox_arguments.validate_key import as_spelt, has_type, out_of_range, refusal
+from megatron.neox_arguments.validate_run import Problem
+
+_EXTRA = "deepspeed_extra_args"
+_OF_ONE_OPTIMIZER = {"momentum": "sgd", "nesterov": "sgd", "betas": "adam", "eps": "adam"}
+
+
+def problems(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
+    """Every (key, sentence) that speaks against a section of the resolved values `v`."""
+    for name, key in KEYS.items():
+        if key.section and v[name] is not None and name != _EXTRA:
+            moved = name not in given  # from deepspeed_extra_args, by `resolve`
+            path = f"{_EXTRA}.{name}" if moved else name
+            for problem in _section(path, name, v[name], key.section):
+                yield _EXTRA if moved else name, problem
+    for problem in _extra(v[_EXTRA] or {}):
+        yield _EXTRA, problem
+    for name in ("fp16", "bf16", "torch_autocast"):
+        if v[name] and "enabled" not in v[name]:
+            yield name, f"{name}: needs enabled: true or enabled: false"
+    yield from _optimizer(v)
+
+
+def _section(path: str, name: str, section: Any, declared: type) -> Iterator[str]:
+    """The problems of a section. `path`: where the user wrote it; `name`: where its keys are declared."""
+    if not isinstance(section, dict):
+        yield f"{path}: expected keys and values, got {shown(section)}"
+        return
+    fields = section_fields(name, declared)
+    for inner, value in section.items():
+        where = f"{path}.{inner}"
+        if inner not in fields:
+            yield f"{where}: unknown key; {_nearest(inner, fields)}"
+            continue
+        field, key = fields[inner], key_of(fields[inner])
+        value = as_spelt(value, field.type) if key.same_as else value
+        problem = refusal(where, value, key, field.default)
+        if problem is None and not has_type(value, field.type):
+            problem = type_problem(where, value, field.type, key.refuse)
+        problem = problem or out_of_range(where, value, key)
+        if problem:
+            yield problem
+        elif key.section and value is not None:
+            yield from _section(where, f"{name}.{inner}", value, key.section)
+
+
+def _extra(section: Mapping[str, Any]) -> Iterator[str]:
+    """Extra keys for DeepSpeed must not replace what a key of ours sets."""
+    declared = KEYS[_EXTRA].section
+    assert declared is not None
+    known = section_fields(_EXTRA, declared)
+    for name, value in section.items():
+        key, where = KEYS.get(name), f"{_EXTRA}.{name}"
+        if key is None and name in known:
+            yield from _section(_EXTRA, _EXTRA, {name: value}, declared)
+        elif key is None:
+            sections = {other for other, fact in KEYS.items() if fact.section and fact.to_deepspeed}
+            yield f"{where}: unknown key; {_nearest(name, [*known, *sorted(sections)])}"
+        elif key.status == REFUSED:
+            problem = refusal(where, value, key, FIELDS[name].default)
+            if problem:
+                yield problem
+        elif not (key.section and key.to_deepspeed):
+            yield f"{where}: is a key of its own; write {name}: {_inline(value)} at the top level"
+
+
+def _inline(value: Any) -> str:
+    return "{...}" if isinstance(value, dict) else str(value)
+
+
+def _nearest(name: Any, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+
+
+def _optimizer(v: Mapping[str, Any]) -> Iterator[Problem]:
+    section = v["optimizer"] or {}
+    if section and section.get("type") is None:
+        yield "optimizer", "optimizer.type: missing; expected Adam, AdamW or SGD"
+    params = as_dict(section.get("params"))
+    for key, kind in _OF_ONE_OPTIMIZER.items():
+        if params.get(key) and v["optimizer_type"] != kind:
+            yield "optimizer", f"optimizer.params.{key}: optimizer {v['optimizer_type']} has none; remove it"
