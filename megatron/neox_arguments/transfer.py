@@ -58,6 +58,7 @@ class Recipe(Enum):
     MUP_FAMILY = "such runs, in muP"
     LADDER = "runs of a ladder over any axis"
     SIZE_LADDER = "runs of a ladder over the model's size"
+    SEARCH = "trials of one search, although the key is free in a transfer"
 
 
-FAMILY, MUP_FAMILY, LADDER, SIZE_LADDER = Recipe
+FAMILY, MUP_FAMILY, LADDER, SIZE_LADDER, SEARCH = Recipe

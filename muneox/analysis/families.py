@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from megatron.errors import DataError
+from megatron.neox_arguments.fields import shared_by
+from megatron.neox_arguments.transfer import FAMILY, MUP_FAMILY
 from muneox.runs import Run, require_equal
 
 Status = Literal["ok", "diverged", "stopped"]
@@ -17,17 +19,10 @@ Status = Literal["ok", "diverged", "stopped"]
 WIDTH = "hidden_size"
 LEARNING_RATES = ("optimizer.params.lr", "lr", "learning_rate")
 SEED = "seed"
-# What must be alike for two losses to be comparable: data, its amount, its order, and the schedule's shape.
-RECIPE = (
-    *("data_path", "train_data_paths", "valid_data_paths", "split", "dataset", "tokenizer_type", "vocab_size"),
-    *("seq_length", "train_batch_size", "train_iters", "num_layers"),
-    *("lr_decay_style", "lr_decay_iters", "warmup", "optimizer_type", "weight_decay", "pos_emb", "norm", "activation"),
-)
-# What all runs in muP share beside that.
-MUP_RECIPE = (
-    *("mup.base.hidden_size", "mup_base_hidden_size", "mup_base_num_layers", "mup_depth_alpha", "init_method_std"),
-    *("mup_init_scale", "mup_attn_temp", "mup_output_temp", "mup_embedding_mult", "mup_rp_embedding_mult"),
-)
+# What must be alike for two losses to be comparable, by our keys and by the names that other trainers log.
+RECIPE = (*shared_by(FAMILY), "dataset", "vocab_size")
+# What all runs in muP share besides.
+MUP_RECIPE = ("mup.base.hidden_size", *shared_by(MUP_FAMILY))
 NAMES = {True: "muP", False: "SP", None: "runs"}
 
 

@@ -7,9 +7,8 @@ from enum import Enum
 from typing import Any
 
 from megatron.neox_arguments import NeoXArgs
-from muneox.analysis.transfer_keys import BASE, INDIFFERENT, TUNED, WIDTHS
-
-TPV = "Tensor Programs V, arXiv:2203.03466"
+from megatron.neox_arguments.fields import KEYS
+from megatron.neox_arguments.transfer import SCHEDULE, TPV, TransferClass
 
 
 class Kind(Enum):
@@ -30,56 +29,6 @@ class Finding:
     target: Any
     why: str
     source: str
-
-
-# Keys that are warned of, each with what follows and the source.
-_SHIFTS: dict[str, tuple[str, str]] = {
-    "train_batch_size": (
-        "the best learning rate depends on the batch size: for Adam it rises, then falls again",
-        "Li et al. 2024, arXiv:2405.14578",
-    ),
-    "train_iters": (
-        "longer training wants a lower learning rate, in muP too",
-        "Bjorck et al. 2024, arXiv:2409.19913",
-    ),
-    "warmup": (
-        "warm-up limits early updates, so its share bears on the highest rate that trains",
-        "Kosson et al. 2024, arXiv:2410.23922",
-    ),
-    "seq_length": ("transfer across sequence lengths is an observation, not a rule", f"{TPV}, table 1"),
-    "precision": ("rounding bounds from below what Adam's eps and small updates do", "no paper; measure it"),
-    "weight_decay": (
-        "the best weight decay follows model and data size, and the transfer of lr needs it in step",
-        "Wang and Aitchison 2024, arXiv:2405.13698",
-    ),
-    "attention_dropout": ("regularisation depends on model and data size and does not transfer", f"{TPV}, table 1"),
-    "hidden_dropout": ("regularisation depends on model and data size and does not transfer", f"{TPV}, table 1"),
-    "z_loss": ("an auxiliary loss changes what is optimised", "no paper; measure it"),
-    **dict.fromkeys(
-        (
-            *("data_path", "train_data_paths", "valid_data_paths", "test_data_paths", "train_data_weights"),
-            *("valid_data_weights", "test_data_weights", "weight_by_num_documents", "weighted_sampler_alpha", "split"),
-        ),
-        ("the optimum belongs to the data that it was found on", f"{TPV}, section 1: one task, many widths"),
-    ),
-}
-_WHY_EQUAL = {
-    "use_mup": "one of the two is not in muP, and SP's optimum moves with the width",
-    "mup_depth_alpha": "the two have different depth rules",
-    "mup_weight_decay_mode": "the two scale weight decay differently",
-    "mup_eps_scaling": "the two scale Adam's eps differently",
-    "lr_decay_style": "the shape of the schedule is part of what is tuned",
-    "warmup_style": "the shape of the schedule is part of what is tuned",
-    "lr_decay_fraction": "the shape of the schedule is part of what is tuned",
-    "lr_cooldown_fraction": "the shape of the schedule is part of what is tuned",
-    "lr_cooldown_style": "the shape of the schedule is part of what is tuned",
-    "optimizer_type": "every optimizer has a scaling rule and an optimum of its own",
-    "tokenizer_type": "the losses are of different tokens",
-    "vocab_file": "the losses are of different tokens",
-    "merge_file": "the losses are of different tokens",
-}
-# Judged together, by the functions below.
-_ELSEWHERE = WIDTHS | BASE | {"num_layers", "optimizer", "lr_decay_iters", "init_method", "output_layer_init_method"}
 
 
 def compare(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
@@ -137,7 +86,7 @@ def _base(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
 def _widths(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
     findings = [
         Finding(Kind.GROWS, key, a, b, "", "")
-        for key in sorted(WIDTHS)
+        for key in sorted(name for name, key in KEYS.items() if key.transfer.kind is TransferClass.GROWS)
         if (a := getattr(proxy, key)) != (b := getattr(target, key))
     ]
     if proxy.hidden_size >= target.hidden_size:
@@ -179,7 +128,7 @@ def _depth(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
 def _schedule(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
     """Where decay ends and how low, each as a share of the run."""
     findings = []
-    shape = "the shape of the schedule is part of what is tuned"
+    shape = SCHEDULE.why
     ends = [args.lr_decay_iters / args.train_iters for args in (proxy, target) if args.lr_decay_iters]
     if len(ends) == 1 or (ends and abs(ends[0] - ends[1]) > 1e-6):
         findings.append(_breaks("lr_decay_iters", proxy.lr_decay_iters, target.lr_decay_iters, shape))
@@ -211,25 +160,10 @@ def _optimizer(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
 
 
 def _keys(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
-    """Every other key, by its class."""
-    findings = []
-    for key in NeoXArgs.__dataclass_fields__:
-        a, b = getattr(proxy, key), getattr(target, key)
-        if a == b or key in INDIFFERENT or key in _ELSEWHERE or key == "min_lr":
-            continue
-        if key in _SHIFTS:
-            findings.append(Finding(Kind.SHIFTS, key, a, b, *_SHIFTS[key]))
-        elif key in TUNED:
-            why = "it was tuned on the proxy: carry it over unchanged"
-            findings.append(_breaks(key, a, b, why, f"{TPV}, algorithm 1"))
-        else:
-            findings.append(_breaks(key, a, b, _WHY_EQUAL.get(key, "the two are not one family of models")))
-    return findings + _init_methods(proxy, target)
-
-
-def _init_methods(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
+    """Every key that is compared on its own, by its class."""
+    kinds = {TransferClass.SHIFTS: Kind.SHIFTS, TransferClass.MUST_MATCH: Kind.BREAKS}
     return [
-        _breaks(key, a, b, "the two are initialised by different formulas")
-        for key in ("init_method", "output_layer_init_method")
-        if (a := getattr(proxy, key)) != (b := getattr(target, key))
+        Finding(kinds[key.transfer.kind], name, a, b, key.transfer.why, key.transfer.source)
+        for name, key in KEYS.items()
+        if key.transfer.kind in kinds and (a := getattr(proxy, name)) != (b := getattr(target, name))
     ]

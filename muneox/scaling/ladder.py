@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from megatron.errors import ConfigError, DataError
+from megatron.neox_arguments.fields import shared_by
+from megatron.neox_arguments.transfer import LADDER, SIZE_LADDER
 from muneox.runs import (
     Run,
     Series,
@@ -29,13 +31,8 @@ from muneox.runs import (
 from muneox.runs import smooth as smoothed
 from muneox.scaling.compute import training_flops
 
-# What the runs of a ladder share; what grows with the model is not here.
-RECIPE = (
-    "train_batch_size", "seq_length", "train_iters", "lr", "optimizer.type", "weight_decay", "lr_decay_style", "warmup",
-    "min_lr", "data_path", "tokenizer_type", "vocab_file", "use_mup", "mup_base_hidden_size", "norm", "activation",
-)  # fmt: skip
-# What a ladder over parameters and tokens, or over compute, varies too.
-TOKEN_KEYS = ("train_iters", "train_batch_size", "lr", "warmup", "min_lr")
+# What the runs of every ladder share, by our keys and by the name that other trainers log.
+RECIPE = (*shared_by(LADDER), "optimizer.type")
 STEP_COLUMNS = ("step", "_step", "global_step", "trainer/global_step", "iteration", "iter")
 
 
@@ -92,8 +89,8 @@ def read_points(sources: Sequence[str], chosen: Selection, law: str = "size") ->
     if others:
         runs = read_runs(others, group=chosen.group, tags=chosen.tags, where=dict(chosen.where))
         runs = [run for run in runs if run.name not in chosen.exclude]
-        free = {*chosen.allow, *(TOKEN_KEYS if law != "size" else ())}
-        require_equal(runs, [key for key in RECIPE if key not in free], "a ladder")
+        alike = [*RECIPE, *(shared_by(SIZE_LADDER) if law == "size" else ())]
+        require_equal(runs, [key for key in alike if key not in chosen.allow], "a ladder")
         points += [point for run in runs for point in _run_points(run, chosen, law)]
         warnings += [f"{run.name}: {warning}" for run in runs for warning in run.warnings]
         if law == "size":

@@ -10,12 +10,10 @@ from typing import Any
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
-from muneox.analysis.transfer_keys import INDIFFERENT
+from megatron.neox_arguments.fields import KEYS
+from megatron.neox_arguments.transfer import FREE, SEARCH
 from muneox.cost import Cost, cost_of
 from muneox.search.space import Space
-
-# What decides a run's loss although it does not bear on transfer.
-_DECISIVE = {"seed", "eval_iters", "eval_interval", "do_valid", "train_micro_batch_size_per_gpu", "padded_vocab_size"}
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def describe(args: NeoXArgs, space: Space) -> dict[str, Any]:
     kept = {
         key: value
         for key, value in args.non_default().items()
-        if key not in varied and (key not in INDIFFERENT or key in _DECISIVE)
+        if key not in varied and (KEYS[key].transfer is not FREE or SEARCH in KEYS[key].recipe)
     }
     optimizer = {k: v for k, v in ((args.optimizer or {}).get("params") or {}).items() if k not in ("lr", *varied)}
     return {"space": space.describe(), "configuration": kept, "optimizer": optimizer}

@@ -8,9 +8,10 @@ import pytest
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
-from muneox.analysis import transfer_keys as keys
+from megatron.neox_arguments.fields import KEYS
+from megatron.neox_arguments.transfer import TransferClass
 from muneox.analysis.make_proxy import dump, make_proxy
-from muneox.analysis.transfer import _SHIFTS, _WHY_EQUAL, Kind, compare
+from muneox.analysis.transfer import Kind, compare
 from muneox.commands import transfer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,13 +111,35 @@ def test_depth_is_warned_of_even_with_a_rule_that_covers_it(pair: tuple[NeoXArgs
     assert found(proxy, target.replace(num_layers=6), Kind.BREAKS) == []
 
 
-def test_the_classes_of_keys_hold_known_keys_and_do_not_overlap() -> None:
-    known = set(NeoXArgs.__dataclass_fields__)
-    classes = [keys.INDIFFERENT, keys.WIDTHS, keys.BASE, keys.TUNED, set(_SHIFTS)]
-    for number, one in enumerate(classes):
-        assert one <= known, one - known
-        assert all(not one & other for other in classes[number + 1 :])
-    assert set(_WHY_EQUAL) <= known
+# Stated by hand: what the papers and the design say of these keys.
+CLASSES = {
+    TransferClass.GROWS: {"hidden_size", "num_attention_heads", "num_kv_heads", "intermediate_size"},
+    TransferClass.SHIFTS: {
+        *("train_batch_size", "train_iters", "warmup", "seq_length", "precision", "weight_decay", "attention_dropout"),
+        *("hidden_dropout", "z_loss", "data_path", "split", "train_data_paths", "train_data_weights"),
+    },
+    TransferClass.MUST_MATCH: {
+        *("lr", "init_method_std", "mup_init_scale", "mup_attn_temp", "mup_output_temp", "mup_embedding_mult"),
+        *("use_mup", "mup_depth_alpha", "mup_eps_scaling", "lr_decay_style", "optimizer_type", "tokenizer_type"),
+        *("norm", "activation", "pos_emb", "rotary_pct", "no_weight_tying", "gradient_clipping", "eod_mask_loss"),
+    },
+    TransferClass.FREE: {
+        *("seed", "save", "load", "log_dir", "num_workers", "zero_stage", "model_parallel_size", "pipe_parallel_size"),
+        *("checkpoint_activations", "gradient_accumulation_steps", "eval_iters", "padded_vocab_size", "launcher"),
+    },
+    TransferClass.COMBINED: {"num_layers", "min_lr", "optimizer", "mup_base_hidden_size", "lr_decay_iters"},
+}
+
+
+def test_the_important_keys_have_their_class() -> None:
+    for kind, names in CLASSES.items():
+        assert {name: KEYS[name].transfer.kind for name in names} == dict.fromkeys(names, kind)
+
+
+def test_a_difference_that_matters_has_a_reason_and_a_source() -> None:
+    for key in KEYS.values():
+        if key.transfer.kind in (TransferClass.SHIFTS, TransferClass.MUST_MATCH):
+            assert key.transfer.why and key.transfer.source
 
 
 @pytest.mark.parametrize("shape", ["125M.yml", "pythia/1B.yml", "llama2/70B.yml", "mistral/7B.yml"])

@@ -13,6 +13,7 @@ from megatron.neox_arguments.fields.posttraining import NeoXArgsMoE, NeoXArgsPos
 from megatron.neox_arguments.fields.textgen import NeoXArgsTextgen
 from megatron.neox_arguments.fields.training import NeoXArgsTraining
 from megatron.neox_arguments.keys import Key, key_of
+from megatron.neox_arguments.transfer import Recipe
 
 GROUPS = (
     NeoXArgsModel,
@@ -50,4 +51,18 @@ def section_fields(path: str, section: type) -> dict[str, dataclasses.Field[Any]
     return {**repeated, **{field.name: field for field in dataclasses.fields(section)}}
 
 
-__all__ = ["ALIASES", "FIELDS", "GROUPS", "KEYS", "repeated_in", "section_fields", *(g.__name__ for g in GROUPS)]
+def shared_by(recipe: Recipe) -> list[str]:
+    """The keys that must have the same value in the runs of `recipe`."""
+    return [name for name, key in KEYS.items() if recipe in key.recipe]
+
+
+__all__ = [
+    "ALIASES",
+    "FIELDS",
+    "GROUPS",
+    "KEYS",
+    "repeated_in",
+    "section_fields",
+    "shared_by",
+    *(g.__name__ for g in GROUPS),
+]

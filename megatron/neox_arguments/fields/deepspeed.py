@@ -17,7 +17,7 @@ from megatron.neox_arguments.fields.sections import (
 )
 from megatron.neox_arguments.keys import refused, supported
 from megatron.neox_arguments.limits import Range, above, at_least
-from megatron.neox_arguments.transfer import COMBINED, FAMILY, FREE, PRECISION, SIZE_LADDER, shifts
+from megatron.neox_arguments.transfer import COMBINED, FAMILY, FREE, PRECISION, SEARCH, SIZE_LADDER, shifts
 
 _OWN_MONITORS = "metrics go to metrics.jsonl always, and to wandb and TensorBoard by use_wandb and tensorboard_dir"
 _NO_TUNING = "DeepSpeed's autotuning is not supported; remove the key"
@@ -46,6 +46,7 @@ class NeoXArgsDeepspeedConfig:
         limit=at_least(1),
         to_deepspeed=True,
         transfer=FREE,
+        recipe=(SEARCH,),
     )
     gradient_accumulation_steps: int | None = supported(
         None,

@@ -5,7 +5,7 @@ from typing import Literal
 
 from megatron.neox_arguments.keys import refused, supported
 from megatron.neox_arguments.limits import Pattern, at_least
-from megatron.neox_arguments.transfer import FAMILY, FREE, LADDER, TOKENS
+from megatron.neox_arguments.transfer import FAMILY, FREE, LADDER, SEARCH, TOKENS
 
 _LAUNCHER_SETS = "the launcher sets it for each process (RANK, LOCAL_RANK); remove the key"
 _OBSOLETE = "obsolete in GPT-NeoX itself; remove the key"
@@ -66,6 +66,7 @@ class NeoXArgsTokenizer:
         "Rows of the embedding; unset: the tokenizer's size, padded (make_vocab_size_divisible_by).",
         limit=at_least(1),
         transfer=FREE,
+        recipe=(SEARCH,),
     )
 
 
@@ -89,7 +90,9 @@ class NeoXArgsOther:
     eod_mask_loss: bool = supported(False, "No loss on end-of-document tokens.")
     adlr_autoresume: bool = refused(False, "Resume on NVIDIA's ADLR cluster.", _OBSOLETE)
     adlr_autoresume_interval: int = refused(1000, "Steps between its checks.", _OBSOLETE)
-    seed: int = supported(1234, "Seed of weights, data order and dropout.", limit=at_least(0), transfer=FREE)
+    seed: int = supported(
+        1234, "Seed of weights, data order and dropout.", limit=at_least(0), transfer=FREE, recipe=(SEARCH,)
+    )
     onnx_safe: bool = refused(False, "Avoid what ONNX export cannot do.", "ONNX export is not supported")
     deepscale: bool = refused(False, "DeepSpeed's former name.", _OBSOLETE)
     deepscale_config: str | None = refused(None, "DeepSpeed's former name.", _OBSOLETE)
@@ -107,7 +110,7 @@ class NeoXArgsOther:
     )
     do_train: bool | None = supported(None, "Train; unset: where train_iters is above 0.", transfer=FREE)
     do_valid: bool | None = supported(
-        None, "Evaluate on validation data; unset: where eval_iters is above 0.", transfer=FREE
+        None, "Evaluate on validation data; unset: where eval_iters is above 0.", transfer=FREE, recipe=(SEARCH,)
     )
     do_test: bool | None = supported(
         None, "Evaluate on test data at the end; unset: where eval_iters is above 0.", transfer=FREE

@@ -5,7 +5,17 @@ from typing import Any, Literal
 
 from megatron.neox_arguments.keys import refused, satisfied, supported
 from megatron.neox_arguments.limits import PROBABILITY_BELOW_ONE, Items, above, at_least
-from megatron.neox_arguments.transfer import DATA, FAMILY, FREE, LADDER, REGULARISATION, SIZE_LADDER, TOKENS, shifts
+from megatron.neox_arguments.transfer import (
+    DATA,
+    FAMILY,
+    FREE,
+    LADDER,
+    REGULARISATION,
+    SEARCH,
+    SIZE_LADDER,
+    TOKENS,
+    shifts,
+)
 
 _NO_S3 = "checkpoints on S3 are not supported; save to a local path"
 _NO_OFFLOAD = "DeepSpeed's activation offload is not supported; use checkpoint_activations alone"
@@ -113,11 +123,13 @@ class NeoXArgsTraining:
         recipe=(FAMILY, SIZE_LADDER),
     )
     train_epochs: int | None = refused(None, "Passes over the data.", "not supported yet; give train_iters")
-    eval_iters: int = supported(100, "Batches of an evaluation.", limit=at_least(0), transfer=FREE)
+    eval_iters: int = supported(100, "Batches of an evaluation.", limit=at_least(0), transfer=FREE, recipe=(SEARCH,))
     keep_last_n_checkpoints: int | None = supported(
         None, "Keep only this many latest checkpoints.", limit=at_least(1), transfer=FREE
     )
-    eval_interval: int = supported(1000, "Steps between evaluations.", limit=at_least(1), transfer=FREE)
+    eval_interval: int = supported(
+        1000, "Steps between evaluations.", limit=at_least(1), transfer=FREE, recipe=(SEARCH,)
+    )
     split: str = supported(
         "969, 30, 1", "Shares of data_path for train, validation and test.", transfer=DATA, recipe=(FAMILY,)
     )
