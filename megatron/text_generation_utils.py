@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -22,6 +22,7 @@ from megatron.errors import CheckpointError, ConfigError, DataError
 from megatron.model.build import ModelPlan, forward_section, meta_model, shapes_of
 from megatron.model.gpt import GPT
 from megatron.neox_arguments import NeoXArgs
+from megatron.parametrization.plan import Shape
 from megatron.sampling import Sampling, context_length, generate_tokens, stream_tokens
 from megatron.tokenizer import StreamDetokenizer, Tokenizer, build_tokenizer
 from megatron.training.from_args import model_plan
@@ -51,6 +52,8 @@ __all__ = [
 def load_model(args: NeoXArgs, vocab_size: int, device: torch.device | str = "cpu") -> tuple[GPT, int]:
     """The weights in `load` (else `save`) as a model in the configured precision, and their step.
 
+    The model has the vocabulary's rows without padding, as whole weights have.
+
     Raises ConfigError without either key, and CheckpointError where the checkpoint has another
     parametrization, with a table, or parameters of other names or shapes, naming them.
     """
@@ -60,9 +63,11 @@ def load_model(args: NeoXArgs, vocab_size: int, device: torch.device | str = "cp
     plan = model_plan(args, vocab_size)
     loaded = load_weights(directory, args.iteration)
     _check_parametrization(loaded, plan)
-    model = meta_model(plan.config, plan.factors)
-    _check_shapes(loaded, shapes_of(model))
-    model.load_state_dict(loaded.weights, assign=True)
+    model = meta_model(plan.config.without_padding(), plan.factors)
+    expected = shapes_of(model)
+    weights = loaded.weights if loaded.client_state.get("layout") else _without_padding(loaded.weights, plan, expected)
+    _check_shapes(loaded.path, weights, expected)
+    model.load_state_dict(weights, assign=True)
     model = model.to(device=device, dtype=_DTYPES[args.precision])
     return model.eval().requires_grad_(False), loaded.iteration
 
@@ -76,14 +81,25 @@ def _check_parametrization(loaded: LoadedWeights, plan: ModelPlan) -> None:
     check_unchanged({part: saved.get(part, {}) for part in now}, now)
 
 
-def _check_shapes(loaded: LoadedWeights, expected: dict[str, tuple[int, ...]]) -> None:
-    found = {name: tuple(weight.shape) for name, weight in loaded.weights.items()}
+def _without_padding(
+    weights: Mapping[str, torch.Tensor], plan: ModelPlan, expected: Mapping[str, Shape]
+) -> dict[str, torch.Tensor]:
+    """Weights less the configured padding of the vocabulary, which a converted checkpoint may hold."""
+    padded = shapes_of(meta_model(plan.config, plan.factors))
+    return {
+        name: weight[: expected[name][0]] if name in expected and weight.shape == padded[name] else weight
+        for name, weight in weights.items()
+    }
+
+
+def _check_shapes(path: Path, weights: Mapping[str, torch.Tensor], expected: Mapping[str, Shape]) -> None:
+    found = {name: tuple(weight.shape) for name, weight in weights.items()}
     names = [*expected, *(name for name in found if name not in expected)]
     wrong = [name for name in names if found.get(name) != expected.get(name)]
     if not wrong:
         return
 
-    def describe(shape: tuple[int, ...] | None) -> str:
+    def describe(shape: Shape | None) -> str:
         return "absent" if shape is None else str(list(shape))
 
     lines = [
@@ -92,8 +108,8 @@ def _check_shapes(loaded: LoadedWeights, expected: dict[str, tuple[int, ...]]) -
     if len(wrong) > _SHOWN:
         lines.append(f"  ... and {len(wrong) - _SHOWN} more")
     raise CheckpointError(
-        f"{loaded.path} is not of the configured model:\n" + "\n".join(lines) + "\n"
-        f"Use the configuration that it was trained with ({loaded.path / 'configs'})."
+        f"{path} is not of the configured model:\n" + "\n".join(lines) + "\n"
+        f"Use the configuration that it was trained with ({path / 'configs'})."
     )
 
 

@@ -35,7 +35,11 @@ class LoadedCheckpoint:
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """Model weights on the CPU by name, memory-mapped from the checkpoint, and what was saved with them."""
+    """Model weights on the CPU by name, memory-mapped from the checkpoint, and what was saved with them.
+
+    Weights are whole and without vocabulary padding. A checkpoint that does not record its layout, such as a converted
+    one, may hold padding: its weights are as its file has them.
+    """
 
     weights: dict[str, torch.Tensor]
     iteration: int
@@ -152,6 +156,8 @@ def load_weights(load_dir: str | Path, iteration: int | None = None) -> LoadedWe
     if not whole and len(list(path.glob("*model_states.pt"))) > 1:
         raise CheckpointError(f"{path} holds sharded weights and does not say how: it cannot be put together")
     weights = WholeCheckpoint(path, header).weights if whole else dict(header["module"])
+    if not any(weight.numel() for weight in weights.values()):
+        raise CheckpointError(f"{path} holds no parameters: its model files are empty")
     configs = {file.name: file.read_text(encoding="utf-8") for file in sorted((path / CONFIGS).glob("*"))}
     return LoadedWeights(weights, header["iteration"], path, header["client_state"], configs)
 

@@ -28,7 +28,8 @@ class Layout:
     """How a checkpoint's files hold the model: recorded when it is saved (`client_state["layout"]`).
 
     layers, bounds: names of the layers, and where the pipeline cuts them. shapes: unpadded global shapes by name.
-    shards: name -> (dim, blocks) of parameters that tensor parallelism cuts.
+    shards: name -> (dim, blocks) of parameters that tensor parallelism cuts. padded_vocab_size: rows of the embedding
+    over all tensor-parallel ranks; 0 where the checkpoint does not record it.
     """
 
     tensor: int
@@ -40,6 +41,7 @@ class Layout:
     bounds: tuple[int, ...]
     shapes: Mapping[str, tuple[int, ...]]
     shards: Mapping[str, tuple[int, int]]
+    padded_vocab_size: int
 
     @classmethod
     def from_section(cls, section: Mapping[str, Any]) -> Layout:
@@ -53,6 +55,7 @@ class Layout:
                 bounds=tuple(section["bounds"]),
                 shapes={name: tuple(shape) for name, shape in section["shapes"].items()},
                 shards={name: (int(dim), int(blocks)) for name, (dim, blocks) in section["shards"].items()},
+                padded_vocab_size=int(section.get("padded_vocab_size", 0)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint's description of its layout is incomplete: {error!r}") from None
@@ -63,18 +66,19 @@ class Layout:
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
         plain = {"layers": list(self.layers), "bounds": list(self.bounds), "shapes": shapes, "shards": shards}
         sizes = {"tensor": self.tensor, "pipe": self.pipe, "data": self.data, "zero_stage": self.zero_stage}
-        return {**sizes, "precision": self.precision, **plain}
+        return {**sizes, "precision": self.precision, "padded_vocab_size": self.padded_vocab_size, **plain}
 
     @property
     def same_files(self) -> tuple[int | str, ...]:
         """Equal for two layouts whose files DeepSpeed itself can exchange."""
         data = self.data if self.zero_stage else 0
-        return (self.tensor, self.pipe, data, self.zero_stage, self.precision, *self.bounds)
+        return (self.tensor, self.pipe, data, self.zero_stage, self.precision, self.padded_vocab_size, *self.bounds)
 
     def describe(self) -> str:
         """In a few words."""
         sizes = f"TP {self.tensor} x PP {self.pipe} x DP {self.data}"
-        return f"{sizes}, ZeRO {self.zero_stage}, {self.precision}"
+        padded = f", vocabulary padded to {self.padded_vocab_size:,}" if self.padded_vocab_size else ""
+        return f"{sizes}, ZeRO {self.zero_stage}, {self.precision}{padded}"
 
     def global_name(self, local: str) -> str:
         """Layout-independent name of a parameter of a pipeline stage."""
@@ -185,7 +189,11 @@ class WholeCheckpoint:
     def _joined(self, name: str, parts: list[Tensor]) -> Tensor:
         spec = self.layout.shards.get(name)
         whole = parts[0] if spec is None else unshard(parts, Shard(*spec))
-        return whole[: self.layout.shapes[name][0]]
+        shape = self.layout.shapes[name]
+        whole = whole[: shape[0]]
+        if whole.shape != shape:
+            raise CheckpointError(f"{self.path}: {name} should be {list(shape)}, but is {list(whole.shape)}")
+        return whole
 
     def _layer(self, name: str) -> int:
         """Index of the layer that a parameter belongs to."""

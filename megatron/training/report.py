@@ -46,6 +46,7 @@ def checkpoint_layout(args: NeoXArgs, trainee: Trainee) -> Layout:
         bounds,
         {name: tuple(parameter.shape) for name, parameter in plan.parameters.items()},
         {name: (spec.dim, spec.blocks) for name, spec in shards.items()},
+        plan.config.padded_vocab_size,
     )
 
 

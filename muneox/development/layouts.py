@@ -132,7 +132,7 @@ def configuration(layout: Layout, corpus: Path, steps: int) -> dict[str, Any]:
         "num_workers": 0,
         "data_path": str(corpus),
         "tokenizer_type": "CharLevelTokenizer",
-        "make_vocab_size_divisible_by": 1,
+        "make_vocab_size_divisible_by": 96,  # 512 tokens: one or two ranks pad them to 576, four to 768
         "mup_base_hidden_size": 16,
         "model_parallel_size": layout.tensor,
         "pipe_parallel_size": layout.pipe,

@@ -57,10 +57,14 @@ def home(tmp_path_factory):
     """A folder with model.yml and a checkpoint of step 3 in checkpoints/, written as the trainer does."""
     folder = tmp_path_factory.mktemp("generate")
     (folder / "model.yml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
-    plan = model_plan(NeoXArgs.from_dict(CONFIG), 512)
-    optimizer = SimpleNamespace(param_groups=[{"name": "hidden", "lr_mult": 0.5}])
-    section = mup_section(SimpleNamespace(plan=plan, engine=SimpleNamespace(optimizer=optimizer)))
-    step = folder / "checkpoints" / "global_step3"
+    write_checkpoint(folder / "checkpoints", model_plan(NeoXArgs.from_dict(CONFIG), 512))
+    return folder
+
+
+def write_checkpoint(directory, plan):
+    """Step 3 of one process, in one file that does not record its layout."""
+    section = mup_section(SimpleNamespace(plan=plan))
+    step = directory / "global_step3"
     step.mkdir(parents=True)
     name = "mp_rank_00_model_states.pt"
     header = {
@@ -70,7 +74,6 @@ def home(tmp_path_factory):
     }
     write_manifest(step, 3, {name: write_torch(step / name, header)})
     write_bytes(step.parent / "latest", b"global_step3")
-    return folder
 
 
 @pytest.fixture
@@ -225,6 +228,34 @@ def test_the_loaded_model_gives_the_training_logits(home):
     assert model.factors.logits == 1.0 and model.factors.attention == trained.factors.attention
 
 
+@pytest.mark.parametrize("divisible_by", [512, 100, 640, 1000])
+def test_padding_is_no_part_of_the_sampled_model(home, divisible_by):
+    """Whole weights have 512 rows, whatever padding the configuration asks for."""
+    model, _ = load(home, make_vocab_size_divisible_by=divisible_by)
+    trained = materialise(model_plan(NeoXArgs.from_dict(CONFIG), 512), seed=1)
+    x = torch.arange(60, 80)[None]
+    assert model.embedding.word_embeddings.weight.shape == model.readout.weight.shape == (512, 32)
+    assert torch.equal(model(x), trained(x))
+
+
+@pytest.mark.parametrize("vocab_size, divisible_by, tensor", [(97, 128, 2), (500, 128, 1), (501, 1, 2), (512, 1, 1)])
+def test_a_converted_checkpoint_may_hold_the_padding(tmp_path, vocab_size, divisible_by, tensor):
+    settings = {**CONFIG, "make_vocab_size_divisible_by": divisible_by * tensor}
+    plan = model_plan(NeoXArgs.from_dict(settings), vocab_size)
+    write_checkpoint(tmp_path / "checkpoints", plan)
+    args = NeoXArgs.from_dict({**settings, "load": str(tmp_path / "checkpoints")})
+    model, _ = load_model(args, vocab_size)
+    x = torch.arange(20, 60)[None]
+    assert model.readout.weight.shape == (vocab_size, 32) and model(x).shape == (1, 40, vocab_size)
+    assert torch.equal(model(x), materialise(plan, seed=1)(x))
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(home):
+    args = NeoXArgs.from_dict({**CONFIG, "load": str(home / "checkpoints")})
+    with pytest.raises(CheckpointError, match=r"embedding.word_embeddings.weight: \[512, 32\] there, \[300, 32\] here"):
+        load_model(args, 300)
+
+
 @pytest.mark.parametrize("precision, dtype", [("bfloat16", torch.bfloat16), ("fp16", torch.float16)])
 def test_configured_precision(home, precision, dtype):
     model, _ = load(home, precision=precision)
@@ -241,10 +272,6 @@ def test_configured_precision(home, precision, dtype):
         ({"use_mup": False}, "factors.attention"),
         ({"norm": "rmsnorm"}, "layers.0.input_layernorm.bias: [32] there, absent here"),
         ({"no_weight_tying": False}, "readout.weight: [512, 32] there, absent here"),
-        (
-            {"make_vocab_size_divisible_by": 1000},
-            "embedding.word_embeddings.weight: [512, 32] there, [1000, 32] here",
-        ),
         ({"pos_emb": "learned", "max_position_embeddings": 32}, "position_embeddings.weight: absent there"),
         ({"iteration": 9}, "no checkpoint of step 9"),
     ],
