@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mup.rules import Role
+from mup.rules import FROM_WIDTH, Role
 
 __all__ = ["InfDim", "InfShape", "ShapeError", "zip_infshape"]
 
@@ -89,7 +89,7 @@ class InfShape(tuple[InfDim, ...]):
         self.role = role
         self.fan_in_dim = None if fan_in_dim is None else fan_in_dim % len(self)
         self.fan_out_dim = None if fan_out_dim is None else fan_out_dim % len(self)
-        if role in (None, Role.HIDDEN, Role.OUTPUT) and len(self) >= 2 and (role or self.ninf() >= 2):
+        if (role is None or role in FROM_WIDTH) and len(self) >= 2 and (role or self.ninf() >= 2):
             fan_in, _ = self.fanin_fanout()
             self.main = fan_in if fan_in.isinf() else None
 

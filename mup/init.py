@@ -1,7 +1,7 @@
 """Initializers in place of torch.nn.init's, once base shapes are set.
 
 At base width they draw the same bits as torch. Elsewhere the formula is evaluated at the base width and
-multiplied by the rule of the parameter's role (mup.rules): r^-1/2 for hidden matrices, 1 for the rest.
+multiplied by the rule of the parameter's role (mup.rules): r^-1/2 for hidden matrices, 1 for input and output.
 `generator`: as in torch.nn.init.
 """
 
@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, Protocol
 
-import torch
 from torch import Generator, Tensor
 from torch.nn import init
 
 from mup.infshape import InfDim, ShapeError
-from mup.roles import describe, infshape_of
-from mup.rules import Role
+from mup.init_methods import draw_
+from mup.roles import infshape_of, init_rule, role_of
+from mup.rules import INNER
 
 __all__ = [
     "constant_std_init_",
@@ -38,24 +38,24 @@ class Sampler(Protocol):
     def __call__(self, tensor: Tensor, *, scale: float = 1.0) -> Any: ...
 
 
-def _hidden_mult(tensor: Tensor) -> float | None:
-    """r of a hidden matrix; None for every other role."""
-    role, r, _, _ = describe("", tensor)
-    return r if role is Role.HIDDEN and infshape_of(tensor).ninf() > 0 else None
+def _rule(tensor: Tensor, exponent: float = 1.0) -> float | None:
+    """The factor on the std of an inner matrix, to the power `exponent`; None for every other role."""
+    shape = infshape_of(tensor)
+    return init_rule(shape, exponent) if role_of(shape) in INNER and shape.ninf() > 0 else None
 
 
 def _require_zero_mean(tensor: Tensor, what: str) -> None:
-    if _hidden_mult(tensor) is not None:
+    if _rule(tensor) is not None:
         raise ShapeError(f"{what} of a hidden matrix, {infshape_of(tensor)!r}: its mean must be 0 in muP")
 
 
 def constant_std_init_(tensor: Tensor, sampler_: Sampler) -> Tensor:
     """Fill by a sampler whose numbers do not depend on the width. Raises ShapeError before set_base_shapes."""
-    r = _hidden_mult(tensor)
-    if r is None:
+    rule = _rule(tensor)
+    if rule is None:
         sampler_(tensor)
     else:
-        sampler_(tensor, scale=r**-0.5)
+        sampler_(tensor, scale=rule)
     return tensor
 
 
@@ -132,12 +132,9 @@ def _fans(tensor: Tensor) -> tuple[float, float]:
 
 def _draw(tensor: Tensor, std: float, to_base: float, uniform: bool, generator: Generator | None) -> Tensor:
     """Fill with mean 0 and `std`, times to_base^1/2 (the formula at the base width), times the rule."""
-    std *= math.sqrt(to_base / (_hidden_mult(tensor) or 1.0))
-    with torch.no_grad():
-        if not uniform:
-            return tensor.normal_(0, std, generator=generator)
-        bound = math.sqrt(3.0) * std
-        return tensor.uniform_(-bound, bound, generator=generator)
+    # a quotient of squares: exactly 1 where the formula's growth is the rule's
+    std *= math.sqrt(to_base / (_rule(tensor, -2.0) or 1.0))
+    return draw_(tensor, "xavier_uniform" if uniform else "xavier_normal", std, generator)
 
 
 def _xavier(tensor: Tensor, gain: float, uniform: bool, generator: Generator | None) -> Tensor:

@@ -5,7 +5,7 @@
     optimizer = MuSGD(model.parameters(), impl=ASGD, lr=0.1)    # any method whose update does
 
 Every group carries `lr_mult`, `width_mult` and `name`; mup.schedule keeps the multipliers under any scheduler.
-Source of the factors: mup.rules. `param_groups` is the form with roles, which also scales eps.
+Source of the factors: mup.rules. `param_groups` makes the groups by role, with the whole table.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from mup.groups import Group, group_parameters, scaled
 from mup.infshape import ShapeError
-from mup.roles import attach, describe, parameters
-from mup.rules import Options, Role, parameter_scaling
+from mup.plan import planned
+from mup.roles import attach, describe, infshape_of
+from mup.rules import INNER, Options, parameter_scaling
 
 __all__ = ["MuAdam", "MuAdamW", "MuSGD", "param_groups", "process_param_groups"]
 
-Group = dict[str, Any]
 Params = nn.Module | Iterable[Any]  # model; parameters, (name, parameter) pairs or groups of either
 Implementation = Callable[..., Any]
 
@@ -72,15 +73,15 @@ class _Kind(NamedTuple):
 
 def _kind(item: Any, optimizer: str) -> _Kind:
     name, parameter = item if isinstance(item, tuple) else ("", item)
-    role, r, s, m = describe(name, parameter)
-    shape = parameter.infshape
+    shape = infshape_of(parameter, name)
+    role, r, s, m = describe(shape)
     if shape.role is None and (shape.ninf() == 0 or (optimizer == "adam" and shape.ninf() == 1)):
         # the original has one such group for Adam, and one of finite parameters for SGD
         return _Kind(2, "fixed" if optimizer == "sgd" else "vector", 1.0, 1.0)
     options = Options(optimizer=optimizer)
     lr = parameter_scaling(role, fan_in_mult=r, fan_out_mult=s, width_mult=m, options=options).lr
-    if role is Role.HIDDEN:
-        return _Kind(0, "hidden", lr, r if optimizer == "adam" else r / s)
+    if role in INNER:
+        return _Kind(0, role.value, lr, r if optimizer == "adam" else r / s)
     return _Kind(1 if optimizer == "sgd" else 2, "vector", lr, m if optimizer == "sgd" else 1.0)
 
 
@@ -98,7 +99,7 @@ def _split(params: Params, impl: Implementation, optimizer: str, decoupled: bool
                 group
                 | {
                     "params": kinds[kind],
-                    "lr": _scaled(group["lr"], kind.lr_mult),
+                    "lr": scaled(group["lr"], kind.lr_mult),
                     "weight_decay": group["weight_decay"] * (1.0 if decoupled else 1.0 / kind.lr_mult),
                     "lr_mult": kind.lr_mult,
                     "width_mult": kind.width_mult,
@@ -106,11 +107,6 @@ def _split(params: Params, impl: Implementation, optimizer: str, decoupled: bool
                 }
             )
     return split
-
-
-def _scaled(lr: Any, factor: float) -> Any:
-    """lr times the factor; of a tensor a copy, as optimizers change it in place."""
-    return lr.detach().clone().mul_(factor) if isinstance(lr, Tensor) else lr * factor
 
 
 def _build(impl: Implementation, groups: list[Group], kwargs: Group) -> Any:
@@ -161,36 +157,18 @@ def param_groups(
     eps: float | None = None,
     options: Options = Options(),
     width_mult: float | None = None,
+    depth_mult: float = 1.0,
+    in_block: Callable[[str], bool] | None = None,
 ) -> list[Group]:
     """Optimizer groups by role, after the whole table: lr, weight decay (none for vectors) and eps.
 
     width_mult: m of the model, for eps; by default that of each matrix. eps: base value, or None to leave it out of
     the groups (as for optimizers without one). In mode `independent` the optimizer must not multiply wd by lr.
+    in_block, depth_mult: which names belong to residual blocks, and mL, for `options.depth_alpha`.
     Raises ShapeError before set_base_shapes.
     """
-    groups: dict[tuple[Any, ...], Group] = {}
-    for p in parameters(model):
-        if not p.parameter.requires_grad:
-            continue
-        scaling = parameter_scaling(
-            p.role,
-            fan_in_mult=p.fan_in_mult,
-            fan_out_mult=p.fan_out_mult,
-            width_mult=p.width_mult if width_mult is None or p.role is not Role.HIDDEN else width_mult,
-            options=options,
-        )
-        key = (p.role, scaling.lr, scaling.eps, scaling.weight_decay)
-        if key not in groups:
-            mult = p.fan_in_mult if p.role is Role.HIDDEN else p.width_mult
-            groups[key] = {
-                "params": [],
-                "lr": _scaled(lr, scaling.lr),
-                "weight_decay": weight_decay * scaling.weight_decay,
-                "lr_mult": scaling.lr,
-                "width_mult": mult,
-                "name": f"{p.role.value}_x{mult:g}",
-            } | ({} if eps is None else {"eps": eps * scaling.eps})
-        groups[key]["params"].append(p.parameter)
-    if not groups:
+    everything = planned(model, options, width_mult=width_mult, depth_mult=depth_mult, in_block=in_block)
+    trained = [(parameter, plan) for parameter, plan in everything if parameter.requires_grad]
+    if not trained:
         raise ShapeError("the model has no trainable parameters")
-    return list(groups.values())
+    return group_parameters(trained, [plan for _, plan in trained], lr=lr, weight_decay=weight_decay, eps=eps)

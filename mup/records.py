@@ -88,7 +88,7 @@ def hooked(model: nn.Module, sink: Sink, keep: Callable[[str], bool] | None = No
 def is_output(module: nn.Module) -> bool:
     """Whether a module maps a width to a finite dimension: a readout, tied or not, or declared so."""
     declared = declaration(module, "weight")
-    return isinstance(module, MuOutput) or (declared is not None and declared.role is Role.OUTPUT)
+    return isinstance(module, MuOutput) or (declared is not None and declared.role in (Role.OUTPUT, Role.VALUE))
 
 
 class Coordinates:

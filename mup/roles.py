@@ -4,29 +4,59 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from mup.infshape import InfShape, ShapeError
-from mup.rules import Role
+from mup.rules import FROM_WIDTH, TABLE, Family, Role
 
-__all__ = ["Parameter", "attach", "declare", "parameters", "role_of"]
+__all__ = ["Declaration", "Part", "attach", "declarations", "declare", "declare_as", "describe", "role_of"]
 
 _RECORD = "_mup_record"
 _DECLARED = "_mup_declared"
 
+InitKind = Literal["matrix", "output_matrix", "zeros", "ones"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a fused matrix that have a role of their own: of every `period` rows, those from `start` to `stop` - 1.
+
+    name: what they are, such as "query" or "value".
+    """
+
+    name: str
+    role: Role
+    start: int
+    stop: int
+    period: int
+
+    def count(self, rows: int) -> int:
+        """How many of a matrix's `rows` belong to the part."""
+        return rows // self.period * (self.stop - self.start)
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The part's rows of a weight [rows, ...], as a view [rows / period, stop - start, ...]."""
+        return weight.view(-1, self.period, *weight.shape[1:])[:, self.start : self.stop]
+
 
 @dataclass(frozen=True)
 class Declaration:
-    """What `declare` was told of one parameter."""
+    """What a layer says of one of its parameters.
+
+    role: None means inferred from the shape. init: how a plan draws it; `output_matrix` is the end of a residual
+    branch. fan_in_dim, fan_out_dim: which dimensions they are where the layout is not torch's [fan_out, fan_in].
+    parts: rows of a fused matrix with a role of their own, for its initial weights.
+    """
 
     role: Role | None
+    init: InitKind = "matrix"
     fan_in_dim: int | None = None
     fan_out_dim: int | None = None
+    parts: tuple[Part, ...] = ()
 
 
 def declare(
@@ -40,16 +70,26 @@ def declare(
     """Say what the parameter `name` of `module` is, where its shape alone does not tell.
 
     Needed for experts of shape [E, in, out] (fan_in_dim=1, fan_out_dim=2), any layout other than torch.nn.Linear's
-    [out, in], and the keys of a fixed number of KV heads (hidden, though fan-out is finite; values: use MuReadout).
+    [out, in], and the keys and values of a fixed number of KV heads (roles hidden and value).
     May come before or after set_base_shapes. Raises AttributeError when the module has no such parameter.
     """
+    own_role = None if role is None else Role(role)
+    declare_as(module, name, Declaration(own_role, fan_in_dim=fan_in_dim, fan_out_dim=fan_out_dim))
+
+
+def declare_as(module: nn.Module, name: str, declaration: Declaration) -> None:
+    """`declare` with a whole Declaration, for layers that also say how a plan draws the parameter."""
     if name not in module._parameters:
         raise AttributeError(f"{type(module).__name__} has no parameter {name!r} of its own to declare")
-    declaration = Declaration(None if role is None else Role(role), fan_in_dim, fan_out_dim)
     module.__dict__.setdefault(_DECLARED, {})[name] = declaration
     record = _record(module)
     if record is not None and name in record.shapes:
-        record.shapes[name].declare(declaration.role, fan_in_dim, fan_out_dim)
+        record.shapes[name].declare(declaration.role, declaration.fan_in_dim, declaration.fan_out_dim)
+
+
+def declares(module: nn.Module) -> bool:
+    """Whether the module itself declares one of its parameters."""
+    return _DECLARED in module.__dict__
 
 
 def declaration(module: nn.Module, name: str) -> Declaration | None:
@@ -62,6 +102,21 @@ def declaration(module: nn.Module, name: str) -> Declaration | None:
     if name == "weight" and (isinstance(module, _ConvTransposeNd) or _is_conv1d_of_transformers(module)):
         return Declaration(None, fan_in_dim=0, fan_out_dim=1)
     return None
+
+
+def declarations(model: nn.Module) -> dict[str, Declaration]:
+    """The layers' own declarations by parameter name, for models in which nothing is inferred.
+
+    Raises TypeError for a parameter that its layer does not declare.
+    """
+    found = {}
+    for name, _ in model.named_parameters():
+        path, _, own = name.rpartition(".")
+        declared: Declaration | None = model.get_submodule(path).__dict__.get(_DECLARED, {}).get(own)
+        if declared is None:
+            raise TypeError(f"parameter {name} declares no role; its layer must call mup.declare on it")
+        found[name] = declared
+    return found
 
 
 def _is_conv1d_of_transformers(module: nn.Module) -> bool:
@@ -153,26 +208,12 @@ def role_of(shape: InfShape, module: nn.Module | None = None) -> Role:
     return Role.OUTPUT if hasattr(module, "output_mult") else Role.HIDDEN
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter as muP sees it. fan_in_mult, fan_out_mult: r and s; width_mult: the m of its own width."""
-
-    name: str
-    parameter: nn.Parameter
-    module: nn.Module
-    shape: InfShape
-    role: Role
-    fan_in_mult: float
-    fan_out_mult: float
-    width_mult: float
-
-
-def describe(name: str, parameter: Tensor, module: nn.Module | None = None) -> tuple[Role, float, float, float]:
-    """(role, r, s, m) of a parameter whose infshape is set."""
-    shape = infshape_of(parameter, name)
+def describe(shape: InfShape, module: nn.Module | None = None) -> tuple[Role, float, float, float]:
+    """(role, r, s, m) of a parameter, m being the multiplier of its own width. A vector's r and s are its m too."""
     role = role_of(shape, module)
     if len(shape) < 2:
-        return role, 1.0, shape.width_mult(), shape.width_mult()
+        own = shape.width_mult()
+        return role, own, own, own
     fan_in, fan_out = shape.fanin_fanout()
     if role is Role.HIDDEN and shape.role is None and shape.main is not None and shape.main is not fan_in:
         # main set by hand, or an undeclared tensor of 3 or more dimensions: as the original, main is the fan-in
@@ -181,14 +222,10 @@ def describe(name: str, parameter: Tensor, module: nn.Module | None = None) -> t
             next((dim for dim in shape if dim.isinf() and dim is not shape.main), fan_out),
         )
     r, s = fan_in.width_mult(), fan_out.width_mult()
-    return role, r, s, (r if role in (Role.HIDDEN, Role.OUTPUT) else shape.width_mult())
+    return role, r, s, (r if role in FROM_WIDTH else shape.width_mult())
 
 
-def parameters(model: nn.Module) -> Iterator[Parameter]:
-    """Every parameter once, in named_parameters order, with role and multipliers. Raises ShapeError without shapes."""
-    attach(model)
-    for name, parameter in model.named_parameters():
-        path, _, _ = name.rpartition(".")
-        module = model.get_submodule(path)
-        role, r, s, m = describe(name, parameter, module)
-        yield Parameter(name, parameter, module, infshape_of(parameter), role, r, s, m)
+def init_rule(shape: InfShape, exponent: float = 1.0) -> float:
+    """The rule's factor on a parameter's init std, to the power `exponent`: the same for every optimizer."""
+    role, *mults = describe(shape)
+    return TABLE[Family.ADAM][role].init_std.raised(exponent)(*mults)

@@ -5,11 +5,12 @@ Symbols, all measured against the base model in global (unsharded) sizes:
 `mL` = layers / base layers. A cell of the table holds the exponents of r, s and m; at r = s = m = 1 every
 factor is exactly 1.0, so that muP at base width is the standard parametrization (SP) bit for bit.
 
-Values of a fixed number of heads map a width to a finite dimension: by [TP5] Table 8 they are OUTPUT, though they are
-inside the network. Both roles learn at the same rate (lr 1/r on the weight itself; OUTPUT has it as lr 1 and forward
-1/m) and differ in the init, r^-1 against r^-1/2: by [SPEC] condition 1 a weight's spectral norm is
-sqrt(fan_out / fan_in), which r^-1/2 exceeds by r^1/2 where fan_out is finite. The excess shows once all query heads,
-whose number grows, have pulled the input along the few rows of the initial weight: the README has measurements.
+VALUE is for values whose key-value heads grow more slowly than the model. By [SPEC] condition 1 a weight's spectral
+norm is sqrt(fan_out / fan_in). A random weight of entries of size std has the norm std * sqrt(fan_in) when fan_in is
+the larger dimension, so that std grows as s^1/2 / r: HIDDEN's r^-1/2 where s = r, and r^-1 for a fixed number of
+heads, which [TP5] Table 8 gives for a map from a width to a finite dimension. Everything else is as for HIDDEN.
+With HIDDEN's std, the excess of r^1/2 shows once all query heads, whose number grows, have pulled the input along the
+few rows of the initial weight: the README has measurements.
 
 Sources:
   [TP5]  Yang et al., Tensor Programs V, arXiv:2203.03466, Table 8 (the form with readout multiplier), App. B.
@@ -33,9 +34,14 @@ class Role(str, enum.Enum):
 
     INPUT = "input"  # finite fan-in, infinite fan-out: token and learned position embeddings
     HIDDEN = "hidden"  # infinite by infinite: qkv, attention output, mlp matrices, experts
-    OUTPUT = "output"  # infinite fan-in, finite fan-out: readout, router, value head, values of fixed KV heads
+    OUTPUT = "output"  # infinite fan-in, finite fan-out: readout, router, value head
+    VALUE = "value"  # values of key-value heads whose number is fixed, or grows more slowly than the model
     VECTOR = "vector"  # one infinite dimension, no matrix product: biases, norm gains
     POSITION_BIAS = "position_bias"  # no infinite dimension: relative position bias
+
+
+INNER = frozenset({Role.HIDDEN, Role.VALUE})  # matrices inside the network, one of whose dimensions they sum over
+FROM_WIDTH = INNER | {Role.OUTPUT}  # roles whose fan-in is a width
 
 
 class Family(str, enum.Enum):
@@ -63,8 +69,9 @@ class Power:
     def __call__(self, fan_in_mult: float, fan_out_mult: float, width_mult: float) -> float:
         return float(fan_in_mult**self.fan_in * fan_out_mult**self.fan_out * width_mult**self.width)
 
-    def inverse(self) -> Power:
-        return Power(-self.fan_in, -self.fan_out, -self.width)
+    def raised(self, exponent: float) -> Power:
+        """This monomial to the power `exponent`."""
+        return Power(self.fan_in * exponent, self.fan_out * exponent, self.width * exponent)
 
 
 ONE = Power()
@@ -86,11 +93,14 @@ class Cell:
 
 _READOUT = Power(width=-1)  # [TP5] Table 8: logits x 1/m, weights of constant size
 _HIDDEN_STD = Power(fan_in=-0.5)  # [TP5] Table 8: variance 1 / fan_in
+_VALUE_STD = Power(fan_in=-1, fan_out=0.5)  # [SPEC] condition 1; [TP5] Table 8 where fan-out is finite
 
+# lr 1/fan_in: [TP5] Table 8; eps 1/m as gradients of hidden weights shrink so: [CP] Table 1; wd: lr*wd constant
+_ADAM_HIDDEN = Cell(init_std=_HIDDEN_STD, lr=Power(fan_in=-1), eps=Power(width=-1), weight_decay=Power(fan_in=1))
 _ADAM: dict[Role, Cell] = {
     Role.INPUT: Cell(),  # [TP5] Table 8
-    # lr 1/fan_in: [TP5] Table 8; eps 1/m as gradients of hidden weights shrink so: [CP] Table 1; wd: lr*wd constant
-    Role.HIDDEN: Cell(init_std=_HIDDEN_STD, lr=Power(fan_in=-1), eps=Power(width=-1), weight_decay=Power(fan_in=1)),
+    Role.HIDDEN: _ADAM_HIDDEN,
+    Role.VALUE: replace(_ADAM_HIDDEN, init_std=_VALUE_STD),
     Role.OUTPUT: Cell(forward=_READOUT),  # [TP5] Table 8
     Role.VECTOR: Cell(weight_decay=None),  # [TP5] Table 8, biases; decay: a vector has no width to decay for
     Role.POSITION_BIAS: Cell(),  # no infinite dimension, so no factor: [TP5] App. B
@@ -98,19 +108,23 @@ _ADAM: dict[Role, Cell] = {
 
 _SIGN: dict[Role, Cell] = {role: replace(cell, eps=ONE) for role, cell in _ADAM.items()}  # [TP5] App. B.3; no eps
 
+_SGD_HIDDEN = Cell(init_std=_HIDDEN_STD, lr=Power(fan_in=-1, fan_out=1), weight_decay=Power(fan_in=1, fan_out=-1))
 _SGD: dict[Role, Cell] = {  # [TP5] Table 8, SGD column; weight decay inverse to the lr factor
     Role.INPUT: Cell(lr=Power(width=1), weight_decay=Power(width=-1)),
-    Role.HIDDEN: Cell(init_std=_HIDDEN_STD, lr=Power(fan_in=-1, fan_out=1), weight_decay=Power(fan_in=1, fan_out=-1)),
+    Role.HIDDEN: _SGD_HIDDEN,
+    Role.VALUE: replace(_SGD_HIDDEN, init_std=_VALUE_STD),
     Role.OUTPUT: Cell(lr=Power(width=1), weight_decay=Power(width=-1), forward=_READOUT),
     Role.VECTOR: Cell(lr=Power(width=1), weight_decay=None),
     Role.POSITION_BIAS: Cell(),  # no infinite dimension
 }
 
+_MUON_HIDDEN = Cell(
+    init_std=_HIDDEN_STD, lr=Power(fan_in=-0.5, fan_out=0.5), weight_decay=Power(fan_in=0.5, fan_out=-0.5)
+)
 _MUON: dict[Role, Cell] = {  # [SPEC] condition 1: |dW|_spectral ~ sqrt(fan_out / fan_in); the rest is Adam's
     **_ADAM,
-    Role.HIDDEN: Cell(
-        init_std=_HIDDEN_STD, lr=Power(fan_in=-0.5, fan_out=0.5), weight_decay=Power(fan_in=0.5, fan_out=-0.5)
-    ),
+    Role.HIDDEN: _MUON_HIDDEN,
+    Role.VALUE: replace(_MUON_HIDDEN, init_std=_VALUE_STD),
 }
 
 TABLE: Mapping[Family, Mapping[Role, Cell]] = MappingProxyType(

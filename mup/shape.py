@@ -15,8 +15,8 @@ from torch.nn.modules.conv import _ConvNd
 from mup.bsh import BaseShape, StrPath, read_bsh, read_comments, write_bsh
 from mup.infshape import InfDim, InfShape, ShapeError, zip_infshape
 from mup.layer import MuOutput, rescale_linear_bias
-from mup.roles import attach, attach_after_load, declaration, infshape_of, remember
-from mup.rules import Role
+from mup.roles import attach, attach_after_load, declaration, declares, infshape_of, init_rule, remember
+from mup.rules import FROM_WIDTH
 
 __all__ = [
     "ForgottenDimensionWarning",
@@ -157,7 +157,7 @@ def apply_infshapes(model: nn.Module, infshapes: Mapping[str, InfShape]) -> None
         if name not in infshapes:
             raise ShapeError(f"no infshape is given for the parameter {name!r}")
         by_parameter[id(parameter)] = copy.deepcopy(infshapes[name])
-    declared_first = sorted(model.modules(), key=lambda module: "_mup_declared" not in module.__dict__)
+    declared_first = sorted(model.modules(), key=lambda module: not declares(module))
     for module in declared_first:  # so that the owner's word on a tied weight holds for all that share it
         for name, own in module._parameters.items():
             if own is not None:
@@ -240,9 +240,10 @@ def _rescale(model: nn.Module) -> None:
             module._rescale_parameters()
             continue
         own = declaration(module, "weight")
-        if own is not None and own.role is Role.OUTPUT:
-            with torch.no_grad():
-                module.weight.mul_(infshape_of(module.weight).width_mult() ** 0.5)
+        if own is not None and own.role in FROM_WIDTH:
+            shape = infshape_of(module.weight, "weight")
+            with torch.no_grad():  # torch's own variance is 1 / fan_in: exactly HIDDEN's rule
+                module.weight.mul_((shape.width_mult() / init_rule(shape, -2.0)) ** 0.5)
         rescale_linear_bias(module)
         module._has_rescaled_params = True  # type: ignore[assignment]
 
@@ -256,5 +257,6 @@ def assert_hidden_size_inf(model: nn.Module) -> None:
         if shape.role is None and not shape[0].isinf() and shape[1].isinf():
             raise ShapeError(
                 f"{name} maps a width to a finite dimension but is a plain nn.Linear: make it a MuReadout, vary its "
-                f"fan-out in the delta model, or say mup.declare({name}, role='hidden') (keys of fixed KV heads)"
+                f"fan-out in the delta model, or say mup.declare({name}, role='hidden') (keys of fixed KV heads; "
+                "role='value' for their values)"
             )

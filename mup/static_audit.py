@@ -18,12 +18,24 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from mup.layer import MuOutput
-from mup.roles import Parameter, parameters
-from mup.rules import Options, Role, Scaling, attention_scale, parameter_scaling, readout_mult
+from mup.plan import ParameterPlan, ScaledParameter, planned
+from mup.rules import Options, Role, Scaling, attention_scale, readout_mult
 
-__all__ = ["Audit", "AuditRow", "attention_scales", "audit"]
+__all__ = [
+    "Audit",
+    "AuditRow",
+    "attention_scales",
+    "audit",
+    "audit_plans",
+    "factor_row",
+    "measured_attention_scale",
+    "measured_gain",
+]
 
 CLOSE = 1e-6  # relative, for numbers that are computed and not drawn
+MEASURED = 1e-4  # relative, for factors that are measured, and rates that an engine may keep in float32
+STD_TOLERANCE = 6.0  # standard errors of a measured std, below which a departure is chance
+FACTOR = "factor"  # role of the rows that are no parameters
 
 
 @dataclass(frozen=True)
@@ -130,22 +142,19 @@ def audit(
     Raises ShapeError before set_base_shapes.
     """
     stds = {name: _std(p) for name, p in base.named_parameters()} if isinstance(base, nn.Module) else base
-    everything = list(parameters(model))
+    everything = list(planned(model, options, width_mult=width_mult))
     groups = _groups_of(optimizer)
     known = {"lr": lr, "weight_decay": weight_decay, "eps": eps}
-    bases = {key: _base_value(key, known[key], everything, groups, optimizer, options) for key in known}
-    rows = [_parameter_row(p, groups.get(id(p.parameter)), bases, stds, options, width_mult) for p in everything]
+    neutral = list(planned(model, options))
+    bases = {key: _base_value(key, known[key], neutral, groups, optimizer) for key in known}
+    rows = [_parameter_row(parameter, plan, groups.get(id(parameter)), bases, stds) for parameter, plan in everything]
     rows += _readout_rows(model, width_mult)
     if forward is not None:
         rows += _attention_rows(forward, base_head_dim, attention_temperature)
     return Audit(rows)
 
 
-def _scaling(p: Parameter, options: Options, width_mult: float | None = None) -> Scaling:
-    m = p.width_mult if width_mult is None or p.role is not Role.HIDDEN else width_mult
-    return parameter_scaling(
-        p.role, fan_in_mult=p.fan_in_mult, fan_out_mult=p.fan_out_mult, width_mult=m, options=options
-    )
+Planned = tuple[nn.Parameter, ScaledParameter]
 
 
 def _groups_of(optimizer: Optimizer | None) -> dict[int, dict[str, Any]]:
@@ -156,20 +165,19 @@ def _groups_of(optimizer: Optimizer | None) -> dict[int, dict[str, Any]]:
 def _base_value(
     key: str,
     given: float | None,
-    everything: list[Parameter],
+    everything: Sequence[Planned],
     groups: Mapping[int, dict[str, Any]],
     optimizer: Optimizer | None,
-    options: Options,
 ) -> float | None:
     """The base value of lr, weight_decay or eps that the optimizer's groups imply."""
     if given is not None or optimizer is None:
         return given
     found = [
-        float(groups[id(p.parameter)][key])
-        for p in everything
-        if key in groups.get(id(p.parameter), {})
-        and not (key == "weight_decay" and p.role is Role.VECTOR)
-        and getattr(_scaling(p, options), key) == 1.0
+        float(groups[id(parameter)][key])
+        for parameter, plan in everything
+        if key in groups.get(id(parameter), {})
+        and not (key == "weight_decay" and plan.role is Role.VECTOR)
+        and getattr(plan.scaling, key) == 1.0
     ]
     if optimizer.defaults.get(key) is not None:  # one more voice: where groups disagree, what the user passed
         found.append(float(optimizer.defaults[key]))
@@ -177,30 +185,105 @@ def _base_value(
 
 
 def _parameter_row(
-    p: Parameter,
-    group: dict[str, Any] | None,
+    parameter: nn.Parameter,
+    plan: ScaledParameter,
+    group: Mapping[str, Any] | None,
     bases: Mapping[str, float | None],
     stds: Mapping[str, float] | None,
-    options: Options,
-    width_mult: float | None,
 ) -> AuditRow:
-    scaling = _scaling(p, options, width_mult)
-    base_shape = [d.base_dim if d.isinf() else None for d in p.shape]
-    row = AuditRow(p.name, p.role.value, p.shape.shape(), base_shape, p.fan_in_mult)
-    row.notes.extend(f"dimension {i} is finite but not as in the base" for i in p.shape.forgotten())
-    if not p.parameter.is_meta:
-        row.measured["init_std"] = _std(p.parameter)
-        if stds is not None and p.name in stds:
-            row.compare("init_std", row.measured["init_std"], stds[p.name] * scaling.init_std, _noise(p))
-    if group is None:
-        return row
-    for key, base in bases.items():
-        if key not in group or base is None:
-            continue
-        measured = float(group[key])
-        decayed_vector = key == "weight_decay" and p.role is Role.VECTOR  # the caller's choice: no rule in the width
-        row.compare(key, measured, measured if decayed_vector else base * getattr(scaling, key))
+    shape = plan.infshape
+    row = AuditRow(plan.name, plan.role.value, shape.shape(), shape.base_shape(), plan.fan_in_mult)
+    row.notes.extend(f"dimension {i} is finite but not as in the base" for i in shape.forgotten())
+    if not parameter.is_meta:
+        row.measured["init_std"] = _std(parameter)
+        if stds is not None and plan.name in stds:
+            expected = stds[plan.name] * plan.scaling.init_std
+            row.compare("init_std", row.measured["init_std"], expected, _noise(parameter, plan))
+    if group is not None:
+        # whether vectors decay is the caller's choice here: no rule in the width
+        unruled = ("weight_decay",) if plan.role is Role.VECTOR else ()
+        _compare_with_group(row, plan.scaling, bases, group, CLOSE, unruled)
     return row
+
+
+def _compare_with_group(
+    row: AuditRow,
+    scaling: Scaling,
+    bases: Mapping[str, float | None],
+    group: Mapping[str, Any],
+    tolerance: float,
+    unruled: Sequence[str] = (),
+) -> None:
+    """Compare the group's lr, eps and decay with the base values times the factors; SGD has no eps."""
+    for key, base in bases.items():
+        if key in group and base is not None:
+            measured = float(group[key])
+            if key == "weight_decay":
+                measured += group.get("independent_weight_decay", 0.0)
+            row.compare(key, measured, measured if key in unruled else base * getattr(scaling, key), tolerance)
+
+
+def audit_plans(
+    weights: Mapping[str, Tensor],
+    plans: Mapping[str, ParameterPlan],
+    groups: Sequence[Mapping[str, Any]],
+    *,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+) -> list[AuditRow]:
+    """One row for each planned parameter.
+
+    weights: initial ones, of the planned shapes. groups: the optimizer's, with `parameter_names`, at the schedule's
+    peak rate. lr, eps, weight_decay: the base values that the user set. A parameter that is not in exactly one group
+    departs.
+    """
+    bases = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
+    of_parameter: dict[str, list[Mapping[str, Any]]] = {name: [] for name in plans}
+    for group in groups:
+        for name in group["parameter_names"]:
+            of_parameter[name].append(group)
+    rows = []
+    for name, plan in plans.items():
+        row = AuditRow(name, plan.role.value, plan.shape, plan.base_shape, plan.fan_in_mult)
+        drawn = plan.normalised(weights[name].detach().float())
+        std = 0.0 if plan.init_method == "ones" else float(drawn.square().mean().sqrt())
+        row.compare("init_std", std, plan.init_std, STD_TOLERANCE / math.sqrt(2.0 * max(drawn.numel() - 1, 1)))
+        if len(of_parameter[name]) != 1:
+            row.faults["groups"] = f"it is in {len(of_parameter[name])} optimizer groups"
+        for group in of_parameter[name][:1]:
+            _compare_with_group(row, plan.scaling, bases, group, MEASURED)
+        rows.append(row)
+    return rows
+
+
+def factor_row(name: str, expected: float, measured: float) -> AuditRow:
+    """A forward factor of the model: expected by the rules, and measured by running the layer."""
+    row = AuditRow(name, FACTOR)
+    row.compare("forward", measured, expected, MEASURED)
+    return row
+
+
+@torch.no_grad()
+def measured_attention_scale(core: Callable[[Tensor, Tensor, Tensor], Tensor], head_dim: int) -> float:
+    """The factor on q.k that `core` really applies, from the odds with which position 1 attends to position 0.
+
+    core: causal attention of q, k, v, each [1, 1, 2, head_dim].
+    """
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, 1, 2, head_dim, generator=generator, dtype=torch.float64) for _ in range(2))
+    difference = q[0, 0, 1] @ (k[0, 0, 0] - k[0, 0, 1])
+    q = q / difference  # now a factor of 1 gives log-odds of 1
+    v = torch.zeros(1, 1, 2, head_dim, dtype=torch.float64)
+    v[..., 0, :] = 1.0
+    weight = float(core(q, k, v)[0, 0, 1, 0])
+    return math.log(weight / (1.0 - weight))
+
+
+@torch.no_grad()
+def measured_gain(layer: Callable[..., Any], x: Tensor, unscaled: Tensor) -> float:
+    """The factor by which `layer(x)` exceeds what it would be without its multiplier."""
+    return float(layer(x).double().norm() / unscaled.double().norm())
 
 
 def _std(parameter: Tensor) -> float:
@@ -209,10 +292,10 @@ def _std(parameter: Tensor) -> float:
     return float(values.std(correction=0)) if values.numel() > 1 else 0.0
 
 
-def _noise(p: Parameter) -> float:
+def _noise(parameter: nn.Parameter, plan: ScaledParameter) -> float:
     """Relative tolerance of a measured std: five standard errors of the smaller of the two samples, and 2 %."""
-    base_size = math.prod(d.base_dim or d.dim or 1 for d in p.shape)
-    return 0.02 + 5.0 / math.sqrt(2.0 * max(min(base_size, p.parameter.numel()), 1))
+    base_size = math.prod(d.base_dim or d.dim or 1 for d in plan.infshape)
+    return 0.02 + 5.0 / math.sqrt(2.0 * max(min(base_size, parameter.numel()), 1))
 
 
 def _readout_rows(model: nn.Module, width_mult: float | None) -> Iterator[AuditRow]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mup.rules import Role
+from mup.rules import INNER, Role
 
 __all__ = ["UnitScaling", "residual_mult", "unit_scaling"]
 
@@ -36,7 +36,7 @@ def unit_scaling(role: Role, *, fan_in: int, fan_out: int, depth: int | None = N
     if min(fan_in, fan_out, 1 if depth is None else depth) < 1:
         raise ValueError(f"sizes must be positive: fan_in {fan_in}, fan_out {fan_out}, depth {depth}")
     in_branch = 1.0 if depth is None else residual_mult(depth)
-    if role is Role.HIDDEN:  # one factor for both passes, the one that keeps the output at scale one
+    if role in INNER:  # one factor for both passes, the one that keeps the output at scale one
         scale = 1.0 / math.sqrt(fan_in)
         return UnitScaling(forward=scale, backward=scale, lr=scale * in_branch)
     if role is Role.OUTPUT:  # nothing follows the readout, so its gradient may have the factor that keeps it at one

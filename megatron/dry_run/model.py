@@ -16,7 +16,8 @@ from megatron.model.gpt import layer_list, make_embedding
 from megatron.model.stages import stage_bounds
 from megatron.mpu import ProcessGroups, TensorParallel, global_shape, shard_of, vocab_parallel_cross_entropy
 from megatron.mpu.topology import Grid
-from megatron.parametrization.plan import fans
+from mup.infshape import zip_infshape
+from mup.roles import describe
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,12 @@ def _check(plan: ModelPlan, name: str, parameter: torch.nn.Parameter, groups: Pr
     expected = planned.shape
     if shape != expected:
         shape = (shape[0] - padding, *shape[1:])  # rows beyond the vocabulary
-    fan_in, _ = fans(shape, planned.declaration.fan_in_dim)
-    base_fan_in, _ = fans(planned.base_shape, planned.declaration.fan_in_dim)
-    if shape != expected or fan_in / base_fan_in != planned.fan_in_mult:
+    _, fan_in_mult, _, _ = describe(zip_infshape(planned.infshape, shape))
+    if shape != expected or fan_in_mult != planned.fan_in_mult:
         raise ConfigError(
             f"rank {groups.rank} holds {tuple(parameter.shape)} of {name}, which makes {shape} over "
             f"{groups.tensor.size} tensor-parallel ranks, but the model has {expected}: a width multiplier of "
-            f"{fan_in / base_fan_in:g} instead of {planned.fan_in_mult:g}"
+            f"{fan_in_mult:g} instead of {planned.fan_in_mult:g}"
         )
 
 

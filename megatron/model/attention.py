@@ -13,7 +13,7 @@ from megatron.errors import ConfigError
 from megatron.model.layers import column_linear, make_norm, row_linear
 from megatron.model.rotary import RotaryEmbedding
 from megatron.mpu import SERIAL, TensorParallel
-from megatron.parametrization.declare import Declaration
+from mup.roles import Declaration, Part
 from mup.rules import Role
 
 
@@ -88,9 +88,9 @@ class Attention(nn.Module):
         self.queries_per_kv = num_heads // num_kv_heads
         self.head_dim = hidden_size // num_heads
         period = (self.queries_per_kv + 2) * self.head_dim
-        queries = (period, self.queries_per_kv * self.head_dim)
-        values = (period, period - self.head_dim, self.head_dim)
-        fused = Declaration(Role.HIDDEN, zero_blocks=queries, value_rows=values)
+        queries = Part("query", Role.HIDDEN, 0, self.queries_per_kv * self.head_dim, period)
+        values = Part("value", Role.VALUE, period - self.head_dim, period, period)
+        fused = Declaration(Role.HIDDEN, parts=(queries, values))
         self.query_key_value = column_linear(hidden_size, num_kv_heads * period, bias, fused, tp)
         self.dense = row_linear(hidden_size, hidden_size, bias, Declaration(Role.HIDDEN, "output_matrix"), tp)
         self.q_norm, self.k_norm = (

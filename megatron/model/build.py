@@ -14,10 +14,11 @@ from megatron.architecture import Widths
 from megatron.model.config import GPTConfig
 from megatron.model.gpt import GPT
 from megatron.mpu import SERIAL, TensorParallel
-from megatron.parametrization.declare import Declaration, declarations
 from megatron.parametrization.init import initialise
-from megatron.parametrization.plan import ParameterPlan, Parametrization, Shape
+from megatron.parametrization.plan import Declared, Parametrization, Shape
 from megatron.parametrization.widths import ForwardFactors, forward_factors
+from mup.plan import ParameterPlan
+from mup.roles import declarations
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,22 @@ def shapes_at(config: GPTConfig, widths: Widths, factors: ForwardFactors) -> dic
     return shapes_of(meta_model(config.without_padding().with_widths(widths), factors))
 
 
+def _declared_at(config: GPTConfig, widths: Widths, factors: ForwardFactors) -> Declared:
+    """Shapes and declarations of the same model, unpadded, with other widths."""
+    model = meta_model(config.without_padding().with_widths(widths), factors)
+    declared = declarations(model)
+    return {name: (shape, declared[name]) for name, shape in shapes_of(model).items()}
+
+
 def plan_model(config: GPTConfig, parametrization: Parametrization) -> ModelPlan:
     """Plan every parameter from its global shape and the shape that it has in the base model."""
     factors = forward_factors(
         parametrization.widths, parametrization.base, parametrization.options, parametrization.multipliers
     )
-    model = meta_model(config.without_padding(), factors)
-    declared: dict[str, Declaration] = declarations(model)
     # every layer of a deeper target has its counterpart in the base
     deep_base = dataclasses.replace(parametrization.base, num_layers=config.widths.num_layers)
-    base_shapes = shapes_at(config, deep_base, factors)
-    return ModelPlan(config, parametrization, factors, parametrization.plan(declared, shapes_of(model), base_shapes))
+    model, base = (_declared_at(config, widths, factors) for widths in (config.widths, deep_base))
+    return ModelPlan(config, parametrization, factors, parametrization.plan(model, base))
 
 
 def materialise(plan: ModelPlan, seed: int, device: torch.device | str = "cpu", tp: TensorParallel = SERIAL) -> GPT:
@@ -87,6 +93,5 @@ def materialise(plan: ModelPlan, seed: int, device: torch.device | str = "cpu", 
     """
     model = meta_model(plan.config, plan.factors, tp)
     model.to_empty(device=device)
-    query_zero = plan.parametrization.query_zero_init
-    initialise(model.named_parameters(), plan.parameters, seed, query_zero, tp.group)
+    initialise(model.named_parameters(), plan.parameters, seed, tp.group)
     return model

@@ -16,7 +16,7 @@ from megatron.mpu import (
     local_shape,
     mark_partial_grads,
 )
-from megatron.parametrization.declare import Declaration, declare
+from mup.roles import Declaration, declare_as
 from mup.rules import Role
 
 # rows are looked up, not summed over: the fan-in of an embedding is its (finite) vocabulary
@@ -28,7 +28,8 @@ class PositionEmbedding(nn.Module):
 
     def __init__(self, positions: int, hidden_size: int, tp: TensorParallel = SERIAL) -> None:
         super().__init__()
-        self.weight = declare(nn.Parameter(torch.empty(positions, hidden_size)), _EMBEDDING)
+        self.weight = nn.Parameter(torch.empty(positions, hidden_size))
+        declare_as(self, "weight", _EMBEDDING)
         self.tp = tp
         if tp.cuts_sequence:
             mark_partial_grads(self)
@@ -57,7 +58,7 @@ class Embedding(nn.Module):
         self.word_embeddings = VocabParallelEmbedding(
             rows, hidden_size, group=tp.group, sequence_parallel=tp.sequence_parallel
         )
-        declare(self.word_embeddings.weight, _EMBEDDING)
+        declare_as(self.word_embeddings, "weight", _EMBEDDING)
         self.position_embeddings = PositionEmbedding(positions, hidden_size, tp) if positions else None
         self.mult = mult
         self.dropout = dropout
@@ -102,7 +103,8 @@ class Readout(ShardedModule):
         else:
             spec = Shard(0)
             weight = nn.Parameter(torch.empty(local_shape((rows, hidden_size), spec, tp.group.size)))
-            self.add_sharded("weight", declare(weight, Declaration(Role.OUTPUT)), spec)
+            self.add_sharded("weight", weight, spec)
+            declare_as(self, "weight", Declaration(Role.OUTPUT))
 
     def forward(self, x: Tensor, tied_weight: Tensor | None = None) -> Tensor:
         weight = self.weight if tied_weight is None else tied_weight

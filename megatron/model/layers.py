@@ -8,7 +8,7 @@ from torch import nn
 
 from megatron.architecture import Norm
 from megatron.mpu import SERIAL, ColumnParallelLinear, RowParallelLinear, TensorParallel, mark_partial_grads
-from megatron.parametrization.declare import Declaration, declare
+from mup.roles import Declaration, declare_as
 from mup.rules import Role
 
 _GAIN = Declaration(Role.VECTOR, "ones")
@@ -18,9 +18,9 @@ _Linear = TypeVar("_Linear", ColumnParallelLinear, RowParallelLinear)
 
 
 def _declared(layer: _Linear, declaration: Declaration) -> _Linear:
-    declare(layer.weight, declaration)
+    declare_as(layer, "weight", declaration)
     if layer.bias is not None:
-        declare(layer.bias, _BIAS)
+        declare_as(layer, "bias", _BIAS)
     return layer
 
 
@@ -52,9 +52,9 @@ def make_norm(
     """
     layer: nn.LayerNorm | nn.RMSNorm
     layer = nn.RMSNorm(size, eps=epsilon) if kind == "rmsnorm" else nn.LayerNorm(size, eps=epsilon, bias=bias)
-    declare(layer.weight, _GAIN)
+    declare_as(layer, "weight", _GAIN)
     if isinstance(layer, nn.LayerNorm) and bias:
-        declare(layer.bias, _BIAS)
+        declare_as(layer, "bias", _BIAS)
     if over_heads or tp.cuts_sequence:
         mark_partial_grads(layer)
     return layer

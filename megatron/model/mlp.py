@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from megatron.architecture import Activation, GatedActivation, PlainActivation
 from megatron.model.layers import column_linear, row_linear
 from megatron.mpu import SERIAL, TensorParallel
-from megatron.parametrization.declare import Declaration
+from mup.roles import Declaration
 from mup.rules import Role
 
 

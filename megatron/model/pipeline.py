@@ -113,7 +113,6 @@ def materialise_stage(
 ) -> PipelinedGPT:
     """This process's stage with initial weights in fp32, the same bits as under any other layout."""
     stage = PipelinedGPT(plan, groups, tp, partition_method, loss_fn)
-    query_zero = plan.parametrization.query_zero_init
     with torch.no_grad():
-        initialise(stage.global_named_parameters(), plan.parameters, seed, query_zero, tp.group)
+        initialise(stage.global_named_parameters(), plan.parameters, seed, tp.group)
     return stage

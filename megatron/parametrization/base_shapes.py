@@ -15,7 +15,10 @@ from pathlib import Path
 from megatron.architecture import Widths
 from megatron.errors import BaseShapeError
 from megatron.parametrization.plan import Shape
-from mup.bsh import BaseShape, read_bsh, read_comments, write_bsh
+from mup.infshape import InfShape
+from mup.shape import load_base_shapes as read_base_shapes
+from mup.shape import read_comments, zip_infshapes
+from mup.shape import save_base_shapes as write_base_shapes
 
 # configuration key of each base dimension, also its name in the files' comment lines
 BASE_KEYS: Mapping[str, str] = {
@@ -32,7 +35,7 @@ class BaseShapeFiles:
     """What all files under one prefix hold together. `dims` is empty for files that this project did not write."""
 
     files: tuple[Path, ...]
-    shapes: Mapping[str, BaseShape]
+    shapes: Mapping[str, InfShape]
     dims: Mapping[str, int]
 
     @property
@@ -44,17 +47,11 @@ def save_base_shapes(
     file: Path, base_shapes: Mapping[str, Shape], delta_shapes: Mapping[str, Shape], base: Widths, layout: str
 ) -> None:
     """Write one rank's file. A dimension that differs between base and delta is infinite; the rest are null."""
-    entries = {
-        name: BaseShape(
-            [b if b != d else None for b, d in zip(shape, delta_shapes[name], strict=True)],
-            [b if b == d else None for b, d in zip(shape, delta_shapes[name], strict=True)],
-        )
-        for name, shape in base_shapes.items()
-    }
+    shapes = zip_infshapes(base_shapes, {name: delta_shapes[name] for name in base_shapes})
     comments = [f"{BASE_KEYS[key]}: {value}" for key, value in dataclasses.asdict(base).items()]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_bsh(entries, file, [*comments, f"layout: {layout}"])
+        write_base_shapes(shapes, file, [*comments, f"layout: {layout}"])
     except OSError as error:
         raise BaseShapeError(f"base-shapes-file {file} cannot be written: {error.strerror}") from error
 
@@ -68,16 +65,16 @@ def load_base_shapes(prefix: Path) -> BaseShapeFiles:
             f"base-shapes-file: neither {prefix}.0 nor {prefix} exists; write it by a run of the base model with "
             "save-base-shapes: true, or give mup-base-hidden-size instead"
         )
-    shapes: dict[str, BaseShape] = {}
+    shapes: dict[str, InfShape] = {}
     dims: dict[str, int] = {}
     for file in files:
         try:
-            entries, comments = read_bsh(file), read_comments(file)
+            entries, comments = read_base_shapes(file), read_comments(file)
         except (ValueError, OSError) as error:
             raise BaseShapeError(f"base-shapes-file {file} cannot be read: {error}") from error
         for raw, entry in entries.items():
             name = canonical_name(raw)
-            if shapes.setdefault(name, entry).base != entry.base:
+            if shapes.setdefault(name, entry) != entry:
                 raise BaseShapeError(f"base-shapes-file: {name} has another shape in {file} than in {files[0]}")
         for key, value in _dimensions(comments).items():
             if dims.setdefault(key, value) != value:
@@ -136,7 +133,7 @@ def base_widths(loaded: BaseShapeFiles, target: Widths, base_heads: int | None, 
     def size(name: str, dim: int, default: int) -> int:
         if name not in loaded.shapes:
             raise BaseShapeError(f"base-shapes-file {loaded.names}: parameter {name} is missing")
-        return loaded.shapes[name].base[dim] or default
+        return loaded.shapes[name][dim].base_dim or default
 
     heads, kv_heads = base_head_counts(target, base_heads, base_kv_heads)
     blocks = [int(match[1]) for name in loaded.shapes if (match := re.match(r"layers\.(\d+)\.", name))]
@@ -160,7 +157,7 @@ def check_base_shapes(
     for name, shape in expected.items():
         if name not in loaded.shapes:
             raise BaseShapeError(f"base-shapes-file: {name} is in none of {loaded.names}: another model's file?")
-        entry = loaded.shapes[name].base
+        entry = loaded.shapes[name].base_shape()
         if len(entry) != len(shape):
             raise BaseShapeError(
                 f"base-shapes-file: {name}: {len(entry)} dimensions in {loaded.names}, here {len(shape)}"

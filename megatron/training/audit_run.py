@@ -11,19 +11,12 @@ from megatron.initialize import Runtime
 from megatron.model.block import Block
 from megatron.model.gpt import GPT
 from megatron.neox_arguments import NeoXArgs
-from megatron.parametrization.audit import (
-    FACTOR,
-    audit_parameters,
-    factor_row,
-    measured_attention_scale,
-    measured_gain,
-    notes,
-)
+from megatron.parametrization.audit import audit_parameters, notes
 from megatron.tokenizer import build_tokenizer
 from megatron.training.engine import adam_epsilon, build_trainee
 from megatron.training.from_args import model_plan
 from megatron.training.learning_rates import LearningRateSchedule
-from mup.static_audit import Audit, AuditRow
+from mup.static_audit import FACTOR, Audit, AuditRow, factor_row, measured_attention_scale, measured_gain
 
 
 class ModelAudit(Audit):
@@ -72,7 +65,6 @@ def run_audit(args: NeoXArgs, runtime: Runtime) -> ModelAudit:
         lr=args.lr,
         eps=adam_epsilon(args),
         weight_decay=args.weight_decay,
-        query_zero_init=plan.parametrization.query_zero_init,
     )
     factors = _factor_rows(trainee.model.float().cpu())
     parametrization = plan.parametrization

@@ -16,10 +16,11 @@ from megatron.initialize import Runtime, dropout_streams
 from megatron.model.build import ModelPlan, materialise
 from megatron.mpu import TensorParallel, global_grad_norm, sync_partial_grads_in_backward
 from megatron.neox_arguments import NeoXArgs
-from megatron.parametrization.groups import learning_rate_multipliers, parameter_groups
+from megatron.parametrization.groups import parameter_groups
 from megatron.training.learning_rates import LearningRateSchedule, Scheduler
 from megatron.training.objective import Batch, Objective, make_objective
 from megatron.training.optimizer import make_optimizer
+from mup.groups import learning_rate_multipliers
 
 
 def learning_rate_schedule(args: NeoXArgs) -> LearningRateSchedule:
@@ -189,7 +190,7 @@ def build_trainee(
     scheduler = Scheduler(
         engine.optimizer,
         schedule,
-        lr_mults=learning_rate_multipliers(plan.parameters),
+        lr_mults=learning_rate_multipliers(plan.parameters.values()),
         override_lr_scheduler=args.override_lr_scheduler,
         use_checkpoint_lr_scheduler=args.use_checkpoint_lr_scheduler,
     )

@@ -19,9 +19,10 @@ from megatron.parametrization.base_shapes import (
     check_base_shapes,
     load_base_shapes,
 )
-from megatron.parametrization.plan import InitMethods, Parametrization
+from megatron.parametrization.plan import Parametrization
 from megatron.parametrization.widths import Multipliers
 from megatron.tokenizer import padded_vocab_size
+from mup.init_methods import InitMethods
 from mup.rules import Options
 
 

@@ -14,9 +14,9 @@ from megatron.model.gpt import layer_list
 from megatron.monitoring.flops import flops_per_token
 from megatron.mpu import Communicator, TensorParallel, counts_here, named_shards
 from megatron.neox_arguments import NeoXArgs
-from megatron.parametrization.groups import learning_rate_multipliers
 from megatron.training.engine import Trainee
 from megatron.training.full_state import local_tensor
+from mup.groups import learning_rate_multipliers
 
 
 def mup_section(trainee: Trainee) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def mup_section(trainee: Trainee) -> dict[str, Any]:
     return {
         **forward_section(plan),
         "options": dataclasses.asdict(plan.parametrization.options),
-        "lr_mult": learning_rate_multipliers(plan.parameters),
+        "lr_mult": learning_rate_multipliers(plan.parameters.values()),
     }
 
 

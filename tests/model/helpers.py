@@ -11,8 +11,9 @@ from torch import Tensor
 from megatron.architecture import Widths
 from megatron.model import GPT, GPTConfig
 from megatron.model.build import materialise, plan_model
-from megatron.parametrization.plan import InitMethods, Parametrization
+from megatron.parametrization.plan import Parametrization
 from megatron.parametrization.widths import Multipliers
+from mup.init_methods import InitMethods
 from mup.rules import Options
 
 VOCAB = 37

@@ -158,9 +158,9 @@ def test_param_groups_follow_the_table() -> None:
     model = in_mup()
     options = Options(depth_alpha=0.0)
     groups = {g["name"]: g for g in param_groups(model, lr=1.0, weight_decay=0.1, eps=1e-8, options=options)}
-    hidden = groups["hidden_x4"]
+    hidden = groups["hidden.r4"]
     assert (hidden["lr"], hidden["eps"], hidden["weight_decay"]) == (0.25, 2.5e-9, pytest.approx(0.4))
-    assert {name.split("_")[0] for name in groups} == {"input", "hidden", "output", "vector"}
+    assert {name.split(".")[0] for name in groups} == {"input", "hidden", "output", "vector"}
     assert all(g["weight_decay"] == 0 for name, g in groups.items() if name.startswith("vector"))
     assert param_groups(model, lr=1.0, eps=1e-8, width_mult=2.0)[2]["eps"] in (1e-8, 5e-9)
     assert "eps" not in param_groups(model, lr=1.0, options=Options(optimizer="lion"))[0]

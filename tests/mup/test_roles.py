@@ -10,7 +10,7 @@ from torch import nn
 
 import mup
 from mup import MuAdam, MuReadout, MuSGD, Role, ShapeError
-from mup.roles import parameters
+from mup.plan import planned
 
 
 class Experts(nn.Module):
@@ -58,12 +58,12 @@ CASES: dict[str, tuple[Callable[[int, int], nn.Module], str, Role, float, float]
     "transposed_convolution": (lambda w, f: nn.ConvTranspose2d(w, f, 3), "weight", Role.HIDDEN, 4, 8),
     "convolution": (lambda w, f: nn.Conv2d(w, f, 3), "weight", Role.HIDDEN, 4, 8),
     "linear": (lambda w, f: nn.Linear(w, f), "weight", Role.HIDDEN, 4, 8),
-    "linear_bias": (lambda w, f: nn.Linear(w, f), "bias", Role.VECTOR, 1, 8),
+    "linear_bias": (lambda w, f: nn.Linear(w, f), "bias", Role.VECTOR, 8, 8),
     "fixed_kv_heads": (fixed_kv, "weight", Role.HIDDEN, 4, 1),
     "router": (lambda w, f: MuReadout(w, 8, bias=False), "weight", Role.OUTPUT, 4, 1),
     "embedding": (lambda w, f: nn.Embedding(11, w), "weight", Role.INPUT, 4, 1),
     "input_layer": (lambda w, f: nn.Linear(7, f), "weight", Role.INPUT, 1, 8),
-    "gain": (lambda w, f: nn.LayerNorm(w), "weight", Role.VECTOR, 1, 4),
+    "gain": (lambda w, f: nn.LayerNorm(w), "weight", Role.VECTOR, 4, 4),
     "position_table_whose_length_grows": (lambda w, f: nn.Embedding(f, w), "weight", Role.INPUT, 4, 8),
 }
 
@@ -76,7 +76,7 @@ def in_mup(case: str) -> nn.Module:
 @pytest.mark.parametrize("case", CASES)
 def test_role_and_multipliers(case: str) -> None:
     _, name, role, r, s = CASES[case]
-    [p] = [p for p in parameters(in_mup(case)) if p.name == name]
+    [p] = [p for _, p in planned(in_mup(case)) if p.name == name]
     assert (p.role, p.fan_in_mult, p.fan_out_mult) == (role, r, s)
 
 
@@ -138,10 +138,10 @@ def test_main_set_by_hand_is_the_fan_in() -> None:
     make = lambda w: nn.Linear(w, 4 * w, bias=False)  # noqa: E731
     model = mup.set_base_shapes(nn.Linear(16, 64, bias=False), make(4), delta=nn.Linear(8, 24, bias=False))
     model.weight.infshape.main = model.weight.infshape[0]
-    [p] = parameters(model)
+    [(_, p)] = planned(model)
     assert (p.role, p.fan_in_mult) == (Role.HIDDEN, 4)
     model.weight.infshape[0].dim = 128
-    assert next(iter(parameters(model))).fan_in_mult == 8
+    assert next(iter(planned(model)))[1].fan_in_mult == 8
 
 
 def test_a_declared_output_is_rescaled_as_a_readout() -> None:

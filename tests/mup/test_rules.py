@@ -86,21 +86,25 @@ def test_scaled_decay_times_lr_does_not_depend_on_the_width(
 CELLS: dict[tuple[str, Role], tuple[float, ...]] = {
     ("adamw", Role.INPUT): (1, 1, 1, 1, 1),
     ("adamw", Role.HIDDEN): (1 / 2, 1 / 4, 1 / 16, 4, 1),
+    ("adamw", Role.VALUE): (3 / 4, 1 / 4, 1 / 16, 4, 1),
     ("adamw", Role.OUTPUT): (1, 1, 1, 1, 1 / 16),
     ("adamw", Role.VECTOR): (1, 1, 1, 0, 1),
     ("adamw", Role.POSITION_BIAS): (1, 1, 1, 1, 1),
     ("sgd", Role.INPUT): (1, 16, 1, 1 / 16, 1),
     ("sgd", Role.HIDDEN): (1 / 2, 9 / 4, 1, 4 / 9, 1),
+    ("sgd", Role.VALUE): (3 / 4, 9 / 4, 1, 4 / 9, 1),
     ("sgd", Role.OUTPUT): (1, 16, 1, 1 / 16, 1 / 16),
     ("sgd", Role.VECTOR): (1, 16, 1, 0, 1),
     ("sgd", Role.POSITION_BIAS): (1, 1, 1, 1, 1),
     ("lion", Role.INPUT): (1, 1, 1, 1, 1),
     ("lion", Role.HIDDEN): (1 / 2, 1 / 4, 1, 4, 1),
+    ("lion", Role.VALUE): (3 / 4, 1 / 4, 1, 4, 1),
     ("lion", Role.OUTPUT): (1, 1, 1, 1, 1 / 16),
     ("lion", Role.VECTOR): (1, 1, 1, 0, 1),
     ("lion", Role.POSITION_BIAS): (1, 1, 1, 1, 1),
     ("muon", Role.INPUT): (1, 1, 1, 1, 1),
     ("muon", Role.HIDDEN): (1 / 2, 3 / 2, 1, 2 / 3, 1),
+    ("muon", Role.VALUE): (3 / 4, 3 / 2, 1, 2 / 3, 1),
     ("muon", Role.OUTPUT): (1, 1, 1, 1, 1 / 16),
     ("muon", Role.VECTOR): (1, 1, 1, 0, 1),
     ("muon", Role.POSITION_BIAS): (1, 1, 1, 1, 1),
@@ -160,7 +164,8 @@ def test_attention_and_readout(d: int, base: int, temperature: float) -> None:
 @given(MULT, MULT, MULT)
 def test_powers(r: float, s: float, m: float) -> None:
     power = Power(0.5, -1, 2)
-    assert power(r, s, m) * power.inverse()(r, s, m) == pytest.approx(1)
+    assert power(r, s, m) == pytest.approx(math.sqrt(r) / s * m * m)
+    assert power(r, s, m) ** 3 * power.raised(-3)(r, s, m) == pytest.approx(1)
 
 
 def test_unit_scaling_table() -> None:

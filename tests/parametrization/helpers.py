@@ -8,8 +8,9 @@ from typing import Any
 from megatron.architecture import Widths
 from megatron.model.build import ModelPlan, plan_model
 from megatron.model.config import GPTConfig
-from megatron.parametrization.plan import InitMethods, Parametrization
+from megatron.parametrization.plan import Parametrization
 from megatron.parametrization.widths import Multipliers
+from mup.init_methods import InitMethods
 from mup.rules import Options
 
 BASE = Widths(hidden_size=32, num_attention_heads=2, num_kv_heads=2, ffn_hidden_size=128, num_layers=2)

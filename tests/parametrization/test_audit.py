@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from megatron.architecture import Widths
-from megatron.parametrization.audit import audit_parameters, factor_row, measured_attention_scale, notes
+from megatron.parametrization.audit import audit_parameters, notes
 from megatron.parametrization.init import draw
+from mup.static_audit import factor_row, measured_attention_scale
 from tests.parametrization.helpers import BASE, make_plan, scaled
 
 ADAM = {"lr": 1e-2, "eps": 1e-8, "weight_decay": 0.1}
@@ -17,7 +18,7 @@ ADAM = {"lr": 1e-2, "eps": 1e-8, "weight_decay": 0.1}
 
 def right(plan):
     """Weights as planned, and groups as the rules want them, one a parameter."""
-    weights = {name: draw(own, 1, plan.parametrization.query_zero_init) for name, own in plan.parameters.items()}
+    weights = {name: draw(own, 1) for name, own in plan.parameters.items()}
     groups = [
         {"parameter_names": [name]} | {key: base * getattr(own.scaling, key) for key, base in ADAM.items()}
         for name, own in plan.parameters.items()
@@ -26,8 +27,7 @@ def right(plan):
 
 
 def departures(plan, weights, groups):
-    zero = plan.parametrization.query_zero_init
-    rows = audit_parameters(weights, plan.parameters, groups, **ADAM, query_zero_init=zero)
+    rows = audit_parameters(weights, plan.parameters, groups, **ADAM)
     return {row.name: row.departures for row in rows if not row.passed}
 
 

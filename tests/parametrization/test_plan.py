@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from megatron.architecture import Widths
 from megatron.errors import ConfigError
 from megatron.model.build import materialise
-from megatron.parametrization.declare import declarations
 from megatron.parametrization.groups import parameter_groups
 from megatron.parametrization.init import draw, parameter_seed
-from megatron.parametrization.plan import InitMethods, unscaled_dimensions
 from megatron.parametrization.widths import Multipliers, forward_factors
+from mup.init_methods import InitMethods
+from mup.plan import unscaled_fan_ins
+from mup.roles import declarations
 from mup.rules import Options, Role
 from tests.parametrization.helpers import BASE, deeper, make_plan, scaled
 
@@ -185,16 +186,16 @@ def test_forward_factors_of_sp_ignore_the_multipliers():
 def test_a_dimension_that_does_not_grow_is_told():
     wide = Widths(128, 8, 8, 128, 2)  # ffn as in the base
     plan = make_plan(wide, Widths(32, 2, 2, 128, 2))
-    assert unscaled_dimensions(list(plan.parameters.values())) == [
-        f"layers.{i}.mlp.dense_4h_to_h.weight" for i in range(2)
-    ]
-    assert unscaled_dimensions(list(make_plan(BASE).parameters.values())) == []
+    assert unscaled_fan_ins(plan.parameters.values()) == [f"layers.{i}.mlp.dense_4h_to_h.weight" for i in range(2)]
+    assert unscaled_fan_ins(make_plan(BASE).parameters.values()) == []
 
 
 def test_every_parameter_declares_a_role():
     model = materialise(make_plan(BASE), 1)
-    with pytest.raises(TypeError, match="declares no role"):
-        declarations(model)  # declarations live on the meta model; a materialised one has lost them, and says so
+    assert set(declarations(model)) == {name for name, _ in model.named_parameters()}
+    model.layers[0].mlp.extra = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(TypeError, match="layers.0.mlp.extra declares no role"):
+        declarations(model)
 
 
 @pytest.mark.parametrize(("heads", "kv"), [(3, 3), (4, 3)])
@@ -209,10 +210,10 @@ GROUPED = Widths(hidden_size=64, num_attention_heads=4, num_kv_heads=2, ffn_hidd
 def _qkv_stds(plan) -> tuple[float, float]:
     """RMS of the rows of queries and keys, and of those of values, of the first block."""
     name = "layers.0.attention.query_key_value.weight"
-    weight, (period, start, length) = draw(plan.parameters[name], 3), plan.parameters[name].declaration.value_rows
-    rows = weight.view(-1, period, weight.shape[-1])
-    assert start + length == period and rows.shape[0] == plan.config.widths.num_kv_heads
-    return float(rows[:, :start].square().mean().sqrt()), float(rows[:, start:].square().mean().sqrt())
+    widths = plan.config.widths
+    rows = draw(plan.parameters[name], 3).view(widths.num_kv_heads, -1, widths.hidden_size)  # [kv heads, q + k + v, h]
+    others, values = rows[:, : -widths.head_dim], rows[:, -widths.head_dim :]
+    return float(others.square().mean().sqrt()), float(values.square().mean().sqrt())
 
 
 @pytest.mark.parametrize("mult", [2, 4, 16])
@@ -231,5 +232,7 @@ def test_values_of_fixed_key_value_heads_start_like_a_readout(mult):
         others, values = _qkv_stds(plan)
         assert values == pytest.approx(others, rel=0.05)
     half = dataclasses.replace(scaled(16, base=GROUPED), num_kv_heads=8)  # 4 times as many at 16 times the width
-    assert make_plan(half, base=GROUPED).parametrization.value_std == 0.5
-    assert make_plan(GROUPED, base=GROUPED).parametrization.value_std == 1.0
+    name = "layers.0.attention.query_key_value.weight"
+    [(values_of_half, factor)] = make_plan(half, base=GROUPED).parameters[name].parts
+    assert (values_of_half.name, factor) == ("value", 0.5)
+    assert make_plan(GROUPED, base=GROUPED).parameters[name].parts == ()

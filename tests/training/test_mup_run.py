@@ -15,7 +15,6 @@ from megatron.errors import BaseShapeError, ConfigError
 from megatron.initialize import initialize_megatron
 from megatron.model import attention
 from megatron.parametrization.base_shapes import canonical_name, load_base_shapes
-from megatron.parametrization.plan import Parametrization
 from megatron.training.audit_run import run_audit
 from megatron.training.coord_check_run import CoordinateCheck, run_coord_check
 from megatron.training.from_args import model_plan
@@ -314,7 +313,7 @@ def test_fixed_key_value_heads_pass_and_would_drift_as_plain_hidden_values(corpu
     changes["coord_check_widths"] = [64, 128, 256, 512]
     result = check(corpus, tmp_path, **changes)
     assert result.passed, result.mup.table()
-    monkeypatch.setattr(Parametrization, "value_std", 1.0)
+    monkeypatch.setattr(rules, "TABLE", with_cell(rules.Role.VALUE, init_std=rules.Power(fan_in=-0.5)))
     drifting = verdict(
         CoordinateCheck(
             arguments(configuration(corpus, tmp_path, **{**CHECK, **changes})), initialize_megatron()

@@ -1,0 +1,210 @@
+"""Plans: what the rules say of each parameter, by name, before or after the parameter exists.
+
+`planned` describes the parameters of a model whose base shapes are set. `plan_parameter` needs no tensor: from the
+layer's declaration and two shapes it also decides the initial weights, which `ParameterPlan.draw` makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+from mup.infshape import InfShape, zip_infshape
+from mup.init_methods import BaseSizes, InitMethods, draw_
+from mup.roles import Declaration, Part, attach, describe, infshape_of
+from mup.rules import FROM_WIDTH, INNER, Options, Role, Scaling, parameter_scaling
+
+__all__ = ["ModelScale", "ParameterPlan", "ScaledParameter", "plan_parameter", "planned", "unscaled_fan_ins"]
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ScaledParameter:
+    """One parameter, its multipliers against the base model, and its factors.
+
+    fan_in_mult, fan_out_mult: r and s. width_mult: the multiplier of its own width. in_block: whether it belongs to a
+    residual block.
+    """
+
+    name: str
+    role: Role
+    infshape: InfShape
+    fan_in_mult: float
+    fan_out_mult: float
+    width_mult: float
+    in_block: bool
+    scaling: Scaling
+
+
+def planned(
+    model: nn.Module,
+    options: Options = Options(),
+    *,
+    width_mult: float | None = None,
+    depth_mult: float = 1.0,
+    in_block: Callable[[str], bool] | None = None,
+) -> Iterator[tuple[nn.Parameter, ScaledParameter]]:
+    """Every parameter of the model once, in named_parameters order, with its plan.
+
+    width_mult: m of the model for the eps of inner matrices; by default that of each matrix. in_block: whether a
+    name belongs to a residual block, whose learning rate and eps follow `depth_mult`.
+    Raises ShapeError before set_base_shapes.
+    """
+    attach(model)
+    for name, parameter in model.named_parameters():
+        path, _, _ = name.rpartition(".")
+        shape = infshape_of(parameter, name)
+        role, r, s, own = describe(shape, model.get_submodule(path))
+        m = own if width_mult is None or role not in INNER else width_mult
+        inside = in_block is not None and in_block(name)
+        scaling = parameter_scaling(
+            role, fan_in_mult=r, fan_out_mult=s, width_mult=m, depth_mult=depth_mult, in_block=inside, options=options
+        )
+        yield parameter, ScaledParameter(name, role, shape, r, s, own, inside, scaling)
+
+
+@dataclass(frozen=True)
+class ModelScale:
+    """What a model as a whole is against its base: m, mL, the rules' options, and the sizes in init formulas.
+
+    init_scale: multiplies sigma of every matrix. zero_queries: parts named "query" start at zero. zero_values: values
+    whose heads grow more slowly than the model start at zero, as a readout does in a coordinate check.
+    """
+
+    base: BaseSizes
+    width_mult: float = 1.0
+    depth_mult: float = 1.0
+    options: Options = Options()
+    init: InitMethods = InitMethods()
+    init_scale: float = 1.0
+    zero_queries: bool = False
+    zero_values: bool = False
+
+
+@dataclass(frozen=True)
+class ParameterPlan(ScaledParameter):
+    """All that is decided about one parameter before it exists. Shapes are global.
+
+    init_std: absolute. parts: rows of a fused matrix that start otherwise, and the factor on what is drawn for them.
+    """
+
+    declaration: Declaration
+    shape: Shape
+    base_shape: Shape
+    init_method: str
+    init_std: float
+    parts: tuple[tuple[Part, float], ...] = ()
+
+    def draw(self, generator: Generator) -> Tensor:
+        """The whole initial tensor, fp32 on the CPU: float [*shape]."""
+        if self.init_method == "ones":
+            return torch.ones(self.shape)
+        if self.init_method == "zeros" or self.init_std == 0.0:
+            return torch.zeros(self.shape)
+        weight = torch.empty(self.shape)
+        draw_(weight, self.init_method, self.init_std, generator)
+        for part, factor in self.parts:
+            if factor == 0.0:
+                part.of(weight).zero_()  # not a product, which would leave negative zeros
+            else:
+                part.of(weight).mul_(factor)
+        return weight
+
+    def normalised(self, weight: Tensor) -> Tensor:
+        """The entries of a weight that were drawn, those of parts divided by their factor: they have std init_std."""
+        weight = weight.clone()
+        kept = torch.ones_like(weight, dtype=torch.bool)
+        for part, factor in self.parts:
+            if factor == 0.0:
+                part.of(kept).fill_(False)
+            else:
+                part.of(weight).div_(factor)
+        return weight[kept]
+
+
+def plan_parameter(
+    name: str,
+    shape: Sequence[int],
+    declaration: Declaration,
+    base_shape: Sequence[int],
+    base_declaration: Declaration,
+    model: ModelScale,
+    *,
+    in_block: bool = False,
+) -> ParameterPlan:
+    """The plan of one parameter, from its declaration and shape in the model and in the base model.
+
+    Raises TypeError without a declared role, ShapeError for shapes that do not fit together.
+    """
+    if declaration.role is None:
+        raise TypeError(f"parameter {name} declares no role")
+    infshape = zip_infshape(base_shape, shape, fin_if_same=False)
+    infshape.declare(declaration.role, declaration.fan_in_dim, declaration.fan_out_dim)
+    role, r, s, own = describe(infshape)
+    scaling = _scaling(role, r, s, model, in_block)
+    method, std = _initial(declaration, infshape, model)
+    factors = [
+        (part, _part_factor(part, part.count(shape[0]) / base.count(base_shape[0]), role, r, s, model))
+        for part, base in zip(declaration.parts, base_declaration.parts, strict=True)
+    ]
+    return ParameterPlan(
+        name,
+        role,
+        infshape,
+        r,
+        s,
+        own,
+        in_block,
+        scaling,
+        declaration,
+        tuple(shape),
+        tuple(base_shape),
+        method,
+        std * (model.init_scale * scaling.init_std),
+        tuple((part, factor) for part, factor in factors if factor != 1.0),
+    )
+
+
+def _scaling(role: Role, r: float, s: float, model: ModelScale, in_block: bool = False) -> Scaling:
+    return parameter_scaling(
+        role,
+        fan_in_mult=r,
+        fan_out_mult=s,
+        width_mult=model.width_mult,
+        depth_mult=model.depth_mult,
+        in_block=in_block,
+        options=model.options,
+    )
+
+
+def _initial(declaration: Declaration, infshape: InfShape, model: ModelScale) -> tuple[str, float]:
+    """The init method, and the std at the base model."""
+    if declaration.init in ("zeros", "ones"):
+        return declaration.init, 0.0
+    method = model.init.of(declaration)
+    fan_in, fan_out = (int(dim.base_dim or 1) for dim in infshape.fanin_fanout())
+    return method, model.init.base_std(method, fan_in, fan_out, model.base)
+
+
+def _part_factor(part: Part, s: float, role: Role, r: float, s_of_all: float, model: ModelScale) -> float:
+    """The part's init std over that of the whole matrix."""
+    if part.name == "query" and model.zero_queries:
+        return 0.0
+    if part.role is Role.VALUE and (s >= r or not model.options.mup):
+        return 1.0  # values that keep up with the model are hidden
+    if part.role is Role.VALUE and model.zero_values:
+        return 0.0
+    whole = _scaling(role, r, s_of_all, model).init_std
+    return _scaling(part.role, r, s, model).init_std / whole if whole else 1.0
+
+
+def unscaled_fan_ins(plans: Iterable[ParameterPlan]) -> list[str]:
+    """Names of the matrices whose fan-in is the base's although the model as a whole grew: perhaps a mistake."""
+    plans = list(plans)
+    if all(plan.shape == plan.base_shape for plan in plans):
+        return []
+    return [p.name for p in plans if p.role in FROM_WIDTH and p.fan_in_mult == 1.0 and len(p.shape) > 1]
