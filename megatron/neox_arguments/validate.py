@@ -12,16 +12,26 @@ from megatron.neox_arguments.validate_run import Problem
 
 
 def problems(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
-    """Every (key, sentence) that speaks against the resolved values `v`; `given` is what the user gave."""
-    for check in (refusal, out_of_range):
-        for name, value in given.items():
-            problem = check(name, value, KEYS[name], FIELDS[name].default)
-            if problem:
-                yield name, problem
-    yield from validate_sections.problems(v, given)
-    yield from validate_layout.problems(v)
-    yield from validate_run.problems(v, given)
-    yield from _launcher(v)
+    """Every (key, sentence) that speaks against the resolved values `v`; `given` is what the user gave.
+
+    A key whose value is wrong by itself is not compared with other keys: that would add an error that only follows.
+    """
+    wrong = set()
+    for key, problem in (*_single(given), *validate_sections.problems(v, given)):
+        wrong.add(key)
+        yield key, problem
+    for key, problem in (*validate_layout.problems(v), *validate_run.problems(v, given), *_launcher(v)):
+        if key not in wrong:
+            yield key, problem
+
+
+def _single(given: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, value in given.items():
+        if problem := refusal(name, value, KEYS[name], FIELDS[name].default):
+            yield name, problem
+    for name, value in given.items():
+        if problem := out_of_range(name, value, KEYS[name]):
+            yield name, problem
 
 
 def _launcher(v: Mapping[str, Any]) -> Iterator[Problem]:

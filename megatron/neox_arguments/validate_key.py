@@ -22,7 +22,7 @@ def refusal(path: str, value: Any, key: Key, default: Any) -> str | None:
     return f"{path}: {shown(value)} is refused: {reason}" if reason else None
 
 
-def out_of_range(path: str, value: Any, key: Key, default: Any = None) -> str | None:
+def out_of_range(path: str, value: Any, key: Key) -> str | None:
     """The problem of a `value` of the right type that its key's limit excludes; None where it is accepted."""
     if key.limit is None or value is None or key.limit.accepts(value):
         return None

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from megatron.neox_arguments.complete import as_dict
 from megatron.neox_arguments.fields import FIELDS, KEYS
 from megatron.neox_arguments.limits import listed
 from megatron.neox_arguments.messages import shown
 
 Problem = tuple[str, str]
+_OF_ONE_OPTIMIZER = {"momentum": "sgd", "nesterov": "sgd", "betas": "adam", "eps": "adam"}
 
 
 def problems(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
     """Every (key, sentence) that speaks against the resolved values `v`; `given` is what the user gave."""
     yield from _shape(v)
     yield from _attention_config(v)
+    yield from _optimizer(v)
     yield from _schedule(v)
     yield from _data(v)
     yield from _mup(v, given)
@@ -50,7 +53,7 @@ def _shape(v: Mapping[str, Any]) -> Iterator[Problem]:
             "seq_length",
             f"seq_length: {seq_length} is above max_position_embeddings {positions}; raise the latter",
         )
-    if v["pos_emb"] == "learned" and seq_length and not positions:
+    if v["pos_emb"] == "learned" and seq_length and seq_length > 0 and not positions:
         yield (
             "max_position_embeddings",
             f"max_position_embeddings: pos_emb learned needs it; use {seq_length} (seq_length) or more",
@@ -92,8 +95,18 @@ def _attention_config(v: Mapping[str, Any]) -> Iterator[Problem]:
         )
 
 
+def _optimizer(v: Mapping[str, Any]) -> Iterator[Problem]:
+    section = v["optimizer"] or {}
+    if section and section.get("type") is None:
+        yield "optimizer", "optimizer.type: missing; expected Adam, AdamW or SGD"
+    params = as_dict(section.get("params"))
+    for key, kind in _OF_ONE_OPTIMIZER.items():
+        if params.get(key) and v["optimizer_type"] != kind:
+            yield "optimizer", f"optimizer.params.{key}: optimizer {v['optimizer_type']} has none; remove it"
+
+
 def _schedule(v: Mapping[str, Any]) -> Iterator[Problem]:
-    if v["lr"] is not None and v["min_lr"] > v["lr"]:
+    if v["lr"] is not None and v["min_lr"] > v["lr"] >= 0:
         yield "min_lr", f"min_lr: {v['min_lr']} is above lr {v['lr']}; lower it"
     if v["lr_decay_iters"] is not None and v["lr_decay_fraction"] is not None:
         yield "lr_decay_fraction", "lr_decay_fraction: lr_decay_iters is given too; keep one of the two"

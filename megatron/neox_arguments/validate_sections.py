@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from megatron.neox_arguments.complete import as_dict
 from megatron.neox_arguments.fields import FIELDS, KEYS, section_fields
 from megatron.neox_arguments.keys import REFUSED, key_of
 from megatron.neox_arguments.messages import shown, type_problem
@@ -14,7 +13,6 @@ from megatron.neox_arguments.validate_key import as_spelt, has_type, out_of_rang
 from megatron.neox_arguments.validate_run import Problem
 
 _EXTRA = "deepspeed_extra_args"
-_OF_ONE_OPTIMIZER = {"momentum": "sgd", "nesterov": "sgd", "betas": "adam", "eps": "adam"}
 
 
 def problems(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
@@ -30,7 +28,6 @@ def problems(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem
     for name in ("fp16", "bf16", "torch_autocast"):
         if v[name] and "enabled" not in v[name]:
             yield name, f"{name}: needs enabled: true or enabled: false"
-    yield from _optimizer(v)
 
 
 def _section(path: str, name: str, section: Any, declared: type) -> Iterator[str]:
@@ -83,13 +80,3 @@ def _inline(value: Any) -> str:
 def _nearest(name: Any, known: Collection[str]) -> str:
     close = difflib.get_close_matches(str(name), known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-
-
-def _optimizer(v: Mapping[str, Any]) -> Iterator[Problem]:
-    section = v["optimizer"] or {}
-    if section and section.get("type") is None:
-        yield "optimizer", "optimizer.type: missing; expected Adam, AdamW or SGD"
-    params = as_dict(section.get("params"))
-    for key, kind in _OF_ONE_OPTIMIZER.items():
-        if params.get(key) and v["optimizer_type"] != kind:
-            yield "optimizer", f"optimizer.params.{key}: optimizer {v['optimizer_type']} has none; remove it"

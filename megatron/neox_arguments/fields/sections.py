@@ -225,7 +225,7 @@ class DeepspeedExtraSection:
     sequence_parallel_size: int = refused(1, "Ulysses sequence parallelism.", "use sequence_parallel")
     tensor_parallel: dict[str, Any] | None = refused(None, "DeepSpeed's tensor parallelism.", "use model_parallel_size")
     expert_parallel: dict[str, Any] | None = refused(None, "DeepSpeed's expert parallelism.", _NO_FEATURE)
-    use_data_before_expert_parallel_: bool = refused(False, "Order of expert groups.", _NO_FEATURE)
+    use_data_before_expert_parallelism: bool = refused(False, "Order of expert groups.", _NO_FEATURE)
     compile: dict[str, Any] | None = refused(None, "DeepCompile.", _NO_FEATURE)
     hybrid_engine: dict[str, Any] | None = refused(None, "Training and generation in turn.", _NO_FEATURE)
     weight_quantization: dict[str, Any] | None = refused(None, "Quantised weights.", _NO_FEATURE)
