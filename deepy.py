@@ -10,21 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron.entry import run_script
+from megatron.launch import launch_configured
 from megatron.neox_arguments import NeoXArgs
 
 
 def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
     """Check the configuration once, here, then hand it to every process. Returns the workers' exit code."""
     neox_args = NeoXArgs.consume_deepy_args(input_args)
-    if overwrite_values:
-        neox_args = neox_args.replace(**overwrite_values)
-    if neox_args.dry_run:  # the layout's processes are described, not started
-        from megatron.dry_run.main import print_dry_run
-
-        return print_dry_run(neox_args)
-    from megatron.launch import launch
-
-    return launch(neox_args.get_deepspeed_main_args(), num_processes=neox_args.num_gpus)
+    return launch_configured(neox_args.replace(**overwrite_values) if overwrite_values else neox_args)
 
 
 if __name__ == "__main__":

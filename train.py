@@ -7,25 +7,9 @@ torchrun --nproc-per-node 2 train.py configs/mup/base.yml configs/local_setup.ym
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from megatron.entry import run_script
-from megatron.neox_arguments import NeoXArgs
-
-
-def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
-    """Run one worker; returns the exit code: 1 where a coordinate check fails."""
-    neox_args = NeoXArgs.consume_neox_args(input_args, overwrite_values)
-    # torch and DeepSpeed load only once the configuration is right
-    if neox_args.dry_run:
-        from megatron.dry_run.main import print_dry_run
-
-        return print_dry_run(neox_args)
-    from megatron.training.main import run_and_report
-
-    return run_and_report(neox_args)
-
+from muneox.worker.train import main
 
 if __name__ == "__main__":
     sys.exit(run_script(main))

@@ -65,6 +65,6 @@ def write(path: Path, content: dict[str, Any]) -> Path:
 def make_corpus(data: Path) -> None:
     """The default corpus as bytes, unless it is there."""
     if not (data / "text_document.idx").is_file():
-        import prepare_data
+        from muneox.commands import prepare_data
 
         prepare_data.main(["--tokenizer", "byte", "--output-dir", str(data)])

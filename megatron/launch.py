@@ -6,6 +6,20 @@ import logging
 import os
 from collections.abc import Sequence
 
+from megatron.neox_arguments import NeoXArgs
+
+
+def launch_configured(neox_args: NeoXArgs) -> int:
+    """Start the configuration's `user_script` in its processes; returns the exit code of the workers.
+
+    A dry run describes the processes instead.
+    """
+    if neox_args.dry_run:
+        from megatron.dry_run.main import print_dry_run
+
+        return print_dry_run(neox_args)
+    return launch(neox_args.get_deepspeed_main_args(), num_processes=neox_args.num_gpus)
+
 
 def launch(main_args: Sequence[str], num_processes: int | None = None) -> int:
     """Run DeepSpeed's launcher with its own arguments; the exit code of its workers.

@@ -10,6 +10,9 @@ from megatron.errors import ConfigError
 
 # command -> what it does; its module is muneox.commands.<name>, with _ for -
 COMMANDS = {
+    "train": "train a model, in as many processes as its configuration says",
+    "generate": "sample from a checkpoint",
+    "prepare-data": "make a corpus to train on: tokenizer, token files, facts",
     "search": "search hyperparameters on a muP proxy",
     "sweep": "train a grid of runs: widths, seeds, values of any key",
     "transfer": "compare a proxy with its target, or write the proxy",

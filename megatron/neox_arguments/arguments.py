@@ -108,16 +108,18 @@ class NeoXArgs(
         return cls._build(cls._from_mapping(args_dict), overwrite_values, _world_size(world_size))
 
     @classmethod
-    def consume_deepy_args(cls, input_args: Sequence[str] | None = None) -> NeoXArgs:
+    def consume_deepy_args(cls, input_args: Sequence[str] | None = None, script: str | None = None) -> NeoXArgs:
         """Parse the command line of deepy.py: [script.py] a.yml b.yml [-d FOLDER] [--key value ...].
 
-        The script becomes `user_script` (default train.py). Raises ConfigError, or UsageRequested on --help.
+        The script becomes `user_script`: the one on the command line (default train.py), or `script`, with which none
+        is expected there. Raises ConfigError, or UsageRequested on --help.
         """
         argv = sys.argv[1:] if input_args is None else input_args
-        line = launcher.parse_command_line(argv, _TYPES, "deepy.py [script.py]")
-        script = "train.py"
-        if line.files and line.files[0].endswith(".py"):
-            script = line.files.pop(0)
+        program = _program() if script else f"{_program()} [script.py]"
+        line = launcher.parse_command_line(argv, _TYPES, program)
+        if script is None:
+            named = bool(line.files) and line.files[0].endswith(".py")
+            script = line.files.pop(0) if named else "train.py"
         if not os.path.isfile(script):
             raise ConfigError(f"{script}: no such script")
         line.overrides["user_script"] = script
@@ -132,7 +134,7 @@ class NeoXArgs(
         The world size is what the launcher says (WORLD_SIZE, MPI's or SLURM's), else 1; a dry run configures it.
         """
         argv = sys.argv[1:] if input_args is None else input_args
-        line = launcher.parse_command_line(argv, _TYPES, "train.py", _WORKER_OPTIONS)
+        line = launcher.parse_command_line(argv, _TYPES, _program(), _WORKER_OPTIONS)
         if "megatron_config" in line.passed:
             if line.files:
                 raise ConfigError(f"command line: {line.files[0]}: --megatron_config already is the configuration")
@@ -231,6 +233,11 @@ class NeoXArgs(
             return cls(**merged.values)
         except messages.Problems as problems:
             raise problems.located(merged.origins) from None
+
+
+def _program() -> str:
+    """What the user has called, as argparse shows it."""
+    return os.path.basename(sys.argv[0])
 
 
 def _world_size(argument: int | None) -> int | None:

@@ -32,6 +32,8 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(node.value).replace("_", "")))
 
+SHIPPED_CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # a link in a checkout, a folder in a wheel
+
 
 @dataclass(frozen=True)
 class ConfigFile:
@@ -44,11 +46,16 @@ class ConfigFile:
 
 
 def find_config(name: str, folder: str | None = None) -> Path:
-    """Path of a configuration file; the suffix .yml may be left out, as in GPT-NeoX."""
+    """Path of a configuration file; the suffix .yml may be left out, as in GPT-NeoX.
+
+    `configs/...` is a file of this project where the current folder has none of that name.
+    """
     path = Path(folder, name) if folder else Path(name)
     candidates = [path, *(path.with_name(path.name + suffix) for suffix in _SUFFIXES)]
     if path.suffix in _SUFFIXES:
         candidates = [path]
+    if path.parts[:1] == ("configs",):
+        candidates += [SHIPPED_CONFIGS.joinpath(*candidate.parts[1:]) for candidate in candidates]
     for candidate in candidates:
         if candidate.is_file():
             return candidate

@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from muneox.runs.cli import write_atomically
+from muneox.output import write_atomically
 
 
 def new_figure(columns: int, rows: int = 1, width: float = 6.0, height: float = 4.6) -> tuple[Figure, list[Any]]:

@@ -22,7 +22,8 @@ from typing import Any
 from muneox.analysis.families import WIDTH, default_metric, family
 from muneox.analysis.lr_landscape import Basin, Landscape, landscape
 from muneox.analysis.plotting import new_figure, save, width_colours
-from muneox.runs.cli import add_run_arguments, chosen_runs, write_csv, write_json
+from muneox.arguments import add_run_arguments, chosen_runs
+from muneox.output import write_csv, write_json
 
 
 def draw(result: Landscape, path: Path) -> None:

@@ -13,7 +13,6 @@ width_check.py and predict_loss.py read the folder.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import multiprocessing
 import re
@@ -30,6 +29,7 @@ from megatron.errors import ConfigError, TrainingError, UserError
 from megatron.monitoring.jsonl import read_metrics, to_plain
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.yaml_loader import parse_scalar
+from muneox.arguments import config_parser
 from muneox.processes import end_with_parent, share_machine
 from muneox.search.proxy import Run, runs_of, trial_args
 from muneox.search.space import parse_space
@@ -148,10 +148,7 @@ def sweep(todo: Sequence[Job], workers: int) -> int:
 
 def main(input_args: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, also where runs diverged, which the tools that read them show."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        usage="%(prog)s CONFIG... [options] [--key value ...]",
-    )  # fmt: skip
+    parser = config_parser(__doc__)
     add = parser.add_argument
     add("--widths", type=int, nargs="+", default=[], help="hidden sizes (default: the configuration's)")
     add("--seeds", type=int, nargs="+", default=[], help="seeds (default: the configuration's)")

@@ -97,7 +97,7 @@ def _show_parameters(args: NeoXArgs, vocab_size: int, console: Console, brief: b
 def _make(options: argparse.Namespace, target: NeoXArgs, console: Console) -> None:
     from muneox.analysis.make_proxy import dump, make_proxy
     from muneox.cost import cost_of
-    from muneox.runs.cli import write_atomically
+    from muneox.output import write_atomically
 
     made = make_proxy(target, [options.target], options.width)
     header = [f"Proxy of {options.target}, for a hyperparameter search; it is its own muP base."]

@@ -21,8 +21,9 @@ import numpy as np
 from muneox.analysis.families import LEARNING_RATES, WIDTH, family
 from muneox.analysis.plotting import new_figure, save, width_colours
 from muneox.analysis.width_check import Comparison, WidthCheck, width_check
+from muneox.arguments import add_run_arguments, chosen_runs
+from muneox.output import write_csv, write_json
 from muneox.runs import Smoothing
-from muneox.runs.cli import add_run_arguments, chosen_runs, write_csv, write_json
 
 
 def draw(result: WidthCheck, path: Path) -> None:

@@ -80,7 +80,7 @@ def load(path: Path, keys: Sequence[str], maker: str) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise DataError(f"{path} is no JSON ({error}); it should be what {maker} writes") from error
+        raise DataError(f"{path} is not JSON: expected the file that {maker} writes ({error})") from error
     missing = [key for key in keys if not isinstance(content, Mapping) or key not in content]
     if missing:
         raise DataError(f"{path} is not what {maker} writes: it has no `{missing[0]}`")
@@ -96,14 +96,6 @@ def number(value: float | None, form: str = ".4g") -> Cell:
 
 def colour(i: int) -> str:
     return f"$c{i % SERIES}"
-
-
-def short(value: float) -> str:
-    """6.7e9 as 6.7B, as counts of parameters and tokens are said."""
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if unit <= abs(value) < 1e15:
-            return f"{value / unit:.4g}{name}"
-    return f"{value:.6g}"
 
 
 def ticks(values: Iterable[float]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from muneox.report.content import Cell, Entry, Figure, Section, Status, Table, colour, load, number, short
+from muneox.output import short
+from muneox.report.content import Cell, Entry, Figure, Section, Status, Table, colour, load, number
 
 MAKER = "tools/scaling/predict_loss.py --json"
 LEAD = (

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron.errors import ConfigError
+from muneox.output import finite_or_none
 from muneox.report.content import Cell, Figure, Section, Table
-from muneox.runs.cli import finite_or_none
 
 BADGES = {"pass": "✓ PASS", "fail": "✗ FAIL", "note": "● NOTE"}
 # Nothing is fetched: the page holds all that it needs, and the browser is told to keep it so.

@@ -17,7 +17,7 @@ import scipy
 
 import megatron
 from megatron.errors import ConfigError, DataError
-from muneox.runs.cli import write_atomically
+from muneox.output import short, write_atomically
 from muneox.scaling.backtest import Held, backtest, coverage, mean_error
 from muneox.scaling.diagnostics import describe_ladder, not_collapsing
 from muneox.scaling.ladder import Point
@@ -264,14 +264,6 @@ def collapse_warnings(points: Sequence[Point], floor: float) -> list[str]:
     far = not_collapsing([p.x for p in points], curves, min(floor, 0.999 * min(p.y for p in points)))
     return [f"{points[i].name} does not collapse onto the other runs' normalised curve: another recipe or an accident?"
             for i in far]  # fmt: skip
-
-
-def short(x: float) -> str:
-    """6.7e9 as 6.7B."""
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if unit <= x < 1e15:
-            return f"{x / unit:.4g}{name}"
-    return f"{x:.6g}" if x < 1e6 else f"{x:.3g}"
 
 
 def _far(targets: Sequence[Target]) -> list[str]:

@@ -14,8 +14,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from muneox.output import short
 from muneox.scaling.backtest import Held
-from muneox.scaling.forecast import Forecast, short
+from muneox.scaling.forecast import Forecast
 from muneox.scaling.separable import Array
 from muneox.scaling.uncertainty import Interval
 

@@ -205,15 +205,16 @@ def _tell_use(
     setup: Setup, path: Path, values: dict[str, object], target_args: NeoXArgs | None, console: Console
 ) -> None:
     """The command that trains the target with the result; keys that the target's files already have go on the line."""
+    train = ["python", "deepy.py", "train.py"] if Path("deepy.py").is_file() else ["muneox", "train"]
     if target_args is None:
-        console.print(f"use it: python deepy.py train.py target.yml {path}", soft_wrap=True, highlight=False)
+        console.print(f"use it: {shlex.join([*train, 'target.yml', str(path)])}", soft_wrap=True, highlight=False)
         return
     files = [*setup.target_files, str(path)]
     try:
         NeoXArgs.from_ymls(files, world_size=1)
-        command = ["python", "deepy.py", "train.py", *files]
+        command = [*train, *files]
     except ConfigError as error:
         console.print(f"note: {error}", soft_wrap=True, highlight=False)
         flags = [f"--{key.replace('_', '-')}={value!r}" for key, value in values.items()]
-        command = ["python", "deepy.py", "train.py", *setup.target_files, *flags]
+        command = [*train, *setup.target_files, *flags]
     console.print(f"use it: {shlex.join(command)}", soft_wrap=True, highlight=False)

@@ -14,7 +14,7 @@ import yaml
 from optuna.trial import FrozenTrial
 from scipy.stats import spearmanr
 
-from muneox.runs.cli import write_atomically
+from muneox.output import write_atomically
 from muneox.search.proxy import tied_changes
 from muneox.search.setup import Setup
 from muneox.search.space import Parameter, Space

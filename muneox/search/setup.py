@@ -10,10 +10,12 @@ from typing import Any
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.yaml_loader import SHIPPED_CONFIGS
+from muneox.arguments import config_parser
 from muneox.search.samplers import grid_size
 from muneox.search.space import Space, load_space
 
-DEFAULT_SPACE = Path(__file__).resolve().parents[2] / "configs" / "mup" / "space.yml"
+DEFAULT_SPACE = SHIPPED_CONFIGS / "mup" / "space.yml"
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,7 @@ class Setup:
 
 def parser() -> argparse.ArgumentParser:
     """Options of the search; whatever else stands on the command line is configuration."""
-    made = argparse.ArgumentParser(
-        prog="search.py",
-        usage="%(prog)s CONFIG... [options] [--key value ...]",
-        description="Search hyperparameters on a muP proxy.",
-        epilog="Any key of the configuration may be overridden: --train-iters 300, --optimizer.params.eps=1e-9. "
-        "The same command on another host joins the study.",
-        allow_abbrev=False,
-    )
+    made = config_parser("Search hyperparameters on a muP proxy. The same command on another host joins the study.")
     add = made.add_argument
     add("--space", type=Path, default=DEFAULT_SPACE, help="what varies; default: configs/mup/space.yml (TP-V, F.4)")
     add("--trials", type=int, help="how many; a grid's default is all of it")

@@ -139,7 +139,7 @@ def test_what_changed_is_prepared_again(tmp_path, library, prepare, capsys, chan
 def test_failure_leaves_the_old_corpus(tmp_path, library, prepare, monkeypatch):
     facts = prepare()
     monkeypatch.setattr(
-        "prepare_data.encode_documents", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space"))
+        "muneox.commands.prepare_data.encode_documents", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space"))
     )
     with pytest.raises(DataError, match="corpus: cannot write: No space"):
         prepare("--force")
@@ -157,7 +157,7 @@ def test_facts_never_stand_beside_other_files_than_they_tell_of(tmp_path, librar
             raise OSError(28, "No space")
         os.rename(source, target)
 
-    monkeypatch.setattr("prepare_data.os.replace", only_the_first)
+    monkeypatch.setattr("muneox.commands.prepare_data.os.replace", only_the_first)
     with pytest.raises(DataError, match="No space"):
         prepare("--force", "--seed", 2)
     assert not (folder / "corpus.json").exists()

@@ -1,8 +1,7 @@
-"""The arguments of every tool that reads runs, and how files are put in their place."""
+"""How results are written: whole files, strict JSON, CSV; and how counts are shown."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -11,36 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron.errors import ConfigError, DataError
+from megatron.errors import DataError
 from megatron.files import write_whole
-from muneox.runs.run import Run
-from muneox.runs.sources import read_runs
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """RUNS, --group, --tag, --where."""
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUNS",
-        help="metrics.jsonl, wandb offline folders, `entity/project`, TensorBoard, CSV; folders and globs",
-    )
-    parser.add_argument("--group", help="only runs of this group")
-    parser.add_argument("--tag", action="append", default=[], help="only runs with this tag (repeatable)")
-    parser.add_argument(
-        "--where", action="append", default=[], metavar="KEY=VALUE", help="only runs configured so (repeatable)"
-    )
-
-
-def chosen_runs(options: argparse.Namespace) -> list[Run]:
-    """The runs that the arguments name. Raises ConfigError for a --where without '=', else as read_runs."""
-    where = {}
-    for text in options.where:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"--where {text}: write it as KEY=VALUE, such as hidden_size=64")
-        where[name.strip()] = value.strip()
-    return read_runs(options.runs, group=options.group, tags=options.tag, where=where)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -75,3 +46,11 @@ def finite_or_none(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return value
+
+
+def short(value: float) -> str:
+    """A count as people say it: 6.7e9 as 6.7B."""
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if unit <= abs(value) < 1e15:
+            return f"{value / unit:.4g}{name}"
+    return f"{value:.6g}"

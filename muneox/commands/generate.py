@@ -1,0 +1,127 @@
+"""Sample from a checkpoint. The command line is train.py's, and --prompt.
+
+python generate.py configs/mup/base.yml configs/local_setup.yml --prompt "def main(" --temperature 0.8
+python generate.py ... --text-gen-type interactive
+python generate.py ... -i prompts.txt -o samples.jsonl --num-samples 4
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from megatron.errors import ConfigError
+from megatron.neox_arguments import NeoXArgs, UsageRequested
+
+if TYPE_CHECKING:
+    from megatron.text_generation_utils import Sampler
+
+USAGE = """\
+usage: {program} config.yml [more.yml ...] [--prompt TEXT ...] [--key value ...]
+
+  --prompt TEXT         continue this text, printed as it is sampled; may be given several times
+  --text-gen-type KIND  unconditional (default), input-file or interactive
+  -i, -o FILE           sample_input_file: one prompt a line; sample_output_file: one JSON object a line
+  --load DIR            checkpoint to sample from (default: `save` of the configuration)
+  --iteration N         its step (default: the latest)
+  --maximum-tokens N, --num-samples N, --temperature T (0: the likeliest token), --top-k K, --top-p P
+  --seed N              equal seeds give equal samples
+  --recompute           no key-value cache
+
+All keys: configs/neox_arguments.md"""
+
+
+def split_prompts(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The values of --prompt, and the rest of the command line, which NeoXArgs reads."""
+    prompts, rest = [], []
+    tokens = iter(argv)
+    for token in tokens:
+        if token == "--prompt":
+            prompt = next(tokens, None)
+            if prompt is None:
+                raise ConfigError("command line: --prompt needs a text")
+            prompts.append(prompt)
+        elif token.startswith("--prompt="):
+            prompts.append(token.removeprefix("--prompt="))
+        else:
+            rest.append(token)
+    return prompts, rest
+
+
+def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
+    """Sample as the configuration says; returns the exit code 0. Raises UserError."""
+    prompts, rest = split_prompts(sys.argv[1:] if input_args is None else input_args)
+    if "-h" in rest or "--help" in rest:
+        raise UsageRequested(USAGE.format(program=os.path.basename(sys.argv[0])))
+    args = NeoXArgs.consume_neox_args(rest, overwrite_values)
+    kind = args.text_gen_type
+    if prompts and kind != "unconditional":
+        raise ConfigError(f"command line: --prompt and text-gen-type {kind} cannot both be; remove one")
+    if kind == "input-file":
+        args.require("sample_input_file")
+    if int(os.environ.get("RANK", "0")):  # started by a launcher: one process samples
+        return 0
+    from megatron.text_generation_utils import Sampler  # torch loads only once the configuration is right
+
+    _tolerate_any_text()
+    sampler = Sampler.from_args(args)
+    if prompts:
+        continue_prompts(sampler, prompts, args.num_samples)
+    else:
+        ways = {"unconditional": unconditional, "input-file": from_file, "interactive": interactive}
+        ways[kind](sampler, args)
+    return 0
+
+
+def continue_prompts(sampler: Sampler, prompts: Sequence[str], num_samples: int) -> None:
+    """Print each prompt and its continuation as it is sampled."""
+    for index, prompt in enumerate(prompts):
+        for sample in range(num_samples):
+            print(prompt, end="", flush=True)
+            for piece in sampler.stream(prompt, index, sample):
+                print(piece, end="", flush=True)
+            print(flush=True)
+
+
+def unconditional(sampler: Sampler, args: NeoXArgs) -> None:
+    """Documents from their beginning, printed and written to sample_output_file."""
+    from megatron.text_generation_utils import generate_unconditional
+
+    for sample in generate_unconditional(sampler, args.num_samples, args.sample_output_file):
+        print(sample.text, flush=True)
+    _say_where(args)
+
+
+def from_file(sampler: Sampler, args: NeoXArgs) -> None:
+    """Continuations of the lines of sample_input_file, in sample_output_file."""
+    from megatron.text_generation_utils import generate_from_file
+
+    output = args.sample_output_file
+    for sample in generate_from_file(sampler, args.sample_input_file, args.num_samples, output):
+        if not output:
+            print(sample.context + sample.text, flush=True)
+    _say_where(args)
+
+
+def interactive(sampler: Sampler, args: NeoXArgs) -> None:
+    """Answer typed prompts until the end of the input."""
+    from megatron.text_generation_utils import generate_interactively, typed_lines
+
+    if sys.stdin.isatty():
+        print(f"A prompt ends with {args.prompt_end!r}. Ctrl-C stops an answer, Ctrl-D the program.")
+    generate_interactively(sampler, typed_lines("> "), args.prompt_end, args.num_samples, sys.stdout)
+
+
+def _say_where(args: NeoXArgs) -> None:
+    if args.sample_output_file:
+        print(f"samples written to {args.sample_output_file}", file=sys.stderr)
+
+
+def _tolerate_any_text() -> None:
+    """What the terminal's encoding lacks is shown or read as a replacement, not an error."""
+    for stream in (sys.stdin, sys.stdout):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")

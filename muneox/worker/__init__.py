@@ -1,0 +1,1 @@
+"""What a launcher starts in every process of a run."""
