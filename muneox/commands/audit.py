@@ -1,72 +1,60 @@
 """Static audit: every parameter's role, shapes, r, and its init std, lr, eps, weight decay against the rule.
 
-    python tools/mup/audit.py configs/mup/target.yml configs/local_setup.yml
+    python tools/mup/audit.py configs/mup/target.yml configs/local_setup.yml --json audit.json
 
-`--brief` shows one row for all blocks. Exit code 1 if something that was measured departs from its rule.
+Exit code 1 if something that was measured departs from its rule.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from megatron.neox_arguments import NeoXArgs
-
-if TYPE_CHECKING:
-    from megatron.training.audit_run import ModelAudit
-    from mup.static_audit import AuditRow
-
-MEASURES = ("init_std", "lr", "eps", "weight_decay")
+from muneox.analysis.audit import MEASURES, as_dict, measure_text, one_per_kind, shape_text, summary, verdict
+from muneox.arguments import config_parser
+from muneox.output import write_json
 
 
-def _cell(expected: float | None, measured: float | None, departs: bool) -> str:
-    if measured is None or expected is None:
-        return "-"  # SGD has no eps
-    return f"[red]{measured:.4g}, rule {expected:.4g}[/red]" if departs else f"{measured:.4g}"
-
-
-def _alike(row: AuditRow) -> tuple[object, ...]:
-    """Rows of one kind: the same parameter of every block, as long as it passes."""
-    return re.sub(r"\.\d+\.", ".*.", row.name), row.departures
-
-
-def _verdict(row: AuditRow) -> str:
-    return "ok" if row.passed else "[red]DEPARTS[/red]: " + ", ".join(row.departures)
-
-
-def _show(audit: ModelAudit, console: Console, brief: bool) -> None:
+def _show(content: dict[str, Any], console: Console, brief: bool) -> None:
     table = Table("parameter", "role", "shape", "base", "r", *MEASURES, "verdict", title="parameters, as measured")
-    shown = list({_alike(row): row for row in reversed(audit.parameters)}.values())[::-1] if brief else audit.parameters
-    for row in shown:
-        name = re.sub(r"\.\d+\.", ".*.", row.name) if brief else row.name
-        shapes = ["x".join(map(str, shape)) for shape in (row.shape, row.base_shape)]
-        cells = [_cell(row.expected.get(m), row.measured.get(m), m in row.departures) for m in MEASURES]
-        table.add_row(name, row.role, *shapes, f"{row.fan_in_mult:g}", *cells, _verdict(row))
+    for row in one_per_kind(content["parameters"]) if brief else content["parameters"]:
+        sizes = (shape_text(row["shape"]), shape_text(row["base_shape"]), f"{row['fan_in_mult']:g}")
+        cells = [_marked(measure_text(row, measure), measure in row["departures"]) for measure in MEASURES]
+        table.add_row(row["name"], row["role"], *sizes, *cells, _marked(verdict(row), bool(row["departures"])))
     console.print(table)
     factors = Table("forward factor", "rule", "measured", "verdict", title="forward factors")
-    for row in audit.factors:
-        factors.add_row(row.name, f"{row.expected['forward']:.6g}", f"{row.measured['forward']:.6g}", _verdict(row))
+    for row in content["factors"]:
+        values = (f"{row[key]['forward']:.6g}" for key in ("expected", "measured"))
+        factors.add_row(row["name"], *values, _marked(verdict(row), bool(row["departures"])))
     console.print(factors)
-    for note in audit.notes:
+    for note in content["notes"]:
         console.print(f"note: {note}")
+    console.print(f"audit: {summary(content)}")
+
+
+def _marked(text: str, departs: bool) -> str:
+    return f"[red]{text}[/red]" if departs else text
 
 
 def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
     """Audit the configured model; returns the exit code."""
-    arguments = list(sys.argv[1:] if input_args is None else input_args)
-    brief = "--brief" in arguments
-    neox_args = NeoXArgs.consume_neox_args([a for a in arguments if a != "--brief"], overwrite_values)
+    parser = config_parser(__doc__)
+    parser.add_argument("--brief", action="store_true", help="one row for the same parameter of all blocks")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the audit as data, for the report")
+    options, rest = parser.parse_known_args(input_args)
+    neox_args = NeoXArgs.consume_neox_args(rest, overwrite_values)
     from megatron.initialize import initialize_megatron
     from megatron.training.audit_run import run_audit
 
     audit = run_audit(neox_args, initialize_megatron(neox_args.distributed_backend, neox_args.seed))
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    _show(audit, console, brief)
-    departures = sum(not row.passed for row in audit.rows)
-    console.print(f"audit: FAIL, {departures} departures from the rules" if departures else "audit: PASS")
+    content = as_dict(audit)
+    _show(content, Console(width=None if sys.stdout.isatty() else 160), options.brief)
+    if options.json:
+        write_json(options.json, content)
     return int(not audit.passed)

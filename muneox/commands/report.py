@@ -1,10 +1,10 @@
 """The whole story on one page: coordinate check, audit, learning-rate landscape, width check, ladder and forecast.
 
-    python tools/scaling/report.py --coord-check runs/check/coord_check.0.json --audit audit.txt \\
+    python tools/scaling/report.py --coord-check runs/check/coord_check.0.json --audit audit.json \\
         --lr-landscape lr_landscape.json --width-check width_check.json --forecast forecast.json --out report.html
 
 Each part is optional. The file needs nothing beside it and no network. Its inputs are what the tools write:
-`coord-check: true` (the CSV beside the JSON is shown too), `tools/mup/audit.py CONFIG... > audit.txt`,
+`coord-check: true` (the CSV beside the JSON is shown too), `tools/mup/audit.py CONFIG... --json audit.json`,
 `tools/mup/lr_landscape.py`, `tools/mup/width_check.py`, and `tools/scaling/predict_loss.py --json` or `--save`.
 """
 
@@ -19,10 +19,10 @@ from typing import Any
 
 import megatron
 from megatron.errors import ConfigError
+from muneox.output import write_atomically
 from muneox.report import audit, coord_check, forecast, lr_landscape, width_check
 from muneox.report.content import Section
 from muneox.report.html import render
-from muneox.runs.cli import write_atomically
 
 
 def build(options: argparse.Namespace) -> tuple[list[Section], dict[str, Any]]:
@@ -39,8 +39,7 @@ def build(options: argparse.Namespace) -> tuple[list[Section], dict[str, Any]]:
         path: Path | None = getattr(options, name)
         if path is not None:
             sections.append(make(path))
-            if name != "audit":
-                inputs[name] = json.loads(path.read_text(encoding="utf-8"))
+            inputs[name] = json.loads(path.read_text(encoding="utf-8"))
     if options.forecast:
         sections.append(forecast.section(options.forecast))
         inputs["forecast"] = [json.loads(path.read_text(encoding="utf-8")) for path in options.forecast]
@@ -52,7 +51,7 @@ def build(options: argparse.Namespace) -> tuple[list[Section], dict[str, Any]]:
 def main(input_args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--coord-check", type=Path, metavar="JSON", help="coord_check.<rank>.json")
-    parser.add_argument("--audit", type=Path, metavar="TEXT", help="what tools/mup/audit.py printed")
+    parser.add_argument("--audit", type=Path, metavar="JSON", help="of tools/mup/audit.py --json")
     parser.add_argument("--lr-landscape", type=Path, metavar="JSON")
     parser.add_argument("--width-check", type=Path, metavar="JSON")
     parser.add_argument(

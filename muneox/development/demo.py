@@ -41,10 +41,10 @@ class Story:
     def at(self, name: str) -> str:
         return str(self.out / name)
 
-    def step(self, title: str, *commands: Sequence[str], judges: bool = False, keep: str | None = None) -> None:
+    def step(self, title: str, *commands: Sequence[str], judges: bool = False) -> None:
         """Run `python COMMAND` for each command in the project's folder.
 
-        judges: exit code 1 is an outcome to tell, not a failure. keep: file that gets what the commands print.
+        judges: exit code 1 is an outcome to tell, not a failure.
         Raises UserError, naming the step, where one fails.
         """
         self._step += 1
@@ -52,23 +52,16 @@ class Story:
         began = time.monotonic()
         for command in commands:
             CONSOLE.print("$ python " + shlex.join(command), style="bold", soft_wrap=True, highlight=False)
-            code, said = self._run(command, keep is not None)
-            if keep is not None:
-                (ROOT / self.at(keep)).write_text(said)
+            code = self._run(command)
             if code and not (judges and code == 1):
                 raise UserError(f"the step '{title}' failed with exit code {code}; its own message is above")
         CONSOLE.print(f"({time.monotonic() - began:.0f} s)", style="dim")
 
-    def _run(self, command: Sequence[str], keep: bool) -> tuple[int, str]:
+    def _run(self, command: Sequence[str]) -> int:
         """One process with all cores, or several with one thread each where the command starts workers."""
         threads = "1" if "--workers" in command else os.environ.get("DEMO_THREADS", str(os.cpu_count() or 1))
         environment = {**os.environ, "OMP_NUM_THREADS": threads}
-        done = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE if keep else None, text=True
-        )
-        if keep:
-            print(done.stdout, end="", flush=True)
-        return done.returncode, done.stdout or ""
+        return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment).returncode
 
 
 def tell(story: Story) -> None:
@@ -83,8 +76,8 @@ def tell(story: Story) -> None:
     story.step(
         "base shapes of the proxy, 64 wide", ("deepy.py", "train.py", PROXY, LOCAL, *shapes, "--save-base-shapes")
     )
-    audit = ("tools/mup/audit.py", TARGET, LOCAL, *shapes, "--brief")
-    story.step("static audit of the target, 320 wide", audit, keep="audit.txt")
+    audit = ("tools/mup/audit.py", TARGET, LOCAL, *shapes, "--brief", "--json", at("audit.json"))
+    story.step("static audit of the target, 320 wide", audit)
     check = ("deepy.py", "train.py", TARGET, LOCAL, *shapes, "--coord-check", "--log-dir", story.out.as_posix())
     story.step("coordinate check: muP must pass, the standard parametrization must fail", check)
     search = ("tools/mup/search.py", PROXY, LOCAL, "--trials", "16", *workers, "--out", at("search"))
@@ -99,7 +92,7 @@ def tell(story: Story) -> None:
     compare = ("tools/scaling/predict_loss.py", "--check", forecast, at("target"), "--json", at("outcome.json"))
     wider = ("tools/mup/width_check.py", at("ladder"), "--smooth", "mean:3", "--out", at("width_check"))
     story.step("hold the forecast against what came; is wider better throughout?", compare, wider, judges=True)
-    parts = ("--coord-check", at("coord_check.0.json"), "--audit", at("audit.txt"), "--forecast", at("outcome.json"))
+    parts = ("--coord-check", at("coord_check.0.json"), "--audit", at("audit.json"), "--forecast", at("outcome.json"))
     page = ("tools/scaling/report.py", *parts, "--width-check", at("width_check.json"), "--out", at("report.html"))
     sample = ("--load", at("checkpoints"), "--temperature", "0.7", "--top-k", "40", "--maximum-tokens", "120")
     generate = ("generate.py", TARGET, LOCAL, best, *shapes, *sample, "--prompt", PROMPT)

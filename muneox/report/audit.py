@@ -1,73 +1,78 @@
-"""The static audit's section, from what `tools/mup/audit.py` prints."""
+"""The static audit's section, from the JSON of `tools/mup/audit.py`."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron.errors import DataError
-from muneox.report.content import Entry, Section, Status, Table
+from muneox.analysis.audit import MEASURES, measure_text, shape_text, summary, verdict
+from muneox.report.content import Cell, Entry, Section, Table, load, number
 
-MAKER = "`python tools/mup/audit.py CONFIG... > FILE`"
-BORDERS = re.compile(r"[│┃]")
+MAKER = "`tools/mup/audit.py CONFIG... --json FILE`"
 LEAD = (
     "Every parameter of the real model with its role, shapes and scale, measured on the model and the optimizer that "
-    "would train, beside the rule of the parametrization."
+    "would train, next to the rule of the parametrization."
 )
 
 
 def section(path: Path) -> Section:
-    """Raises DataError for a file that holds no audit."""
+    """Raises DataError for a file that holds no audit, such as the text that the tool prints."""
+    content = load(path, ("passed", "parameters", "factors", "notes"), MAKER)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as text: {error}") from error
-    tables = _printed_tables(text)
-    verdict = re.search(r"^audit: (PASS|FAIL.*)$", text, re.MULTILINE)
-    if verdict is None or not tables:
-        raise DataError(f"{path} is not what {MAKER} writes: no line `audit: PASS` or `audit: FAIL`")
-    notes = tuple(
-        " ".join(note.split()) for note in re.findall(r"^note: (.*(?:\n(?!note: |audit: ).+)*)", text, re.MULTILINE)
+        parameters, factors = _parameters(content["parameters"]), _factors(content["factors"])
+        kinds = _by_role(content["parameters"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not what {MAKER} writes: a row lacks {error}") from error
+    counts = f"{len(parameters.rows)} parameters, {len(factors.rows)} forward factors"
+    said = "all follow the rules" if content["passed"] else summary(content).removeprefix("FAIL, ")
+    status = "pass" if content["passed"] else "fail"
+    blocks = (kinds, parameters, factors)
+    return Section("audit", "Static audit", status, f"{counts}: {said}", LEAD, blocks, tuple(content["notes"]))
+
+
+def _measure(row: Mapping[str, Any], measure: str) -> Cell:
+    return Cell(measure_text(dict(row), measure), row["measured"].get(measure))
+
+
+def _parameters(rows: Sequence[Mapping[str, Any]]) -> Table:
+    entries: list[tuple[Entry, ...]] = [
+        (
+            row["name"],
+            row["role"],
+            shape_text(row["shape"]),
+            shape_text(row["base_shape"]),
+            number(row["fan_in_mult"], "g"),
+            *(_measure(row, measure) for measure in MEASURES),
+            verdict(dict(row)),
+        )
+        for row in rows
+    ]
+    head = ("parameter", "role", "shape", "base", "r", *MEASURES, "verdict")
+    return Table("parameters, as measured", head, entries, folded=True)
+
+
+def _factors(rows: Sequence[Mapping[str, Any]]) -> Table:
+    entries: list[tuple[Entry, ...]] = [
+        (row["name"], *(number(row[key]["forward"], ".6g") for key in ("expected", "measured")), verdict(dict(row)))
+        for row in rows
+    ]
+    return Table("forward factors", ("forward factor", "rule", "measured", "verdict"), entries, folded=True)
+
+
+def _by_role(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """How many parameters of each role have which scales."""
+    measures = ("lr", "eps", "weight_decay")
+    counts = Counter(
+        (
+            str(row["role"]),
+            f"{row['fan_in_mult']:g}",
+            *(measure_text(dict(row), measure) for measure in measures),
+            verdict(dict(row)),
+        )
+        for row in rows
     )
-    status: Status = "pass" if verdict[1] == "PASS" else "fail"
-    counts = ", ".join(f"{len(table.rows)} {table.caption.split(',')[0]}" for table in tables)
-    said = "all as the rules say" if status == "pass" else verdict[1].removeprefix("FAIL, ")
-    return Section("audit", "Static audit", status, f"{counts}: {said}", LEAD, (*_by_role(tables[0]), *tables), notes)
-
-
-def _printed_tables(text: str) -> list[Table]:
-    """Tables as rich draws them: a title, a head between heavy bars, rows whose cells may go on in the next line."""
-    found: list[Table] = []
-    previous = ""
-    for line in text.splitlines():
-        cells = tuple(cell.strip() for cell in BORDERS.split(line)[1:-1])
-        if "┏" in line:
-            found.append(Table(previous.strip(), (), [], folded=True))
-        elif cells and found:
-            table = found[-1]
-            if "┃" in line:
-                head = _joined(table.head, cells) if table.head else cells
-                found[-1] = Table(table.caption, head, table.rows, folded=True)
-            elif table.rows and not cells[1]:  # the first and the second column always say something in a new row
-                table.rows[-1] = _joined(tuple(str(cell) for cell in table.rows[-1]), cells)
-            else:
-                table.rows.append(cells)
-        previous = line if line.strip() else previous
-    return [table for table in found if table.rows]
-
-
-def _joined(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f"{a} {b}".strip() if a and b else a or b for a, b in zip(first, second))
-
-
-def _by_role(parameters: Table) -> tuple[Table, ...]:
-    """How many parameters of each role have which scales; nothing for a table without these columns."""
-    columns = ("role", "r", "lr", "eps", "weight_decay", "verdict")
-    if not set(columns) <= set(parameters.head):
-        return ()
-    places = [parameters.head.index(name) for name in columns]
-    counts = Counter(tuple(str(row[i]) for i in places) for row in parameters.rows)
-    rows: list[tuple[Entry, ...]] = [(kind[0], str(count), *kind[1:]) for kind, count in counts.items()]
-    return (Table("Parameters by role and scale", ("role", "parameters", *columns[1:]), rows),)
+    entries: list[tuple[Entry, ...]] = [(kind[0], str(count), *kind[1:]) for kind, count in counts.items()]
+    return Table("Parameters by role and scale", ("role", "parameters", "r", *measures, "verdict"), entries)

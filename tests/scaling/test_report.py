@@ -24,25 +24,32 @@ pytestmark = pytest.mark.xdist_group("report")  # its inputs and the browser are
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = "</script><img src=x onerror=alert(1)>&\"'"
 
-AUDIT = """\
-                 parameters, as measured
-┏━━━━━━━━━━━━━━━━━┳━━━━━━━━┳━━━━━━━━┳━━━━━━━┳━━━┳━━━━━━━━━━┳━━━━━━━┳━━━━━━━┳━━━━━━━━━━━━━━┳━━━━━━━━━┓
-┃ parameter       ┃ role   ┃ shape  ┃ base  ┃ r ┃ init_std ┃ lr    ┃ eps   ┃ weight_decay ┃ verdict ┃
-┡━━━━━━━━━━━━━━━━━╇━━━━━━━━╇━━━━━━━━╇━━━━━━━╇━━━╇━━━━━━━━━━╇━━━━━━━╇━━━━━━━╇━━━━━━━━━━━━━━╇━━━━━━━━━┩
-│ embedding.weig… │ input  │ 50x64  │ 50x32 │ 1 │ 0.05     │ 0.01  │ 1e-08 │ 0.1          │ ok      │
-│ layers.0.mlp.w… │ hidden │ 64x64  │ 32x32 │ 2 │ 0.035,   │ 0.005 │ 5e-09 │ 0.2          │ ok      │
-│                 │        │        │       │   │ rule 0.1 │       │       │              │         │
-│ layers.1.mlp.w… │ hidden │ 64x64  │ 32x32 │ 2 │ 0.035    │ 0.005 │ 5e-09 │ 0.2          │ ok      │
-└─────────────────┴────────┴────────┴───────┴───┴──────────┴───────┴───────┴──────────────┴─────────┘
-          forward factors
-┏━━━━━━━━━━━━━━━━┳━━━━━━┳━━━━━━━━━━┳━━━━━━━━━┓
-┃ forward factor ┃ rule ┃ measured ┃ verdict ┃
-┡━━━━━━━━━━━━━━━━╇━━━━━━╇━━━━━━━━━━╇━━━━━━━━━┩
-│ logits         │ 0.5  │ 0.5      │ ok      │
-└────────────────┴──────┴──────────┴─────────┘
-note: mlp.odd has the same fan-in in base and target, so its r is 1: is this meant?
-audit: PASS
-"""
+
+def audit_row(name, role, shape, base, r, values, departs=()):
+    names = ("init_std", "lr", "eps", "weight_decay")
+    measured = dict(zip(names, values))
+    expected = {key: 2 * value if key in departs else value for key, value in measured.items()}
+    return {
+        **{"name": name, "role": role, "shape": shape, "base_shape": base, "fan_in_mult": r},
+        **{"measured": measured, "expected": expected, "departures": list(departs)},
+    }
+
+
+MLP = ("hidden", [64, 64], [32, 32], 2.0, (0.03512345, 0.005, 5e-9, 0.2))
+AUDIT = {
+    "passed": False,
+    "parameters": [
+        audit_row("embedding.weight", "input", [50, 64], [50, 32], 1.0, (0.05, 0.01, 1e-8, 0.1)),
+        audit_row("layers.0.mlp.weight", *MLP, departs=("init_std",)),
+        audit_row("layers.1.mlp.weight", *MLP),
+        audit_row("layers.2.mlp.weight", *MLP),
+    ],
+    "factors": [
+        {"name": "logits", "role": "forward factor", "shape": [], "base_shape": [], "fan_in_mult": 1.0}
+        | {"measured": {"forward": 0.5}, "expected": {"forward": 0.5}, "departures": []}
+    ],
+    "notes": [f"mlp.odd has the same fan-in in base and target, so its r is 1 {EVIL}"],
+}
 
 FORECAST = {
     "law": "size",
@@ -93,7 +100,7 @@ def inputs(tmp_path_factory):
     (folder / "coord_check.0.json").write_text(json.dumps(outcomes))
     rows = [f"{p},{','.join(str(v) for v in r.values())}" for p, rs in (("up", up), ("sp", sp)) for r in rs]
     (folder / "coord_check.0.csv").write_text("parametrization,module,width,seed,t,statistic,value\n" + "\n".join(rows))
-    (folder / "audit.txt").write_text(AUDIT)
+    (folder / "audit.json").write_text(json.dumps(AUDIT))
     (folder / "forecast.json").write_text(json.dumps(FORECAST))
     family = synthetic.sweep(lambda w: -7.3, widths=(64, 128), seeds=(1, 2), noise=0.01)
     family += synthetic.sweep(lambda w: -7.3 - math.log2(w / 64), widths=(64, 128), seeds=(1, 2), use_mup=False)
@@ -106,7 +113,7 @@ def inputs(tmp_path_factory):
 
 def arguments(folder):
     return [
-        *("--coord-check", str(folder / "coord_check.0.json"), "--audit", str(folder / "audit.txt")),
+        *("--coord-check", str(folder / "coord_check.0.json"), "--audit", str(folder / "audit.json")),
         *("--lr-landscape", str(folder / "lr.json"), "--width-check", str(folder / "width.json")),
         *("--forecast", str(folder / "forecast.json"), "--title", f"Report {EVIL}"),
     ]
@@ -237,15 +244,21 @@ def test_figures_hold_the_same_numbers(read, inputs):
     assert area["x"] == band["x"] + band["x"][::-1] and area["y"] == band["low"] + band["high"][::-1]
 
 
-def test_audit_is_read_from_what_it_prints(read):
-    rows = [[cell[0] for cell in row] for row in table(read, "parameter", "role")]
-    assert len(rows) == 3 and rows[1][5] == "0.035, rule 0.1"
+def test_the_audit_is_shown_as_its_json_says(read):
+    rows = table(read, "parameter", "role")
+    assert [row[0][0] for row in rows] == [row["name"] for row in AUDIT["parameters"]]
+    assert [row[5][1] for row in rows] == [row["measured"]["init_std"] for row in AUDIT["parameters"]]
+    assert [row[5][0] for row in rows] == ["0.05", "0.03512, rule 0.07025", "0.03512", "0.03512"]
+    assert [row[9][0] for row in rows] == ["ok", "DEPARTS: init_std", "ok", "ok"]
     roles = [[cell[0] for cell in row] for row in table(read, "role", "parameters")]
     assert roles == [
         ["input", "1", "1", "0.01", "1e-08", "0.1", "ok"],
+        ["hidden", "1", "2", "0.005", "5e-09", "0.2", "DEPARTS: init_std"],
         ["hidden", "2", "2", "0.005", "5e-09", "0.2", "ok"],
     ]
-    assert "3 parameters, 1 forward factors: all as the rules say" in read.text and "mlp.odd has" in read.text
+    assert "4 parameters, 1 forward factors: 1 departures from the rules" in read.text and "mlp.odd has" in read.text
+    [factor] = table(read, "forward factor", "rule")
+    assert [cell[1] for cell in factor[1:3]] == [0.5, 0.5]
 
 
 def test_the_page_is_well_formed_self_contained_and_accessible(page, read):
@@ -314,12 +327,22 @@ def test_parts_are_optional_and_forecasts_can_be_compared(inputs, tmp_path):
     "option, content, message",
     [
         ("--lr-landscape", None, r"x\.json cannot be read"),
-        ("--lr-landscape", "{", r"x\.json is no JSON .*lr_landscape\.py"),
+        ("--lr-landscape", "{", r"x\.json is not JSON: .*lr_landscape\.py"),
         ("--lr-landscape", "{}", r"x\.json is not what tools/mup/lr_landscape\.py writes: it has no `points`"),
         ("--width-check", "[]", r"is not what tools/mup/width_check\.py writes"),
         ("--coord-check", '{"up": {}, "sp": {}}', "`up` has no rows"),
         ("--forecast", '{"targets": []}', "it has no `parameters`"),
-        ("--audit", "hello", r"x\.json is not what `python tools/mup/audit\.py"),
+        (
+            "--audit",
+            "audit: PASS",
+            r"x\.json is not JSON: expected the file that `tools/mup/audit\.py .* --json",
+        ),
+        ("--audit", '{"passed": true}', r"x\.json is not what `tools/mup/audit\.py .* writes: it has no `parameters`"),
+        (
+            "--audit",
+            json.dumps(AUDIT | {"factors": [{"name": "logits"}]}),
+            r"x\.json is not what .*: a row lacks 'expected'",
+        ),
     ],
 )
 def test_wrong_inputs_are_named_and_nothing_is_written(tmp_path, option, content, message):
@@ -334,7 +357,7 @@ def test_wrong_inputs_are_named_and_nothing_is_written(tmp_path, option, content
 def test_without_plotly_the_extra_is_named(inputs, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
     with pytest.raises(ConfigError, match=r"pip install -e \.\[report\]"):
-        report.main(["--audit", str(inputs / "audit.txt"), "--out", str(tmp_path / "r.html")])
+        report.main(["--audit", str(inputs / "audit.json"), "--out", str(tmp_path / "r.html")])
 
 
 # Runs in the page after its own script, does what a reader would, and leaves what it saw in the document.
