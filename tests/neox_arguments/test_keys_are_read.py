@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,11 @@ from megatron.neox_arguments.fields import FIELDS, KEYS, repeated_in
 from megatron.neox_arguments.keys import SUPPORTED
 
 ROOT = Path(__file__).resolve().parents[2]
-# In the configuration package these use a key's value; the rest declares, completes or checks it.
-USERS = {"launcher.py", "deepspeed_json.py", "arguments.py"}
+# In the configuration package these declare, complete or check a key's value; the rest hands it on.
+NO_USERS = {
+    *("keys.py", "limits.py", "transfer.py", "complete.py", "messages.py", "merging.py", "sizes.py", "yaml_loader.py"),
+    *("validate.py", "validate_key.py", "validate_layout.py", "validate_run.py", "validate_sections.py"),
+}
 # Keys that are completed into another one, which must be used in their place.
 FOLDED = {
     "batch_size": "train_micro_batch_size_per_gpu",
@@ -38,7 +42,8 @@ def source_files() -> Iterator[Path]:
     package = ROOT / "megatron" / "neox_arguments"
     for folder in ("megatron", "mup"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            if not path.is_relative_to(package) or path.name in USERS:
+            declares = path.parent == package / "fields" or (path.parent == package and path.name in NO_USERS)
+            if not declares:
                 yield path
     yield from sorted(ROOT.glob("*.py"))
 
@@ -83,8 +88,8 @@ class Reads(ast.NodeVisitor):
             self.generic_visit(node)
             return
         self.visit(node.func)
-        targets = [*zip(names, node.args, strict=False), *((word.arg, word.value) for word in node.keywords)]
-        for field, value in targets:
+        keywords = [(word.arg, word.value) for word in node.keywords]
+        for field, value in [*zip_longest(names[: len(node.args)], node.args), *keywords]:
             if field is None:
                 self.visit(value)
             else:
@@ -126,21 +131,27 @@ class Reads(ast.NodeVisitor):
         return any(self.reaches_a_use(copy, seen | {name}) for copy in self.copied[name] - seen - {name})
 
 
-def dataclass_fields(tree: ast.AST) -> dict[str, list[str]]:
-    found = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
-            found[node.name] = [
-                part.target.id
-                for part in node.body
-                if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
-            ]
-    return found
+def dataclass_fields(trees: list[ast.Module]) -> dict[str, list[str]]:
+    """The fields of every dataclass in order, those of its bases first."""
+    nodes = {
+        node.name: node
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list)
+    }
+
+    def fields(node: ast.ClassDef) -> list[str]:
+        bases = [nodes[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in nodes]
+        own = [part.target for part in node.body if isinstance(part, ast.AnnAssign)]
+        inherited = [name for base in bases for name in fields(base)]
+        return list(dict.fromkeys(inherited + [target.id for target in own if isinstance(target, ast.Name)]))
+
+    return {name: fields(node) for name, node in nodes.items()}
 
 
 def reads_of(sources: list[str]) -> Reads:
     trees = [ast.parse(source) for source in sources]
-    reads = Reads({name: names for tree in trees for name, names in dataclass_fields(tree).items()})
+    reads = Reads(dataclass_fields(trees))
     for tree in trees:
         reads.visit(tree)
     return reads
@@ -163,6 +174,10 @@ class Multipliers:
     embedding: float
     bias: float
 
+@dataclass
+class Wide(Multipliers):
+    scale: float
+
 class Model:
     def __init__(self, multipliers, temperature):
         self.bias = multipliers.bias or 1.0
@@ -171,6 +186,7 @@ class Model:
 def build(args):
     bias = args.mup_bias if args.positions else None
     width = args.width
+    wide = Wide(1.0, 1.0, args.mup_scale)
     return Multipliers(args.mup_embedding, bias=float(bias)), width, Multipliers(1.0, args.mup_direct)
 
 def forward(model, x):
@@ -181,6 +197,7 @@ def forward(model, x):
 def test_a_copy_is_no_use():
     reads = reads_of([CHAIN.replace("bias = args.mup_bias if args.positions else None", "bias = args.mup_bias")])
     assert not reads.reaches_a_use("mup_bias") and not reads.reaches_a_use("mup_direct")
+    assert not reads.reaches_a_use("mup_scale") and reads.copied["mup_scale"] == {"scale"}
     assert reads.reaches_a_use("mup_embedding") and reads.reaches_a_use("width")
     assert reads_of([CHAIN]).reaches_a_use("positions")
     used = reads_of([CHAIN, "def forward(self, x):\n    return x + self.bias\n"])
