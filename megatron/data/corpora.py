@@ -1,8 +1,9 @@
-"""Where the text of a corpus comes from: the Python standard library, local files, or a named download."""
+"""Where the text of a corpus comes from: sympy's source, the standard library's, local files, or a named download."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import shutil
 import sysconfig
 import tempfile
@@ -10,9 +11,11 @@ import tokenize
 import urllib.error
 import urllib.request
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from megatron.data.documents import COMPRESSED, DocumentReader, find_files
 from megatron.errors import ConfigError, DataError
@@ -28,9 +31,32 @@ _PIECES, _MIN_PIECE = 1000, 1024
 
 
 @dataclass(frozen=True)
+class PinnedText:
+    """The source files of one version of a package: `files` of them, `size` bytes in all, `sha256` as `_measure`."""
+
+    package: str
+    version: str
+    files: int
+    size: int
+    sha256: str
+
+
+# torch needs sympy, so it is installed wherever this is. The version is the one in requirements/constraints.txt.
+DEFAULT_TEXT = PinnedText(
+    "sympy",
+    "1.14.0",
+    files=1532,
+    size=26_168_818,
+    sha256="983524a04f09c75f3fea9dfb5bc9c94f1b2faf4f5f7afbd90d2ead7477ed1d93",
+)
+
+
+@dataclass(frozen=True)
 class Source:
-    """The files of a corpus. `shuffle` is false for text whose order is part of how it is split into train
-    and valid.
+    """The files of a corpus.
+
+    shuffle: false for text whose order is part of how it is split into train and valid. facts: version, size and
+    SHA-256 of a text that is the same on every machine.
     """
 
     name: str
@@ -38,14 +64,61 @@ class Source:
     files: list[Path]
     root: Path
     shuffle: bool = True
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
         """Changes when a file is added, taken away or modified."""
+        if self.facts:
+            return str(self.facts["sha256"])
         digest = hashlib.sha256()
         for file in self.files:
             stat = file.stat()
             digest.update(f"{file.relative_to(self.root)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
         return digest.hexdigest()
+
+
+def installed_text(expected: PinnedText = DEFAULT_TEXT) -> Source:
+    """Source text of an installed package, tests included, in the order of its files' names; no download.
+
+    Raises DataError unless the package is there in the expected version and every byte is as expected.
+    """
+    package, pin = expected.package, f"{expected.package}=={expected.version}"
+    remedy = f"`pip install {pin}`, or take another text with `python prepare_data.py --standard-library`"
+    try:
+        distribution = importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise DataError(
+            f"the default corpus is the source text of {pin}, and {package} is not installed: {remedy}"
+        ) from None
+    if distribution.version != expected.version:
+        raise DataError(
+            f"the default corpus is the source text of {pin}, and {package} {distribution.version} is installed: "
+            f"{remedy}"
+        )
+    root = Path(str(distribution.locate_file(package)))
+    files = sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix())
+    size, sha256 = _measure(files, root)
+    if (len(files), size, sha256) != (expected.files, expected.size, expected.sha256):
+        raise DataError(
+            f"{root} holds {len(files):,} source files of {size:,} bytes, and {pin} has {expected.files:,} of "
+            f"{expected.size:,} and another SHA-256: its text was changed; `pip install --force-reinstall {pin}`, or "
+            "take another text with `python prepare_data.py --standard-library`"
+        )
+    facts = {"package": package, "version": expected.version, "files": len(files), "bytes": size, "sha256": sha256}
+    return Source("corpus", f"source text of {package} {expected.version}", files, root, facts=facts)
+
+
+def _measure(files: list[Path], root: Path) -> tuple[int, str]:
+    """Bytes of all files, and the SHA-256 of their names, sizes and contents in order. Raises DataError."""
+    digest, total = hashlib.sha256(), 0
+    for file in files:
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise DataError(f"{file}: cannot read: {error.strerror or error}") from error
+        digest.update(f"{file.relative_to(root).as_posix()}\0{len(content)}\0".encode() + content)
+        total += len(content)
+    return total, digest.hexdigest()
 
 
 def standard_library() -> Source:

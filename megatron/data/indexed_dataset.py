@@ -28,7 +28,7 @@ DTYPES: dict[int, np.dtype] = {
 }
 _HEADER = struct.Struct("<9sQBQQ")
 _CHECK_CHUNK = 1 << 20
-_PREPARE_HINT = "make the default corpus with `python prepare_data.py`, yours with tools/datasets/preprocess_data.py"
+PREPARE_HINT = "make the default corpus with `python prepare_data.py`, yours with tools/datasets/preprocess_data.py"
 
 
 def best_fitting_dtype(vocab_size: int) -> np.dtype:
@@ -71,7 +71,7 @@ class IndexedDataset:
         idx_path, bin_path = data_file(self.prefix, ".idx"), data_file(self.prefix, ".bin")
         for path in (idx_path, bin_path):
             if not path.is_file():
-                raise DataError(f"{path} does not exist: {_PREPARE_HINT}")
+                raise DataError(f"{path} does not exist: {PREPARE_HINT}")
         try:
             raw, tokens = _map_file(idx_path), _map_file(bin_path)
         except OSError as error:

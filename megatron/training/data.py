@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from megatron.data.data_utils import build_train_valid_test_datasets
+from megatron.data.fingerprint import corpus_fingerprint, data_prefixes
 from megatron.data.loader import GlobalBatchSampler, build_loader
 from megatron.errors import ConfigError
 from megatron.initialize import Runtime
@@ -55,6 +56,13 @@ class RunData:
             seed=args.seed,
             num_samples=sizes,
             vocab_size=vocab_size,
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Bytes and SHA-256 of the corpus."""
+        args = self._args
+        return corpus_fingerprint(
+            data_prefixes(args.data_path, args.train_data_paths, args.valid_data_paths, args.test_data_paths)
         )
 
     def train_batches(self, consumed_samples: int = 0) -> Iterator[dict[str, Tensor]]:

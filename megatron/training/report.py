@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -66,9 +67,10 @@ def flops_a_token(plan: ModelPlan) -> float:
     )
 
 
-def run_header(args: NeoXArgs, plan: ModelPlan, runtime: Runtime) -> dict[str, Any]:
-    """First line of metrics.jsonl: the configuration, and what a fit over a ladder of runs needs of the model."""
+def run_header(args: NeoXArgs, plan: ModelPlan, runtime: Runtime, corpus: Mapping[str, Any]) -> dict[str, Any]:
+    """First line of metrics.jsonl: the configuration, and what a fit over a ladder of runs needs of model and data."""
     return {
+        "corpus": corpus,
         "config": args.to_dict(),
         "model": {
             **dataclasses.asdict(plan.config.widths),

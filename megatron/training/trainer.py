@@ -255,5 +255,6 @@ def train(
     ):
         if watch is not None:
             monitors.monitors.append(watch)
-        monitors.start(run_header(args, trainer.trainee.plan, runtime))
+        corpus = trainer.data.fingerprint() if runtime.rank == 0 else {}
+        monitors.start(run_header(args, trainer.trainee.plan, runtime, corpus))
         return trainer.run(monitors, request)

@@ -12,7 +12,7 @@ import numpy as np
 from megatron.errors import DataError
 from megatron.neox_arguments.fields import shared_by
 from megatron.neox_arguments.transfer import FAMILY, MUP_FAMILY
-from muneox.runs import Run, require_equal
+from muneox.runs import Run, require_equal, require_same_corpus
 
 Status = Literal["ok", "diverged", "stopped"]
 
@@ -47,8 +47,8 @@ def family(
 ) -> list[Member]:
     """Every run with its width, learning rate and seed, in that order.
 
-    Raises DataError for a run without a width, and for runs that differ in what must be alike: the recipe, `also_alike`
-    within each parametrization, and, in muP, the base and the multipliers.
+    Raises DataError for a run without a width, and for runs that differ in what must be alike: the corpus, the recipe,
+    `also_alike` within each parametrization, and, in muP, the base and the multipliers.
     """
     members = []
     for run in runs:
@@ -59,6 +59,7 @@ def family(
         lr = next((value for value in found if value is not None), None)
         seed = run.number(SEED)
         members.append(Member(run, _parametrization(run), round(width), lr, 0.0 if seed is None else seed))
+    require_same_corpus(runs, purpose)
     require_equal(runs, [name for name in RECIPE if name not in (width_key, lr_key)], purpose)
     for name, alike in by_parametrization(members).items():
         inside = [*also_alike, *(MUP_RECIPE if name == "muP" else ())]

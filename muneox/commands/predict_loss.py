@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron.errors import ConfigError, DataError
-from muneox.runs import read_runs
+from muneox.runs import CORPUS, describe_corpus, read_runs, require_same_corpus
 from muneox.scaling.compute import envelope
 from muneox.scaling.curve_forecast import CurveOptions, forecast_curves
 from muneox.scaling.forecast import (
@@ -62,7 +62,7 @@ def arguments(input_args: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--tag", action="append", default=[])
     what.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only runs or rows with this")
     what.add_argument("--exclude", nargs="+", default=[], metavar="RUN")
-    what.add_argument("--allow", nargs="+", default=[], metavar="KEY", help="recipe keys in which the runs may differ")
+    what.add_argument("--allow", nargs="+", default=[], metavar="KEY", help="recipe keys, or corpus, that may differ")
     what.add_argument("--drop-diverged", action="store_true", help="leave out runs whose loss is not finite")
     what.add_argument("--drop-flagged", action="store_true", help="leave out runs flagged as outliers")
     fit = parser.add_argument_group("the forecast")
@@ -122,7 +122,9 @@ def make_forecast(options: argparse.Namespace) -> Forecast:
         )  # fmt: skip
     warnings = (*damage, *(f"{p.name} diverged and is left out" for p in bad), *found.warnings)
     left_out = (*found.left_out, *((p, "loss not finite") for p in bad))
-    recorded = {"selection": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(chosen).items()}}
+    corpora = {point.corpus for point in found.used}
+    recorded: dict[str, Any] = {"corpus": corpora.pop() if len(corpora) == 1 else None}
+    recorded |= {"selection": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(chosen).items()}}
     return replace(found, warnings=warnings, left_out=left_out, extra=found.extra | recorded)
 
 
@@ -141,6 +143,8 @@ def _annealing(options: argparse.Namespace, chosen: Selection) -> Forecast:
     schedules = read_runs(options.schedule) if options.schedule else []
     how = CurveOptions(chosen.y, options.rate, options.warmup, options.until, chosen.smoothing)
     runs = [run for run in runs if run.name not in chosen.exclude]
+    if "corpus" not in chosen.allow:
+        require_same_corpus([*runs, *(run for run in schedules if run.value(CORPUS))], "a forecast of curves")
     return forecast_curves(runs, schedules, how, steps=[_number(t) for t in options.target], level=options.level)
 
 
@@ -243,6 +247,8 @@ def check(options: argparse.Namespace, console: Console) -> int:
     # The filters chose the ladder's runs; which run to compare with is said by naming it.
     chosen = replace(Selection(**kept), group=None, tags=(), where=(), exclude=())
     points, _ = read_points(options.sources, chosen, content["law"])
+    if "corpus" not in chosen.allow:
+        _require_corpus(options.check, content.get("corpus"), points)
     outside = compared = 0
     for target in content["targets"]:
         seen = [point for point in points if _is_of(point, target)]
@@ -267,6 +273,16 @@ def check(options: argparse.Namespace, console: Console) -> int:
     if options.json:
         save(options.json, content, register=False)
     return int(outside > 0)
+
+
+def _require_corpus(file: Path, corpus: str | None, points: Sequence[Point]) -> None:
+    """Raises DataError where a run was trained on another corpus than the forecast's runs; unknown ones pass."""
+    for point in points:
+        if corpus and point.corpus and point.corpus != corpus:
+            raise DataError(
+                f"{file} forecasts losses on the corpus with {describe_corpus(corpus)}, and {point.name} was trained "
+                f"on the one with {describe_corpus(point.corpus)}: they cannot be compared"
+            )
 
 
 def _is_of(point: Point, target: dict[str, Any]) -> bool:

@@ -1,9 +1,13 @@
 """A corpus to train on, in one command: text -> tokenizer -> .bin/.idx, and the facts about it in
 corpus.json.
 
-    python prepare_data.py                      the source text of the Python standard library: no download
+    python prepare_data.py                      the source text of sympy, which torch needs: no download
+    python prepare_data.py --standard-library   the source text of the running Python's standard library
     python prepare_data.py --input FILE|FOLDER  your own text
     python prepare_data.py enwik8 -d data       a named download
+
+The default text is the same on every machine: one version of sympy (26 MB, its tests included), whose size and SHA-256
+are checked and recorded in corpus.json. The standard library's text depends on the Python that runs this.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from rich.table import Table
 from megatron.data.corpora import (
     DOWNLOADS,
     Source,
+    installed_text,
     local_text,
     named_download,
     read_documents,
@@ -42,8 +47,11 @@ _TOKENIZER_TRAINING_BYTES = 10_000_000  # merges of a few thousand tokens do not
 def build_parser() -> argparse.ArgumentParser:
     """The command line; -d, -t, -v and -m as in GPT-NeoX."""
     parser = argparse.ArgumentParser(description="Prepare a corpus to train on.", allow_abbrev=False)
-    parser.add_argument("dataset", nargs="?", help=f"{', '.join(DOWNLOADS)}; none: the Python standard library")
+    parser.add_argument("dataset", nargs="?", help=f"{', '.join(DOWNLOADS)} (default: sympy's source text)")
     parser.add_argument("--input", nargs="+", help="text files and folders of your own")
+    parser.add_argument(
+        "--standard-library", action="store_true", help="the source text of this Python's standard library"
+    )
     parser.add_argument("-d", "--data-dir", default="data", help="folder of corpora (default: %(default)s)")
     parser.add_argument(
         "--output-dir", help="folder of this corpus (default: <data-dir>/corpus, or /<name of a download>)"
@@ -86,9 +94,13 @@ def main(input_args: Sequence[str] | None = None) -> dict[str, Any]:
 def _source(args: argparse.Namespace) -> Source:
     if args.dataset and args.input:
         raise ConfigError(f"give a data set ({args.dataset}) or --input, not both")
+    if args.standard_library and (args.dataset or args.input):
+        raise ConfigError("--standard-library is a text of its own: give no data set and no --input with it")
     if args.input:
         return local_text(args.input)
-    return named_download(args.dataset, Path(args.data_dir) / args.dataset) if args.dataset else standard_library()
+    if args.dataset:
+        return named_download(args.dataset, Path(args.data_dir) / args.dataset)
+    return standard_library() if args.standard_library else installed_text()
 
 
 def _request(args: argparse.Namespace, source: Source) -> dict[str, Any]:
@@ -104,6 +116,7 @@ def _request(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "source": source.description,
+        "text": dict(source.facts),
         "fingerprint": source.fingerprint(),
         "prefix": "text_document" if source.name == "corpus" else f"{source.name}_text_document",
         "trained_vocab_size": args.vocab_size if args.tokenizer == "bpe" else None,

@@ -31,7 +31,8 @@ from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.yaml_loader import parse_scalar
 from muneox.arguments import config_parser
 from muneox.processes import end_with_parent, share_machine
-from muneox.search.proxy import Run, runs_of, trial_args
+from muneox.runs import describe_corpus
+from muneox.search.proxy import Run, corpus_of, runs_of, trial_args
 from muneox.search.space import parse_space
 
 
@@ -59,6 +60,13 @@ class Job:
                     f"{self.folder} holds a run with {key} {there.get(key)!r}, this sweep has {value!r}; "
                     "choose another --out"
                 )
+        corpus = header.get("corpus") or {}
+        own = corpus_of(self.args)
+        if corpus.get("sha256") != own["sha256"]:
+            raise ConfigError(
+                f"{self.folder} holds a run on {describe_corpus(corpus.get('sha256'), corpus.get('bytes'))}, and this "
+                f"sweep's corpus has {describe_corpus(own['sha256'], own['bytes'])}; choose another --out"
+            )
         return any(record["step"] == self.args.train_iters for record in records)
 
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONSOLE = Console()
 PROXY, TARGET, LOCAL = "configs/mup/base.yml", "configs/mup/target.yml", "configs/mup/demo.yml"
 CORPUS = "data/corpus_bytes"
-PROMPT = "import os\n\ndef read_file(path):\n"
+PROMPT = "from sympy.core import Symbol\n\n\ndef solve(equation):\n"
 STEPS = 10
 
 
@@ -70,7 +70,7 @@ def tell(story: Story) -> None:
     shapes = ("--base-shapes-file", at("base-shapes"))
     best, forecast = at("search/best.yml"), at("forecast.json")
     story.step(
-        "a corpus: the Python standard library's own source",
+        "a corpus: the source text of sympy, which torch needs",
         ("prepare_data.py", "--tokenizer", "byte", "--output-dir", CORPUS),
     )
     story.step(

@@ -1,12 +1,15 @@
 """Reading training runs, one way for all tools: wandb offline folders and its API, metrics.jsonl, TensorBoard, CSV."""
 
 from muneox.runs.align import (
+    CORPUS,
     Smoothing,
     at_step,
     at_tokens,
     common_steps,
+    describe_corpus,
     last,
     require_equal,
+    require_same_corpus,
     smooth,
     tokens_of,
 )
@@ -14,6 +17,7 @@ from muneox.runs.run import Run, Series, State, as_number, near
 from muneox.runs.sources import read_runs
 
 __all__ = [
+    "CORPUS",
     "Run",
     "Series",
     "Smoothing",
@@ -22,10 +26,12 @@ __all__ = [
     "at_step",
     "at_tokens",
     "common_steps",
+    "describe_corpus",
     "last",
     "near",
     "read_runs",
     "require_equal",
+    "require_same_corpus",
     "smooth",
     "tokens_of",
 ]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from megatron.errors import ConfigError, DataError
 from muneox.runs.run import Run, Series, as_number
 
+CORPUS = "corpus.sha256"  # where a run's header records its corpus
 TOKEN_SERIES = ("tokens", "consumed_tokens", "train/tokens", "num_tokens")
 
 
@@ -159,6 +160,27 @@ def require_equal(runs: Sequence[Run], names: Sequence[str], purpose: str) -> Ma
         if value is not None:
             shared[name] = value
     return shared
+
+
+def require_same_corpus(runs: Sequence[Run], purpose: str) -> str | None:
+    """The SHA-256 of the corpus that all runs read, None where none of them records one.
+
+    Raises DataError that names each corpus and its runs: losses on different text cannot be compared.
+    """
+    by_corpus: dict[tuple[str | None, Any], list[str]] = {}
+    for run in runs:
+        by_corpus.setdefault((run.value(CORPUS), run.value("corpus.bytes")), []).append(run.name)
+    if len(by_corpus) > 1:
+        cases = "; ".join(f"{describe_corpus(*corpus)} in {_some(names)}" for corpus, names in by_corpus.items())
+        raise DataError(f"{purpose} needs runs on one corpus, and there are {len(by_corpus)}: {cases}")
+    return next((sha256 for sha256, _ in by_corpus), None)
+
+
+def describe_corpus(sha256: str | None, size: int | None = None) -> str:
+    """A corpus in a few words: its size where it is known, and the first digits of its SHA-256."""
+    if sha256 is None:
+        return "a corpus that is not recorded"
+    return (f"{size:,} bytes with SHA-256 " if size else "SHA-256 ") + f"{sha256[:12]}..."
 
 
 def _some(names: Sequence[str], limit: int = 3) -> str:

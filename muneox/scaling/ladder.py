@@ -16,6 +16,7 @@ from megatron.errors import ConfigError, DataError
 from megatron.neox_arguments.fields import shared_by
 from megatron.neox_arguments.transfer import LADDER, SIZE_LADDER
 from muneox.runs import (
+    CORPUS,
     Run,
     Series,
     Smoothing,
@@ -26,6 +27,7 @@ from muneox.runs import (
     near,
     read_runs,
     require_equal,
+    require_same_corpus,
     tokens_of,
 )
 from muneox.runs import smooth as smoothed
@@ -51,7 +53,7 @@ class Selection:
     tags: tuple[str, ...] = ()
     where: tuple[tuple[str, str], ...] = ()
     exclude: tuple[str, ...] = ()
-    allow: tuple[str, ...] = ()  # recipe keys that may differ
+    allow: tuple[str, ...] = ()  # recipe keys that may differ, and `corpus`
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Point:
     source: str
     tokens: float | None = None
     curve: Series | None = None
+    corpus: str | None = None  # its SHA-256, where the run records it
 
 
 def read_points(sources: Sequence[str], chosen: Selection, law: str = "size") -> tuple[list[Point], list[str]]:
@@ -90,6 +93,8 @@ def read_points(sources: Sequence[str], chosen: Selection, law: str = "size") ->
         runs = read_runs(others, group=chosen.group, tags=chosen.tags, where=dict(chosen.where))
         runs = [run for run in runs if run.name not in chosen.exclude]
         alike = [*RECIPE, *(shared_by(SIZE_LADDER) if law == "size" else ())]
+        if "corpus" not in chosen.allow:
+            require_same_corpus(runs, "a ladder")
         require_equal(runs, [key for key in alike if key not in chosen.allow], "a ladder")
         points += [point for run in runs for point in _run_points(run, chosen, law)]
         warnings += [f"{run.name}: {warning}" for run in runs for warning in run.warnings]
@@ -176,7 +181,7 @@ def _run_points(run: Run, chosen: Selection, law: str) -> Iterator[Point]:
     run = replace(run, series={**run.series, chosen.y: curve})
     if law == "compute":
         for flops, value in zip(_flops(run, curve), curve.values):
-            yield Point(run.name, float(flops), float(value), run.source)
+            yield Point(run.name, float(flops), float(value), run.source, corpus=run.value(CORPUS))
         return
     x = size_of(run, chosen.x)
     step, value = last(run, chosen.y)
@@ -187,7 +192,7 @@ def _run_points(run: Run, chosen: Selection, law: str) -> Iterator[Point]:
     tokens = None
     if law == "surface":
         tokens = chosen.at_tokens or float(tokens_of(run, np.array([step], np.int64))[0])
-    yield Point(run.name, x, value, run.source, tokens, curve)
+    yield Point(run.name, x, value, run.source, tokens, curve, run.value(CORPUS))
 
 
 def size_of(run: Run, name: str) -> float:

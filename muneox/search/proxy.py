@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron.data.fingerprint import corpus_fingerprint, data_prefixes
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.fields import KEYS
@@ -116,6 +117,13 @@ def describe(args: NeoXArgs, space: Space) -> dict[str, Any]:
     }
     optimizer = {k: v for k, v in ((args.optimizer or {}).get("params") or {}).items() if k not in ("lr", *varied)}
     return {"space": space.describe(), "configuration": kept, "optimizer": optimizer}
+
+
+def corpus_of(args: NeoXArgs) -> dict[str, Any]:
+    """Bytes and SHA-256 of the corpus. Raises DataError where it cannot be read."""
+    return corpus_fingerprint(
+        data_prefixes(args.data_path, args.train_data_paths, args.valid_data_paths, args.test_data_paths)
+    )
 
 
 def fingerprint(description: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from muneox.search.claims import Claims, Worker
-from muneox.search.proxy import Run, describe, runs_of
+from muneox.search.proxy import Run, corpus_of, describe, runs_of
 from muneox.search.samplers import Params, distributions, planner
 from muneox.search.setup import Setup
 from muneox.search.storage import Lock, open_storage, open_study
@@ -47,7 +47,8 @@ def ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 def search_stage(setup: Setup) -> Stage:
     """Join or make the study of the search. Raises StudyError."""
     storage, lock = open_storage(setup.study)
-    study = open_study(storage, lock, setup.name, describe(setup.args, setup.space), setup.study)
+    description = describe(setup.args, setup.space) | {"corpus": corpus_of(setup.args)}
+    study = open_study(storage, lock, setup.name, description, setup.study)
     if setup.space.pruner != "none":
         study.pruner = _pruner(setup)
     return Stage(study, lock, setup.trials, tuple(runs_of(setup.args, setup.space)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
@@ -22,6 +24,8 @@ from megatron.errors import ConfigError, DataError
 from megatron.tokenizer import build_tokenizer
 from prepare_data import main
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture
 def library(tmp_path, monkeypatch):
@@ -39,9 +43,12 @@ def library(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def prepare(tmp_path):
+def prepare(tmp_path, request):
+    """prepare_data.py, on the small library of a test that has it."""
+    text = ["--standard-library"] if "library" in request.fixturenames else []
+
     def run(*flags):
-        return main(["-d", str(tmp_path / "data"), "--vocab-size", "300", *map(str, flags)])
+        return main(["-d", str(tmp_path / "data"), "--vocab-size", "300", *text, *map(str, flags)])
 
     return run
 
@@ -52,7 +59,7 @@ def decoded(folder, prefix="text_document"):
     return [tokenizer.detokenize(indexed[i].tolist()) for i in range(len(indexed))]
 
 
-def test_default_corpus_is_the_standard_library_shuffled(tmp_path, library, prepare):
+def test_the_standard_library_shuffled(tmp_path, library, prepare):
     facts = prepare()
     folder = tmp_path / "data" / "corpus"
     modules = [path.read_text() for path in sorted(library.glob("module*.py"))]
@@ -71,6 +78,70 @@ def test_default_corpus_is_the_standard_library_shuffled(tmp_path, library, prep
     ]  # fmt: skip
     for name, digest in facts["sha256"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+
+
+# --- the default corpus ---
+
+
+def test_default_corpus_is_the_pinned_sympy(tmp_path):
+    """Sizes from the wheel's own RECORD, the version from the constraints."""
+    constraints = (ROOT / "requirements" / "constraints.txt").read_text().splitlines()
+    assert f"sympy=={corpora.DEFAULT_TEXT.version}" in constraints
+    record = importlib.metadata.distribution("sympy").files or []
+    sources = {str(file): file for file in record if file.parts[0] == "sympy" and file.suffix == ".py"}
+    contents = {name.removeprefix("sympy/"): file.read_binary() for name, file in sources.items()}
+    facts = main(["-t", "byte", "--output-dir", str(tmp_path)])
+    text = facts["request"]["text"]
+    assert text["package"] == "sympy" and text["version"] == corpora.DEFAULT_TEXT.version
+    assert text["files"] == len(sources) and text["bytes"] == sum(file.size for file in sources.values())
+    digest = hashlib.sha256()
+    for name, content in sorted(contents.items()):
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    assert text["sha256"] == digest.hexdigest()
+    written = IndexedDataset(tmp_path / "text_document")
+    documents = Counter(bytes(written[i][:-1].tolist()) for i in range(len(written)))
+    assert documents == Counter(content for content in contents.values() if content.strip())
+    assert json.loads((tmp_path / "corpus.json").read_text()) == facts
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package `tiny` of two files, and what is expected of it."""
+    root = tmp_path / "site-packages"
+    (root / "tiny").mkdir(parents=True)
+    (root / "tiny" / "b.py").write_bytes(b"B = 2\n")
+    (root / "tiny" / "a.py").write_bytes(b"A = 1\n")
+    (root / "tiny-1.2.dist-info").mkdir()
+    (root / "tiny-1.2.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny\nVersion: 1.2\n")
+    monkeypatch.syspath_prepend(str(root))
+    sha256 = hashlib.sha256(b"a.py\x006\x00A = 1\nb.py\x006\x00B = 2\n").hexdigest()
+    return root / "tiny", corpora.PinnedText("tiny", "1.2", files=2, size=12, sha256=sha256)
+
+
+def test_an_installed_text_is_read_in_the_order_of_its_names(package):
+    folder, expected = package
+    source = corpora.installed_text(expected)
+    assert source.files == [folder / "a.py", folder / "b.py"]
+    assert source.facts == {"package": "tiny", "version": "1.2", "files": 2, "bytes": 12, "sha256": expected.sha256}
+
+
+def test_another_text_is_refused_with_the_way_out(package):
+    folder, expected = package
+    way_out = r"pip install tiny==1\.3`, or take another text with `python prepare_data\.py --standard-library`"
+    with pytest.raises(DataError, match=rf"text of tiny==1\.3, and tiny 1\.2 is installed: `{way_out}"):
+        corpora.installed_text(dataclasses.replace(expected, version="1.3"))
+    with pytest.raises(DataError, match="absent==1.2, and absent is not installed: `pip install absent==1.2`"):
+        corpora.installed_text(dataclasses.replace(expected, package="absent"))
+    (folder / "b.py").write_bytes(b"B = 3\n")
+    with pytest.raises(DataError, match="another SHA-256: its text was changed; `pip install --force-reinstall"):
+        corpora.installed_text(expected)
+    (folder / "b.py").write_bytes(b"B = 2\n")
+    (folder / "c.py").write_bytes(b"")
+    with pytest.raises(DataError, match="holds 3 source files of 12 bytes, and tiny==1.2 has 2"):
+        corpora.installed_text(expected)
+
+
+# --- what is written ---
 
 
 def test_facts_are_those_of_the_files(tmp_path, library, prepare):
@@ -218,6 +289,7 @@ def test_without_a_network_one_sentence_tells_the_way_out(tmp_path, prepare, mon
     [
         (["enwik9"], ConfigError, "no data set is called 'enwik9'; there are enwik8"),
         (["enwik8", "--input", "x"], ConfigError, "not both"),
+        (["enwik8", "--standard-library"], ConfigError, "--standard-library is a text of its own"),
         (["--input", "nowhere"], DataError, "nowhere does not exist"),
         (["--tokenizer", "wordpiece"], ConfigError, "--tokenizer: 'wordpiece'"),
         (["--vocab-size", "100"], ConfigError, "--vocab-size"),
@@ -226,6 +298,6 @@ def test_without_a_network_one_sentence_tells_the_way_out(tmp_path, prepare, mon
         (["-t", "HFTokenizer", "-v", "nowhere.json"], DataError, "vocab-file: nowhere.json does not exist"),
     ],
 )
-def test_bad_arguments(library, prepare, flags, error, message):
+def test_bad_arguments(prepare, flags, error, message):
     with pytest.raises(error, match=message):
         prepare(*flags)

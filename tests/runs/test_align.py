@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron.errors import ConfigError, DataError
-from muneox.runs import Run, Series, Smoothing, at_step, at_tokens, common_steps, last, require_equal, smooth
+from muneox.runs import (
+    Run,
+    Series,
+    Smoothing,
+    at_step,
+    at_tokens,
+    common_steps,
+    last,
+    require_equal,
+    require_same_corpus,
+    smooth,
+)
 
 
 def a_run(name="r", config=None, **series):
@@ -83,6 +94,17 @@ def test_recipes_that_differ_are_told_by_key_value_and_run():
     runs.append(a_run("c", {"train_iters": 200}))
     with pytest.raises(DataError, match=r"a landscape .*`train_iters`, which differs: 100 in a, b; 200 in c"):
         require_equal(runs, ["train_iters"], "a landscape")
+
+
+def test_runs_on_different_corpora_are_refused():
+    here, there = ({"corpus": {"bytes": size, "sha256": digit * 64}} for size, digit in ((1234567, "a"), (89, "b")))
+    assert require_same_corpus([a_run("a", here), a_run("b", here)], "a ladder") == "a" * 64
+    assert require_same_corpus([a_run("a", {}), a_run("b", {})], "a ladder") is None
+    both = r"and there are 2: 1,234,567 bytes with SHA-256 a{12}\.\.\. in a; 89 bytes with SHA-256 b{12}\.\.\. in b"
+    with pytest.raises(DataError, match=f"a ladder needs runs on one corpus, {both}"):
+        require_same_corpus([a_run("a", here), a_run("b", there)], "a ladder")
+    with pytest.raises(DataError, match="a corpus that is not recorded in b"):
+        require_same_corpus([a_run("a", here), a_run("b", {})], "a ladder")
 
 
 def test_configuration_values_are_found_wherever_they_stand():

@@ -37,12 +37,13 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
-def metrics(folder, params, seed=0, **config):
+def metrics(folder, params, seed=0, corpus="a" * 64, **config):
     """A metrics.jsonl as a run leaves it, its loss falling to that of its size at step 400."""
     monitor = JsonlMonitor(folder / "metrics.jsonl")
     header = {
         "config": {"lr": 0.01, "train_iters": 400, "seed": seed, **config},
         "model": {"params": params, "hidden_size": 64},
+        "corpus": {"bytes": 1000, "sha256": corpus},
     }
     monitor.start(header | {"train_batch_size": 4, "seq_length": 32})
     for step in range(20, 401, 20):
@@ -125,6 +126,9 @@ def test_a_forecast_is_registered_once_and_checked(runs, tmp_path, capsys):
     assert "OUTSIDE" in capsys.readouterr().out
     with pytest.raises(DataError, match="the runs given have"):
         run("--check", saved, runs[0])
+    elsewhere = metrics(tmp_path / "elsewhere", int(TARGET * 1e6), seed=9, corpus="b" * 64)
+    with pytest.raises(DataError, match=r"SHA-256 a{12}\.\.\., and elsewhere was trained on .* SHA-256 b{12}"):
+        run("--check", saved, elsewhere)
     content["targets"][0]["high"] = 9.0
     saved.write_text(json.dumps(content))
     with pytest.raises(DataError, match="changed after"):
@@ -258,6 +262,16 @@ def test_what_is_wrong_is_said(table, runs, tmp_path):
             run(*arguments)
         assert all(word in str(error.value) for word in words), (arguments, str(error.value))
     assert run(*runs, other, "--y", "valid/loss", "--target", 9e9, "--allow", "lr") == 0
+
+
+def test_runs_on_different_corpora_are_not_compared(runs, tmp_path):
+    ask = ("--y", "valid/loss", "--target", TARGET * 1e9)
+    other = metrics(tmp_path / "other", int(TARGET * 1e6), corpus="b" * 64)
+    with pytest.raises(DataError, match=r"a ladder needs runs on one corpus.* a{12}.* in w0, .* b{12}.* in other"):
+        run(*runs, other, *ask)
+    assert run(*runs, other, *ask, "--allow", "corpus") == 0
+    with pytest.raises(DataError, match="a forecast of curves needs runs on one corpus"):
+        run(runs[0], other, "--y", "valid/loss", "--law", "annealing", "--target", 800)
 
 
 def test_runs_of_different_lengths_are_not_compared(runs, tmp_path):

@@ -78,6 +78,12 @@ def test_every_run_is_trained_once_and_as_by_the_trainer_alone(
     plain.write_text(json.dumps({k: v for k, v in json.loads(proxy.read_text()).items() if k != "lr-decay-style"}))
     with pytest.raises(ConfigError, match="holds a run with lr_decay_style 'cosine', this sweep has"):
         sweep.main([str(plain), *command[1:]])
+    lines = file.read_text().splitlines()
+    header = json.loads(lines[0])
+    header["corpus"]["sha256"] = "b" * 64
+    file.write_text("\n".join([json.dumps(header), *lines[1:]]) + "\n")
+    with pytest.raises(ConfigError, match=r"holds a run on .* bytes with SHA-256 b{12}.* and this sweep's corpus has"):
+        sweep.main(command)
 
 
 @pytest.mark.xdist_group("multiprocess")

@@ -9,10 +9,11 @@ import numpy as np
 from muneox.runs import Run, Series
 
 
-def config(width, lr, seed, use_mup=True, iters=100, **changes):
+def config(width, lr, seed, use_mup=True, iters=100, corpus="a" * 64, **changes):
     own = {"train_iters": iters, "seed": seed, "use_mup": use_mup, "data_path": "data/x", "warmup": 0.05, **changes}
     return {
         "config": {**own, "optimizer": {"params": {"lr": lr}}},
+        "corpus": {"bytes": 1000, "sha256": corpus},
         "model": {"hidden_size": width, "params": 12 * width * width},
         "train_batch_size": 8,
         "seq_length": 32,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,6 +120,9 @@ def test_metrics_hold_what_a_fit_over_a_ladder_needs(corpus, tmp_path):
     block = 12 * hidden**2 + 13 * hidden
     assert header["model"]["params"] == 2 * vocab * hidden + 2 * block + 2 * hidden
     assert header["model"]["params_non_embedding"] == 2 * block + 2 * hidden
+    files = [Path(f"{corpus}{suffix}").read_bytes() for suffix in (".bin", ".idx")]
+    hashed = hashlib.sha256(b"".join(len(content).to_bytes(8, "little") + content for content in files))
+    assert header["corpus"] == {"bytes": sum(map(len, files)), "sha256": hashed.hexdigest()}
     assert header["model"]["hidden_size"] == 64 and header["mup"]["width_mult"] == 4
     assert header["config"]["train_iters"] == 8
     last = [record for record in records if "train/loss" in record][-1]

@@ -1,0 +1,53 @@
+"""A corpus in a few numbers, so that runs on different text are not compared."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron.data.indexed_dataset import PREPARE_HINT, data_file
+from megatron.errors import DataError
+
+_BLOCK = 1 << 20
+_BLOCKS = 256  # a larger file is hashed at this many places
+
+
+def data_prefixes(data_path: str | None, *lists: Sequence[str] | None) -> list[str]:
+    """All prefixes of a run: its data-path, and its train-, valid- and test-data-paths."""
+    return [*([data_path] if data_path else []), *(path for paths in lists for path in paths or ())]
+
+
+def corpus_fingerprint(prefixes: Sequence[str | Path]) -> dict[str, Any]:
+    """`bytes` and `sha256` of the .bin and .idx files of all prefixes, in order; their names do not count.
+
+    Of a file over 256 MiB the SHA-256 covers its size and 256 evenly spaced blocks of 1 MiB, the first and the last
+    among them: a second for a corpus of any size. Raises DataError where a file cannot be read.
+    """
+    digest, total = hashlib.sha256(), 0
+    for prefix in prefixes:
+        for suffix in (".bin", ".idx"):
+            path = data_file(prefix, suffix)
+            if not path.is_file():
+                raise DataError(f"{path} does not exist: {PREPARE_HINT}")
+            try:
+                total += _add(digest, path)
+            except OSError as error:
+                raise DataError(f"{path}: cannot read: {error.strerror or error}") from error
+    return {"bytes": total, "sha256": digest.hexdigest()}
+
+
+def _add(digest: Any, path: Path) -> int:
+    """Add the size and the content of a file to the digest; returns the size."""
+    size = path.stat().st_size
+    digest.update(size.to_bytes(8, "little"))
+    with path.open("rb") as file:
+        if size <= _BLOCK * _BLOCKS:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        else:
+            for i in range(_BLOCKS):
+                file.seek((size - _BLOCK) * i // (_BLOCKS - 1))
+                digest.update(file.read(_BLOCK))
+    return size
