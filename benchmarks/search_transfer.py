@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 import optuna  # noqa: E402
 
 from benchmarks._family import BASE_WIDTH, configuration, make_corpus, space, write  # noqa: E402
-from muneox.search.progress import Spent, value_text  # noqa: E402
+from muneox.search.progress import Usage, value_text  # noqa: E402
 from muneox.search.stages import ranked  # noqa: E402
 from muneox.search.storage import open_storage  # noqa: E402
 
@@ -73,7 +73,7 @@ def final(plan: Plan, name: str, parametrization: str, study: optuna.Study) -> t
 
 
 def row(label: str, study: optuna.Study, result: tuple[float, list[float]], reference: float) -> str:
-    spent, best = Spent.of(study.get_trials()), ranked(study.get_trials())[0]
+    spent, best = Usage.of(study.get_trials()), ranked(study.get_trials())[0]
     params = ", ".join(f"{key} {value_text(value)}" for key, value in best.params.items())
     seeds = ", ".join(f"{loss:.4f}" for loss in result[1])
     return (
@@ -126,7 +126,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
     for name, study in studies.items():
         parametrization, role = name.split("-")
         print(row(f"{'muP' if parametrization == 'mup' else 'SP'} {labels[role]}", study, results[name], reference))
-    cost = [Spent.of(studies[name].get_trials()) for name in ("mup-proxy", "mup-direct")]
+    cost = [Usage.of(studies[name].get_trials()) for name in ("mup-proxy", "mup-direct")]
     print(
         f"\nmuP transferred is {results['mup-proxy'][0] / reference - 1:+.2%} from direct, for "
         f"{cost[0].flops / cost[1].flops:.1%} of its FLOPs and {cost[0].seconds / cost[1].seconds:.1%} of its seconds; "

@@ -64,6 +64,7 @@ class Verdict:
     values: list[float] = field(default_factory=list)
     seeds: int = 0
     powerless: bool | None = None
+    thresholds: Thresholds = Thresholds()
 
     @property
     def failures(self) -> list[Row]:
@@ -141,7 +142,7 @@ def verdict(
         options: dict[str, Any] = {"axis": axis, "thresholds": thresholds, "may_vanish": may_vanish}
         powerless = verdict(reference, resamples=resamples, **options).passed
     passed = all(row.ok for row in rows) and not powerless
-    return Verdict(passed, rows, axis, values, len(seeds), powerless)
+    return Verdict(passed, rows, axis, values, len(seeds), powerless, thresholds)
 
 
 Point = tuple[float, Any, float]  # (width, seed, value)

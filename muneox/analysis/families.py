@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -131,8 +131,3 @@ def _value(run: Run, metric: str, step: int) -> float | None:
         return None
     i = int(np.searchsorted(series.steps, step))
     return float(series.values[i]) if i < len(series) and series.steps[i] == step else None
-
-
-def shared_seeds(groups: Mapping[Any, Sequence[Member]]) -> int:
-    """The fewest seeds of any group."""
-    return min((len({member.seed for member in group}) for group in groups.values()), default=0)

@@ -19,6 +19,7 @@ from megatron.errors import DataError
 from muneox.analysis.families import Member, Status, final_step, outcome
 
 Edge = Literal["", "lowest", "highest", "divergence"]
+Outcome = Literal["still", "moves", "unclear"]
 Floats = NDArray[np.float64]
 
 RESAMPLES = 2000
@@ -65,7 +66,8 @@ class Basin:
 class Drift:
     """Octaves that the minimum moves for each doubling of the width. low, high: 95 % interval, None if not known.
 
-    widths: those with a minimum inside the grid; slope is None with fewer than two.
+    widths: those with a minimum inside the grid; slope is None with fewer than two. outcome: `moves` or `still` only
+    where the interval is known and leaves no doubt.
     """
 
     parametrization: str
@@ -73,16 +75,27 @@ class Drift:
     low: float | None
     high: float | None
     widths: tuple[int, ...]
+    outcome: Outcome
+    summary: str
     verdict: str
 
 
 @dataclass(frozen=True)
 class Landscape:
+    """Runs, minima and drifts, and the judgement that every figure and table of them shows.
+
+    passed: muP's minimum stays within `max_drift` octaves per doubling where that is given; else whether it stands
+    still, None where that is unclear. loss_range: lowest loss, and the ceiling of a figure: nine of ten runs lie below.
+    """
+
     metric: str
     step: int
     points: list[Point]
     basins: list[Basin]
     drifts: list[Drift]
+    passed: bool | None
+    max_drift: float | None
+    loss_range: tuple[float, float]
     noise: dict[str, float | None] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -90,11 +103,18 @@ class Landscape:
         return asdict(self)
 
 
-def landscape(members: Sequence[Member], metric: str, step: int | None = None, resamples: int = RESAMPLES) -> Landscape:
+def landscape(
+    members: Sequence[Member],
+    metric: str,
+    step: int | None = None,
+    resamples: int = RESAMPLES,
+    max_drift: float | None = None,
+) -> Landscape:
     """Judge runs over learning rates and widths.
 
-    step: the step whose loss counts, by default the last. Raises DataError for a run without a learning rate, fewer
-    than three learning rates, or no run that got to the step.
+    step: the step whose loss counts, by default the last. max_drift: octaves per doubling that muP's minimum may
+    move. Raises DataError for a run without a learning rate, fewer than three learning rates, or no run that got to
+    the step.
     """
     step = final_step(members, metric) if step is None else step
     points = [_point(member, metric, step) for member in members]
@@ -114,7 +134,22 @@ def landscape(members: Sequence[Member], metric: str, step: int | None = None, r
         warnings += [text for basin, _ in found.values() if (text := edge_warning(basin))]
         if noise[name] is None:
             warnings.append(f"{name}: one seed only, so the minima have no intervals; train with a second seed")
-    return Landscape(metric, step, points, basins, drifts, noise, warnings)
+    passed = _passed(drifts, max_drift)
+    return Landscape(metric, step, points, basins, drifts, passed, max_drift, _loss_range(points), noise, warnings)
+
+
+def _passed(drifts: Sequence[Drift], max_drift: float | None) -> bool | None:
+    """muP is judged where there is one; without a limit, only muP is expected to stand still."""
+    of_mup = [drift for drift in drifts if drift.parametrization == "muP"]
+    if max_drift is not None:
+        return all(d.slope is not None and abs(d.slope) <= max_drift for d in of_mup or drifts)
+    known: dict[Outcome, bool | None] = {"still": True, "moves": False, "unclear": None}
+    return known[of_mup[0].outcome] if of_mup else None
+
+
+def _loss_range(points: Sequence[Point]) -> tuple[float, float]:
+    good = sorted(point.loss for point in points if point.status == "ok" and point.loss is not None)
+    return good[0], max(good[math.ceil(0.9 * len(good)) - 1], good[0] + 1e-3)
 
 
 def _point(member: Member, metric: str, step: int) -> Point:
@@ -248,7 +283,8 @@ def _basin(name: str, width: int, curve: _Curve, noise: float | None, resamples:
 def _drift(name: str, found: dict[int, tuple[Basin, Floats]]) -> Drift:
     inside = {width: pair for width, pair in found.items() if not pair[0].edge}
     if len(inside) < 2:
-        return Drift(name, None, None, None, tuple(inside), _edge_verdict(name, [basin for basin, _ in found.values()]))
+        verdict = _edge_verdict(name, [basin for basin, _ in found.values()])
+        return Drift(name, None, None, None, tuple(inside), "unclear", "drift not known", verdict)
     x = np.log2(list(inside))
     x = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
     slope = float(x @ np.array([basin.log2_lr for basin, _ in inside.values()]))
@@ -256,21 +292,32 @@ def _drift(name: str, found: dict[int, tuple[Basin, Floats]]) -> Drift:
     if all(len(drawn) for _, drawn in inside.values()):
         slopes = x @ np.array([drawn for _, drawn in inside.values()])
         low, high = (float(q) for q in np.quantile(slopes, [0.025, 0.975]))
-    return Drift(name, slope, low, high, tuple(inside), _verdict(name, slope, low, high, len(found) - len(inside)))
+    outcome = _outcome(slope, low, high)
+    summary = f"minimum moves {slope:+.2f} octaves per doubling of the width"
+    verdict = _verdict(name, slope, low, high, outcome, len(found) - len(inside))
+    return Drift(name, slope, low, high, tuple(inside), outcome, summary, verdict)
 
 
-def _verdict(name: str, slope: float, low: float | None, high: float | None, left_out: int) -> str:
+def _outcome(slope: float, low: float | None, high: float | None) -> Outcome:
+    if low is None or high is None:
+        return "unclear"
+    if abs(slope) >= DRIFT_LIMIT and low * high > 0:
+        return "moves"
+    return "still" if max(-low, high) < DRIFT_LIMIT else "unclear"
+
+
+def _verdict(name: str, slope: float, low: float | None, high: float | None, outcome: Outcome, left_out: int) -> str:
     within = "" if low is None or high is None else f" (95 % interval {low:+.2f} to {high:+.2f})"
     verdict = f"{name}: the best learning rate moves {slope:+.2f} octaves per doubling of the width{within}"
-    if low is None or high is None:
-        verdict += ": it moves" if abs(slope) >= DRIFT_LIMIT else ": it stands still, as far as one seed tells"
-    elif abs(slope) >= DRIFT_LIMIT and low * high > 0:
-        verdict += ": it moves"
-    elif max(-low, high) < DRIFT_LIMIT:
-        verdict += ": it stands still"
+    far = abs(slope) >= DRIFT_LIMIT
+    if outcome != "unclear":
+        verdict += ": it moves" if outcome == "moves" else ": it stands still"
+    elif not within:
+        verdict += ": it moves" if far else ": it stands still, as far as one seed tells"
     else:
-        seems = "move" if abs(slope) >= DRIFT_LIMIT else "stand still"
-        verdict += f": it seems to {seems}; to tell, add seeds or refine the grid around the minima"
+        verdict += (
+            f": it seems to {'move' if far else 'stand still'}; to tell, add seeds or refine the grid around the minima"
+        )
     return verdict + (f"; {left_out} width(s) left out whose minimum is at the grid's edge" if left_out else "")
 
 

@@ -17,14 +17,14 @@ LEAST_HEADS = 2
 
 
 @dataclass(frozen=True)
-class Made:
+class Proxy:
     """A proxy: the values of its file, and the keys that the target needs beside its own."""
 
     values: Mapping[str, Any]
     target_keys: Mapping[str, Any]
 
 
-def make_proxy(target: NeoXArgs, files: Sequence[str], width: int | None) -> Made:
+def make_proxy(target: NeoXArgs, files: Sequence[str], width: int | None) -> Proxy:
     """The proxy of `target`, whose own keys `files` hold.
 
     Depth, head dimension, ratio of the MLP and everything else stay; heads are dropped. width: the proxy's hidden
@@ -57,7 +57,7 @@ def make_proxy(target: NeoXArgs, files: Sequence[str], width: int | None) -> Mad
     for key in ("save", "load", "log_dir", "base_shapes_file", "hostfile"):
         values.pop(key, None)
     wanted = {key: value for key, value in base.items() if getattr(target, key) != value}
-    return Made(values, wanted)
+    return Proxy(values, wanted)
 
 
 def _kv_heads(target: NeoXArgs, heads: int) -> int:

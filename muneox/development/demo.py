@@ -1,4 +1,4 @@
-"""`make demo`: the whole story on a CPU, from a fresh clone to a large model whose loss was foretold.
+"""`make demo`: from a fresh clone to a large model whose loss was predicted, on a CPU.
 
 Corpus, base shapes, static audit, coordinate check, a search on a narrow proxy, a ladder of widths with its winner, a
 forecast registered before the target is trained, the target's training, the comparison, a report and a sample. Every
@@ -31,7 +31,7 @@ PROMPT = "from sympy.core import Symbol\n\n\ndef solve(equation):\n"
 STEPS = 10
 
 
-class Story:
+class Demo:
     """The demo's commands, one numbered step after another. out: folder of all results, within the project's."""
 
     def __init__(self, out: Path, workers: int) -> None:
@@ -64,39 +64,39 @@ class Story:
         return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment).returncode
 
 
-def tell(story: Story) -> None:
-    """All of the story's steps."""
-    at, workers = story.at, ("--workers", str(story.workers))
+def run_all(demo: Demo) -> None:
+    """All of the demo's steps."""
+    at, workers = demo.at, ("--workers", str(demo.workers))
     shapes = ("--base-shapes-file", at("base-shapes"))
     best, forecast = at("search/best.yml"), at("forecast.json")
-    story.step(
+    demo.step(
         "a corpus: the source text of sympy, which torch needs",
         ("prepare_data.py", "--tokenizer", "byte", "--output-dir", CORPUS),
     )
-    story.step(
+    demo.step(
         "base shapes of the proxy, 64 wide", ("deepy.py", "train.py", PROXY, LOCAL, *shapes, "--save-base-shapes")
     )
     audit = ("tools/mup/audit.py", TARGET, LOCAL, *shapes, "--brief", "--json", at("audit.json"))
-    story.step("static audit of the target, 320 wide", audit)
-    check = ("deepy.py", "train.py", TARGET, LOCAL, *shapes, "--coord-check", "--log-dir", story.out.as_posix())
-    story.step("coordinate check: muP must pass, the standard parametrization must fail", check)
+    demo.step("static audit of the target, 320 wide", audit)
+    check = ("deepy.py", "train.py", TARGET, LOCAL, *shapes, "--coord-check", "--log-dir", demo.out.as_posix())
+    demo.step("coordinate check: muP must pass, the standard parametrization must fail", check)
     search = ("tools/mup/search.py", PROXY, LOCAL, "--trials", "16", *workers, "--out", at("search"))
-    story.step("search hyperparameters on the proxy", (*search, "--target", TARGET, LOCAL))
+    demo.step("search hyperparameters on the proxy", (*search, "--target", TARGET, LOCAL))
     ladder = ("--widths", "32", "64", "96", "128", "160", "--seeds", "1", "2", *workers, "--out", at("ladder"))
-    story.step("a ladder of widths with the winner", ("tools/mup/sweep.py", PROXY, LOCAL, best, *ladder))
+    demo.step("a ladder of widths with the winner", ("tools/mup/sweep.py", PROXY, LOCAL, best, *ladder))
     predict = ("tools/scaling/predict_loss.py", at("ladder"), "--x", "params", "--y", "valid/loss")
     target = ("--target-config", TARGET, LOCAL, "--save", forecast, "--plot", at("forecast.png"))
-    story.step("forecast the target's loss, before it is trained", (*predict, *target))
+    demo.step("forecast the target's loss, before it is trained", (*predict, *target))
     train = ("deepy.py", "train.py", TARGET, LOCAL, best, *shapes, "--log-dir", at("target"))
-    story.step("train the target, once", (*train, "--save", at("checkpoints")))
+    demo.step("train the target, once", (*train, "--save", at("checkpoints")))
     compare = ("tools/scaling/predict_loss.py", "--check", forecast, at("target"), "--json", at("outcome.json"))
     wider = ("tools/mup/width_check.py", at("ladder"), "--smooth", "mean:3", "--out", at("width_check"))
-    story.step("hold the forecast against what came; is wider better throughout?", compare, wider, judges=True)
+    demo.step("hold the forecast against what came; is wider better throughout?", compare, wider, judges=True)
     parts = ("--coord-check", at("coord_check.0.json"), "--audit", at("audit.json"), "--forecast", at("outcome.json"))
     page = ("tools/scaling/report.py", *parts, "--width-check", at("width_check.json"), "--out", at("report.html"))
     sample = ("--load", at("checkpoints"), "--temperature", "0.7", "--top-k", "40", "--maximum-tokens", "120")
     generate = ("generate.py", TARGET, LOCAL, best, *shapes, *sample, "--prompt", PROMPT)
-    story.step("the report, and a sample of the target's text", page, generate)
+    demo.step("the report, and a sample of the target's text", page, generate)
 
 
 def summary(out: Path, seconds: float) -> None:
@@ -131,7 +131,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
     options = parser.parse_args(input_args)
     shutil.rmtree(ROOT / options.out, ignore_errors=True)
     (ROOT / options.out).mkdir(parents=True)
-    story = Story(options.out, options.workers)
-    tell(story)
-    summary(ROOT / options.out, time.monotonic() - story.began)
+    demo = Demo(options.out, options.workers)
+    run_all(demo)
+    summary(ROOT / options.out, time.monotonic() - demo.began)
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron.errors import DataError
 from muneox.analysis.audit import MEASURES, measure_text, shape_text, summary, verdict
-from muneox.report.content import Cell, Entry, Section, Table, load, number
+from muneox.report.content import Cell, Entry, Section, Status, Table, load, number
 
 MAKER = "`tools/mup/audit.py CONFIG... --json FILE`"
 LEAD = (
@@ -28,7 +28,7 @@ def section(path: Path) -> Section:
         raise DataError(f"{path} is not what {MAKER} writes: a row lacks {error}") from error
     counts = f"{len(parameters.rows)} parameters, {len(factors.rows)} forward factors"
     said = "all follow the rules" if content["passed"] else summary(content).removeprefix("FAIL, ")
-    status = "pass" if content["passed"] else "fail"
+    status: Status = "pass" if content["passed"] else "fail"
     blocks = (kinds, parameters, factors)
     return Section("audit", "Static audit", status, f"{counts}: {said}", LEAD, blocks, tuple(content["notes"]))
 

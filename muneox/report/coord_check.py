@@ -10,11 +10,11 @@ from typing import Any
 
 from megatron.errors import DataError
 from muneox.report.content import DASHES, Cell, Entry, Figure, Section, Table, colour, load, number, ticks
+from mup.verdict import Thresholds
 
 MAKER = "the coordinate check (`coord-check: true`)"
 NAMES = {"up": "muP", "sp": "SP"}
 STATISTICS = {"mean_abs": "mean |x| at initialisation", "rms_delta": "RMS(xₜ − x₀) after {t} step{s}"}
-MIN_SLOPE, MAX_SLOPE = -0.30, 0.15
 
 
 def section(path: Path) -> Section:
@@ -68,8 +68,9 @@ def _slopes(content: Mapping[str, Any]) -> Figure:
             chosen = [row for row in chosen if row["slope"] is not None]
             data.append(_slope_trace(NAMES[short], chosen, colour(0 if short == "up" else 5), symbol))
         views.append((_when(*when), tuple(range(first, len(data)))))
+    limits = Thresholds(**content["up"].get("thresholds", {}))
     shapes = [
-        {"type": "rect", "xref": "x", "yref": "paper", "x0": MIN_SLOPE, "x1": MAX_SLOPE, "y0": 0, "y1": 1}
+        {"type": "rect", "xref": "x", "yref": "paper", "x0": limits.min_slope, "x1": limits.max_slope, "y0": 0, "y1": 1}
         | {"fillcolor": "$good/0.12", "line": {"width": 0}, "layer": "below"}
     ]
     layout = {
@@ -81,7 +82,7 @@ def _slopes(content: Mapping[str, Any]) -> Figure:
         "coord-slopes",
         "Slope of every activation's size on the width",
         f"Slopes with 95 % intervals of {len(modules)} modules, muP beside the standard parametrization; the shaded "
-        f"band, {MIN_SLOPE} to {MAX_SLOPE}, passes.",
+        f"band, {limits.min_slope} to {limits.max_slope}, passes.",
         data,
         layout,
         caption="Bars: 95 % bootstrap interval over seeds. Shaded: what passes. Attention logits, and the output at "

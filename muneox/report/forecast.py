@@ -8,6 +8,7 @@ from typing import Any
 
 from muneox.output import short
 from muneox.report.content import Cell, Entry, Figure, Section, Status, Table, colour, load, number
+from muneox.scaling.figure_data import left_out_points, nearest_backtest
 
 MAKER = "tools/scaling/predict_loss.py --json"
 LEAD = (
@@ -66,12 +67,10 @@ def _ladder(name: str, content: Mapping[str, Any]) -> Figure:
         _runs("fitted runs", points["used"], colour(0), "circle"),
     ]
     seen = [target for target in targets if "actual" in target]
-    shown = {target["x"] for target in seen}
-    rest = [point for point in points["left_out"] if isinstance(point["y"], int | float) and point["x"] not in shown]
+    rest = left_out_points(content)
     if rest:
         data.append(_runs("left out", rest, "$muted", "x"))
-    held = content["backtest"].get("held_out", [])
-    if held:
+    if held := nearest_backtest(content):
         data.append(_intervals("backtest, held out", held, colour(2), "square-open"))
     if targets:
         data.append(_intervals("forecast", targets, colour(5), "diamond"))

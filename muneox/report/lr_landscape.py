@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,18 +16,13 @@ LEAD = (
     "through the points around the best, with 95 % intervals from seed noise; hollow ones lie at the edge of what was "
     "tried."
 )
-LIMIT = 0.15  # octaves per doubling
 
 
 def section(path: Path) -> Section:
     """From the JSON of lr_landscape.py."""
-    content = load(path, ("points", "basins", "drifts", "metric", "step"), MAKER)
+    content = load(path, ("points", "basins", "drifts", "metric", "step", "passed", "loss_range"), MAKER)
     drifts = content["drifts"]
-    mup = next((drift for drift in drifts if drift["parametrization"] == "muP"), None)
-    status: Status = "note"
-    if mup is not None and mup["slope"] is not None and mup["low"] is not None:
-        moved = mup["low"] * mup["high"] > 0 and abs(mup["slope"]) >= LIMIT
-        status = "fail" if moved else "pass" if abs(mup["slope"]) < LIMIT else "note"
+    status: Status = "note" if content["passed"] is None else "pass" if content["passed"] else "fail"
     headline = "The best learning rate moves, per doubling of the width: " + "; ".join(map(_short, drifts))
     lead = LEAD + "".join(f" {drift['verdict']}." for drift in drifts)
     names = list(dict.fromkeys(point["parametrization"] for point in content["points"]))
@@ -41,7 +35,7 @@ def section(path: Path) -> Section:
 
 def _short(drift: Mapping[str, Any]) -> str:
     if drift["slope"] is None:
-        return f"{drift['parametrization']} cannot be told"
+        return f"{drift['parametrization']} is not known"
     within = "" if drift["low"] is None else f" ({drift['low']:+.2f} to {drift['high']:+.2f})"
     return f"{drift['parametrization']} {drift['slope']:+.2f} octaves{within}"
 
@@ -49,22 +43,25 @@ def _short(drift: Mapping[str, Any]) -> str:
 def _figure(content: Mapping[str, Any], name: str) -> Figure:
     points = [point for point in content["points"] if point["parametrization"] == name]
     widths = sorted({point["width"] for point in content["points"]})
-    low, high = _range(content["points"])
+    low, high = content["loss_range"]
+    margin = 0.08 * (high - low)
     data: list[dict[str, Any]] = []
     for width in sorted({point["width"] for point in points}):
         i = widths.index(width)
         mine = [point for point in points if point["width"] == width]
         basin = next(b for b in content["basins"] if (b["parametrization"], b["width"]) == (name, width))
-        data += _width_traces(mine, basin, i, high)
+        data += _width_traces(mine, basin, i, high + margin)
     drift = next(drift for drift in content["drifts"] if drift["parametrization"] == name)
-    moves = "drift not told" if drift["slope"] is None else f"{drift['slope']:+.2f} octaves per doubling of the width"
     layout = {
         "xaxis": {"type": "log", "title": {"text": "learning rate"}, **ticks(point["lr"] for point in points)},
-        "yaxis": {"title": {"text": f"{content['metric']} at step {content['step']}"}, "range": [low, high]},
+        "yaxis": {
+            "title": {"text": f"{content['metric']} at step {content['step']}"},
+            "range": [low - margin, high + 2 * margin],
+        },
     }
     return Figure(
         f"landscape-{name.lower()}",
-        f"{name}: {moves}",
+        f"{name}: {drift['summary']}",
         f"{name}: {content['metric']} at step {content['step']} against the learning rate for widths "
         f"{', '.join(map(str, widths))}. {drift['verdict']}.",
         data,
@@ -72,13 +69,6 @@ def _figure(content: Mapping[str, Any], name: str) -> Figure:
         caption="Small points: single runs. Crosses at the top: runs that diverged or stopped.",
         half=True,
     )
-
-
-def _range(points: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    good = sorted(point["loss"] for point in points if point["status"] == "ok")
-    ceiling = good[math.ceil(0.9 * len(good)) - 1]
-    margin = 0.08 * max(ceiling - good[0], 1e-3)
-    return good[0] - margin, ceiling + 2 * margin
 
 
 def _width_traces(

@@ -52,7 +52,7 @@ def tokens_of(run: Run, steps: NDArray[np.int64]) -> NDArray[np.float64]:
         series = run.series[name]
         # Through the origin: no tokens before the first step.
         x, y = np.append(0, series.steps), np.append(0.0, series.values)
-        tokens = np.interp(steps, x, y)
+        tokens = np.asarray(np.interp(steps, x, y), np.float64)
         beyond = steps > x[-1]
         tokens[beyond] = steps[beyond] * (y[-1] / max(x[-1], 1))
         return tokens

@@ -100,9 +100,9 @@ class AnnealingLaw:
         """Loss at steps [m]. Raises DataError if the rate falls and C is not known."""
         if self.gain is None or self.momentum is None:
             _require_constant(rates, steps)
-            return self.floor + self.height * areas(rates, steps, np.zeros(0))[0] ** -self.alpha
+            return np.asarray(self.floor + self.height * areas(rates, steps, np.zeros(0))[0] ** -self.alpha)
         first, second = areas(rates, steps, np.array([1 - self.momentum]))
-        return self.floor + self.height * first**-self.alpha - self.gain * second[0]
+        return np.asarray(self.floor + self.height * first**-self.alpha - self.gain * second[0])
 
 
 def _require_constant(rates: Array, steps: NDArray[np.int64]) -> None:
@@ -125,7 +125,7 @@ class AnnealingPosterior:
     @property
     def annealed(self) -> bool:
         """Whether C and 1 - lambda are among the draws."""
-        return self.draws.theta.shape[-1] == 2
+        return bool(self.draws.theta.shape[-1] == 2)
 
     def observe(self, rates: Array, steps: NDArray[np.int64]) -> Array:
         """Draws of the loss at steps [m] of a schedule: [s, m]. Raises DataError as the law does."""

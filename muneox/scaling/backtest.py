@@ -18,7 +18,7 @@ MOST_SPLITS = 5
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldOutRun:
     """One held-out run. sizes: how many were fitted; extrapolation: x over the largest fitted x."""
 
     sizes: int
@@ -39,7 +39,7 @@ class Held:
 
 def backtest(
     x: ArrayLike, y: ArrayLike, *, level: float = LEVEL, prior: NoisePrior | None = None, draws: int = 2000
-) -> list[Held]:
+) -> list[HeldOutRun]:
     """Refits without the 1, 2, ... largest sizes, at least four being left, and predicts those. Empty for four sizes.
 
     x, y: [n]. At most five splits, evenly chosen.
@@ -49,7 +49,7 @@ def backtest(
     counts = np.arange(FEWEST_SIZES, len(sizes))
     if len(counts) > MOST_SPLITS:
         counts = np.unique(np.linspace(FEWEST_SIZES, len(sizes) - 1, MOST_SPLITS).round().astype(int))
-    held: list[Held] = []
+    held: list[HeldOutRun] = []
     for count in counts:
         fitted = size <= sizes[count - 1]
         held += predict_held_out(size, loss, fitted, level=level, prior=prior, draws=draws)
@@ -64,7 +64,7 @@ def predict_held_out(
     level: float = LEVEL,
     prior: NoisePrior | None = None,
     draws: int = 4000,
-) -> list[Held]:
+) -> list[HeldOutRun]:
     """Fits the runs of the mask `fitted` [n] and predicts the others; nothing if the fitted ones follow no law."""
     size, loss, mask = np.asarray(x, np.float64), np.asarray(y, np.float64), np.asarray(fitted, bool)
     try:
@@ -74,16 +74,16 @@ def predict_held_out(
     samples = posterior.observe(size[~mask])
     largest, count = size[mask].max(), len(np.unique(size[mask]))
     return [
-        Held(count, float(a), float(b), interval(s, level), float(a / largest))
+        HeldOutRun(count, float(a), float(b), interval(s, level), float(a / largest))
         for a, b, s in zip(size[~mask], loss[~mask], samples.T)
     ]
 
 
-def mean_error(held: Sequence[Held]) -> float:
+def mean_error(held: Sequence[HeldOutRun]) -> float:
     """Mean absolute relative error; NaN for none."""
     return float(np.mean([abs(h.error) for h in held])) if held else float("nan")
 
 
-def coverage(held: Sequence[Held]) -> float:
+def coverage(held: Sequence[HeldOutRun]) -> float:
     """Share of held-out runs inside their interval; NaN for none."""
     return float(np.mean([h.inside for h in held])) if held else float("nan")

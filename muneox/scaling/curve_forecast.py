@@ -10,7 +10,7 @@ import numpy as np
 from megatron.errors import ConfigError, DataError
 from muneox.runs import Run, Smoothing, smooth
 from muneox.scaling.annealing import AnnealingPosterior, Curve, fit_annealing, held_out, sample_annealing, schedule
-from muneox.scaling.backtest import Held
+from muneox.scaling.backtest import HeldOutRun
 from muneox.scaling.forecast import BAND, Forecast, Target
 from muneox.scaling.ladder import Point
 from muneox.scaling.uncertainty import LEVEL, Band, Interval, Trace, band, interval
@@ -122,7 +122,7 @@ def _parameters(posterior: AnnealingPosterior, level: float) -> dict[str, Interv
     return {name: interval(values, level) for name, values in found.items()}
 
 
-def _backtest(curves: Sequence[Curve], level: float) -> list[Held]:
+def _backtest(curves: Sequence[Curve], level: float) -> list[HeldOutRun]:
     """The ends of what is held out by what is kept; without those of which what is kept says nothing."""
     held = []
     for kept, left in held_out(curves)[:MOST_BACKTESTS]:
@@ -132,5 +132,5 @@ def _backtest(curves: Sequence[Curve], level: float) -> list[Held]:
             continue
         reach = max(int(curve.steps[-1]) for curve in kept)
         end = int(left.steps[-1])
-        held.append(Held(len(kept), float(end), float(left.loss[-1]), interval(draws, level), end / reach))
+        held.append(HeldOutRun(len(kept), float(end), float(left.loss[-1]), interval(draws, level), end / reach))
     return held

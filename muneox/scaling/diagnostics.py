@@ -118,14 +118,6 @@ def bend(x: ArrayLike, y: ArrayLike, fit: PowerLawFit) -> float:
     return float(fdtrc(len(powers), freedom, max(before - after, 0) / len(powers) / noise))
 
 
-def diverged_curve(values: ArrayLike) -> bool:
-    """A curve that ends not finite, or 10 % above its own minimum."""
-    value = np.asarray(values, np.float64)
-    if not len(value) or not np.isfinite(value[-1]):
-        return True
-    return bool(value[-1] > (1 + DIVERGED) * np.nanmin(value))
-
-
 def not_collapsing(
     x: ArrayLike, curves: Sequence[tuple[NDArray[np.int64], Array]], floor: float, tolerance: float = 0.03
 ) -> list[int]:

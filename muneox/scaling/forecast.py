@@ -18,7 +18,7 @@ import scipy
 import megatron
 from megatron.errors import ConfigError, DataError
 from muneox.output import short, write_atomically
-from muneox.scaling.backtest import Held, backtest, coverage, mean_error
+from muneox.scaling.backtest import HeldOutRun, backtest, coverage, mean_error
 from muneox.scaling.diagnostics import describe_ladder, not_collapsing
 from muneox.scaling.ladder import Point
 from muneox.scaling.power_law import PowerLawPosterior, sample_power_law
@@ -77,7 +77,7 @@ class Forecast:
     targets: tuple[Target, ...]
     parameters: dict[str, Interval]
     noise: tuple[float, str]
-    held: tuple[Held, ...]
+    held: tuple[HeldOutRun, ...]
     used: tuple[Point, ...]
     left_out: tuple[tuple[Point, str], ...]
     warnings: tuple[str, ...]
@@ -113,10 +113,11 @@ class Forecast:
         }  # fmt: skip
 
 
-def _held_json(held: Held) -> dict[str, Any]:
+def _held_json(held: HeldOutRun) -> dict[str, Any]:
     return {
         "fitted_sizes": held.sizes, "x": held.x, "actual": held.actual, "prediction": held.predicted.value,
-        "low": held.predicted.low, "high": held.predicted.high, "relative_error": held.error, "inside": held.inside,
+        "low": held.predicted.low, "high": held.predicted.high, "level": held.predicted.level,
+        "relative_error": held.error, "inside": held.inside,
         "extrapolation": held.extrapolation,
     }  # fmt: skip
 
@@ -239,9 +240,9 @@ def forecast_surface(
     )  # fmt: skip
 
 
-def _surface_backtest(n: Array, d: Array, y: Array, level: float, prior: NoisePrior) -> list[Held]:
+def _surface_backtest(n: Array, d: Array, y: Array, level: float, prior: NoisePrior) -> list[HeldOutRun]:
     """The runs of each of the up to three largest sizes by those of the smaller ones, three at least."""
-    held: list[Held] = []
+    held: list[HeldOutRun] = []
     sizes = np.unique(n)
     for size in sizes[max(3, len(sizes) - 3) :]:
         smaller, at = n < size, n == size
@@ -252,7 +253,7 @@ def _surface_backtest(n: Array, d: Array, y: Array, level: float, prior: NoisePr
         reach = (n[smaller] * d[smaller]).max()
         for tokens, value, draws in zip(d[at], y[at], before.observe(n[at], d[at]).T):
             found = interval(draws, level)
-            held.append(Held(int(smaller.sum()), float(size), float(value), found, float(size * tokens / reach)))
+            held.append(HeldOutRun(int(smaller.sum()), float(size), float(value), found, float(size * tokens / reach)))
     return held
 
 

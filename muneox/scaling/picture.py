@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from muneox.output import short
-from muneox.scaling.backtest import Held
+from muneox.scaling.figure_data import left_out_points, nearest_backtest
 from muneox.scaling.forecast import Forecast
 from muneox.scaling.separable import Array
 from muneox.scaling.uncertainty import Interval
@@ -65,10 +65,8 @@ def _ladder(axes: Axes, forecast: Forecast) -> None:
         bar.set_label("tokens", fontsize=9.5)
         bar.ax.tick_params(labelsize=8.5)
         bar.ax.minorticks_off()
-    known = {(t.x, t.tokens) for t in forecast.targets if t.actual is not None}
-    rest = [p for p, _ in forecast.left_out if (p.x, p.tokens) not in known and np.isfinite(p.y)]
-    if rest:
-        axes.plot([p.x for p in rest], [p.y for p in rest], "x", color=LEFT, ms=5.5, label="left out")
+    if rest := left_out_points(forecast.as_json()):
+        axes.plot([p["x"] for p in rest], [p["y"] for p in rest], "x", color=LEFT, ms=5.5, label="left out")
 
 
 def _curves(axes: Axes, below: Axes, forecast: Forecast) -> None:
@@ -128,11 +126,11 @@ def _errors(axes: Axes, forecast: Forecast) -> None:
     axes.axhline(0, color=FIT, linewidth=0.8)
     for trace in forecast.traces if forecast.law != "annealing" else ():
         axes.plot(trace.x, 100 * (trace.fit / trace.y - 1), "o", color=DATA, ms=4.2, label="fit")
-    if held := _nearest(forecast.held):
-        actual = np.array([h.actual for h in held])
-        found = [h.predicted for h in held]
+    if held := nearest_backtest(forecast.as_json()):
+        actual = np.array([h["actual"] for h in held])
+        found = [Interval(h["prediction"], h["low"], h["high"], h["level"]) for h in held]
         name = "backtest: from the other runs" if forecast.law == "annealing" else "backtest: from the smaller runs"
-        _bars(axes, [h.x for h in held], found, actual, True, fmt="s", color=BACKTEST, label=name)
+        _bars(axes, [h["x"] for h in held], found, actual, True, fmt="s", color=BACKTEST, label=name)
     if seen := [t for t in forecast.targets if t.actual is not None]:
         actual = np.array([t.actual for t in seen])
         _bars(
@@ -147,11 +145,3 @@ def _errors(axes: Axes, forecast: Forecast) -> None:
         )
     axes.set_ylabel("predicted / seen − 1, %", fontsize=9.5)
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 0.98), borderaxespad=0)
-
-
-def _nearest(held: Sequence[Held]) -> list[Held]:
-    """Of the predictions of one size, those of the smallest extrapolation."""
-    best: dict[float, float] = {}
-    for h in held:
-        best[h.x] = min(best.get(h.x, np.inf), h.extrapolation)
-    return [h for h in held if h.extrapolation == best[h.x]]

@@ -181,7 +181,7 @@ def sample_power_law(
 def matern(first: Array, second: Array, length: float) -> Array:
     """Matern 3/2 correlations [m, n] of places [m] and [n] on a line."""
     distance = np.sqrt(3) * np.abs(first[:, None] - second[None]) / length
-    return (1 + distance) * np.exp(-distance)
+    return np.asarray((1 + distance) * np.exp(-distance))
 
 
 def _centre(x: Array) -> float:
@@ -205,7 +205,7 @@ def _parabola(grid: Array, rss: Array) -> Array:
     left, centre, right = rss[rows, middle - 1], rss[rows, middle], rss[rows, middle + 1]
     bend = left - 2 * centre + right
     shift = np.where(bend > 0, 0.5 * (left - right) / np.where(bend > 0, bend, 1), 0)
-    return grid[middle] + np.clip(shift, -1, 1) * (grid[1] - grid[0])
+    return np.asarray(grid[middle] + np.clip(shift, -1, 1) * (grid[1] - grid[0]))
 
 
 def _solve_each(ratio: Array, y: Array, weights: Array, exponents: Array) -> tuple[Array, Array]:

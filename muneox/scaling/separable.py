@@ -55,7 +55,8 @@ class Exponents:
     log_sd: tuple[float, ...]
 
     def log_prior(self, theta: Array) -> Array:
-        return -0.5 * (((np.log(theta) - np.log(self.median)) / self.log_sd) ** 2).sum(-1)
+        squares = ((np.log(theta) - np.log(self.median)) / self.log_sd) ** 2
+        return np.asarray(-0.5 * squares.sum(-1))
 
     def grid(self, cells: int) -> Array:
         """A grid uniform in the logarithms: [cells ** q, q]."""
@@ -84,7 +85,7 @@ class Draws:
 
     def law(self, design: Design) -> Array:
         """The law itself at m new places, design(theta) of [s, m, k]: [s, m]."""
-        return np.einsum("smk,sk->sm", design(self.theta), self.coefficients)
+        return np.asarray(np.einsum("smk,sk->sm", design(self.theta), self.coefficients))
 
     def observe(self, design: Design, kernel: Array | None, rng: np.random.Generator) -> Array:
         """What one new run would show at m places: law, departure and noise: [s, m]. kernel: [m, n] correlations of
@@ -145,7 +146,7 @@ def best_exponents(design: Design, y: Array, weights: Array, exponents: Exponent
         gtol=1e-15,
         x_scale=0.1,
     )
-    return np.exp(found.x)
+    return np.asarray(np.exp(found.x))
 
 
 def residuals(columns: Array, y: Array, weights: Array) -> tuple[Array, Array]:
@@ -244,7 +245,7 @@ class _Grid:
     def log_cell(self) -> Array:
         """Logarithm of each cell's share of the exponents' plane, [g]."""
         widths = [np.log(np.gradient(np.log(axis))) for axis in self.axes]
-        return mesh(widths).sum(-1)
+        return np.asarray(mesh(widths).sum(-1))
 
     @property
     def theta(self) -> Array:

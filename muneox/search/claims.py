@@ -93,7 +93,7 @@ class Liveness:
 
     def is_dead(self, owner: Mapping[str, Any], beat: int) -> bool:
         if owner["host"] == self.host:
-            return process_start(owner["pid"]) != owner["started"]
+            return bool(process_start(owner["pid"]) != owner["started"])
         now = time.monotonic()
         if self._seen.get(owner["name"], (None, 0.0))[0] != beat:
             self._seen[owner["name"]] = (beat, now)

@@ -41,7 +41,7 @@ class Workers:
             command = [sys.executable, "-P", "-m", "muneox.search.worker_process", *numbers, *setup.argv]
             with self._log(index).open("ab") as log:
                 self._processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
 
     def _log(self, index: int) -> Path:
         return self._logs / f"{index}.log"
@@ -50,8 +50,8 @@ class Workers:
         """A sentence for each worker that ended with an error since the last call."""
         said = []
         for index, process in enumerate(self._processes):
-            if process.poll() and index not in self._told:
-                self._told.add(index)
+            if process.poll() and index not in self._reported:
+                self._reported.add(index)
                 lines = self._log(index).read_text(errors="replace").strip().splitlines()
                 said.append(
                     f"worker {index} ended with exit code {process.returncode}: {lines[-1] if lines else 'no message'}"
@@ -105,7 +105,7 @@ def lead(setup: Setup) -> int:
             workers.join()
         finally:
             workers.stop()
-    tell(setup, search, confirm, console, target, target_args)
+    print_outcome(setup, search, confirm, console, target, target_args)
     failed = [t for t in search.study.get_trials(deepcopy=False) if t.state == TrialState.FAIL]
     for trial in failed:
         console.print(f"trial {trial.number} failed: {trial.user_attrs.get('errors', ['no message'])[-1]}", style="red")
@@ -148,7 +148,7 @@ def follow(stage: Stage, workers: Workers, console: Console, target: Cost | None
             time.sleep(POLL_SECONDS)
 
 
-def tell(
+def print_outcome(
     setup: Setup,
     search: Stage,
     confirm: Stage | None,
@@ -177,18 +177,18 @@ def tell(
     console.print(said, soft_wrap=True, highlight=False)
     for warning in outcome.edge_warnings(setup.space, best, trials):
         console.print(f"edge: {warning}", style="yellow", soft_wrap=True, highlight=False)
-    _tell_workers(search, console)
+    _print_worker_times(search, console)
     path = setup.out / "best.yml"
     outcome.write_best(path, setup, best)
     console.print(f"wrote {path}: {_shown(outcome.best_keys(setup, best))}", soft_wrap=True, highlight=False)
-    _tell_use(setup, path, outcome.best_keys(setup, best), target_args, console)
+    _print_use(setup, path, outcome.best_keys(setup, best), target_args, console)
 
 
 def _shown(values: dict[str, object]) -> str:
     return ", ".join(f"{key} {progress.value_text(value)}" for key, value in values.items())
 
 
-def _tell_workers(search: Stage, console: Console) -> None:
+def _print_worker_times(search: Stage, console: Console) -> None:
     """Which share of the workers' time training steps took."""
     figures = [value for key, value in search.study.user_attrs.items() if key.startswith("worker:")]
     wall = sum(figure["wall"] for figure in figures)
@@ -201,7 +201,7 @@ def _tell_workers(search: Stage, console: Console) -> None:
         )
 
 
-def _tell_use(
+def _print_use(
     setup: Setup, path: Path, values: dict[str, object], target_args: NeoXArgs | None, console: Console
 ) -> None:
     """The command that trains the target with the result; keys that the target's files already have go on the line."""

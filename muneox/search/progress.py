@@ -18,7 +18,7 @@ from muneox.search.stages import Stage, ranked
 
 
 @dataclass(frozen=True)
-class Spent:
+class Usage:
     """What the runs of some trials took: tokens, FLOPs, and seconds of their workers."""
 
     tokens: int
@@ -26,7 +26,7 @@ class Spent:
     seconds: float
 
     @classmethod
-    def of(cls, trials: Sequence[FrozenTrial]) -> Spent:
+    def of(cls, trials: Sequence[FrozenTrial]) -> Usage:
         runs = [run for trial in trials for run in trial.user_attrs.get("runs", {}).values()]
         return cls(
             sum(run.get("tokens", 0) for run in runs),
@@ -38,7 +38,7 @@ class Spent:
 def eta(trials: Sequence[FrozenTrial], total: int) -> float | None:
     """Seconds to the end, from the mean time of finished trials and the workers at work; None before the first."""
     done = [trial for trial in trials if trial.state.is_finished()]
-    mean = Spent.of(done).seconds / len(done) if done else 0.0
+    mean = Usage.of(done).seconds / len(done) if done else 0.0
     workers = live_workers(trials)
     return mean * (total - len(done)) / workers if mean and workers else None
 
@@ -58,7 +58,7 @@ def counts(trials: Sequence[FrozenTrial], total: int) -> str:
 
 def status_line(trials: Sequence[FrozenTrial], total: int, target: Cost | None) -> str:
     """One line: trials, ETA, tokens, FLOPs and their share of the target run's."""
-    spent, rest = Spent.of(trials), eta(trials, total)
+    spent, rest = Usage.of(trials), eta(trials, total)
     parts = [counts(trials, total)]
     if rest is not None and rest > 0:
         parts.append(f"ETA {datetime.timedelta(seconds=round(rest))}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,11 +123,6 @@ def corpus_of(args: NeoXArgs) -> dict[str, Any]:
     return corpus_fingerprint(
         data_prefixes(args.data_path, args.train_data_paths, args.valid_data_paths, args.test_data_paths)
     )
-
-
-def fingerprint(description: Mapping[str, Any]) -> str:
-    """A short name of a description."""
-    return hashlib.sha256(repr(sorted(description.items())).encode()).hexdigest()[:10]
 
 
 def check_target(args: NeoXArgs, space: Space, target: NeoXArgs) -> Cost:

@@ -63,7 +63,7 @@ class Parameter:
             return self.choices.index(value) / max(len(self.choices) - 1, 1)
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
+        return float((value - self.low) / (self.high - self.low))
 
     @property
     def ordered(self) -> bool:

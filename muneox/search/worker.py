@@ -35,7 +35,7 @@ POLL_SECONDS = 1.0
 
 
 @dataclass
-class Figures:
+class WorkerTimes:
     """Seconds of a worker's life: all of it since the process began, in training steps, in evaluation."""
 
     beat: int = 0
@@ -48,7 +48,7 @@ class Figures:
 class Heartbeat:
     """A thread that counts up in the study, and ends the process when the one that started it is gone."""
 
-    def __init__(self, study: Any, worker: Worker, figures: Figures, began: float, parent: int | None) -> None:
+    def __init__(self, study: Any, worker: Worker, figures: WorkerTimes, began: float, parent: int | None) -> None:
         self._study, self._worker, self._figures, self._began = study, worker, figures, began
         self._parent, self._stop = parent, threading.Event()
         self._lock = threading.Lock()
@@ -159,7 +159,7 @@ def train_run(
 class Trials:
     """Works off the claims of one stage."""
 
-    def __init__(self, setup: Setup, stage: Stage, claims: Claims, figures: Figures) -> None:
+    def __init__(self, setup: Setup, stage: Stage, claims: Claims, figures: WorkerTimes) -> None:
         self.setup, self.stage, self.claims, self.figures = setup, stage, claims, figures
 
     def work(self, claim: Claim) -> None:
@@ -212,7 +212,7 @@ def run_worker(
 
     stage: Stage | None = search_stage(setup)
     assert stage is not None
-    worker, figures, search = Worker.here(), Figures(), stage
+    worker, figures, search = Worker.here(), WorkerTimes(), stage
     initialize_megatron(setup.args.distributed_backend, setup.args.seed)
     with Heartbeat(search.study, worker, figures, began, parent) as heart:
         while stage is not None:

@@ -10,7 +10,6 @@ from muneox.scaling.backtest import backtest, coverage, mean_error, predict_held
 from muneox.scaling.diagnostics import (
     bend,
     describe_ladder,
-    diverged_curve,
     find_outliers,
     inversions,
     not_collapsing,
@@ -63,11 +62,6 @@ def test_bending_residuals_are_seen():
     x = np.geomspace(10, 1000, 12)
     broken = np.where(x < 100, 6 * x**-0.2, 6 * 100**0.5 * x**-0.7)
     assert bend(x, 2 + broken, fit_power_law(x, 2 + broken)) < 0.01
-
-
-def test_a_curve_that_ends_high_or_not_at_all_has_diverged():
-    assert diverged_curve([5, 4, 3.5, 4.2]) and diverged_curve([5, 4, np.nan]) and diverged_curve([])
-    assert not diverged_curve([5, 4, 3.5, 3.6])
 
 
 def test_a_run_that_leaves_the_others_curve_is_named():

@@ -15,8 +15,9 @@ import pytest
 
 from megatron.errors import ConfigError, DataError
 from muneox.commands import lr_landscape, report, width_check
-from muneox.report import html
-from mup.verdict import verdict
+from muneox.report import coord_check, html
+from muneox.report import lr_landscape as lr_landscape_section
+from mup.verdict import Thresholds, verdict
 from tests.tools_mup import synthetic
 
 pytestmark = pytest.mark.xdist_group("report")  # its inputs and the browser are made once
@@ -259,6 +260,33 @@ def test_the_audit_is_shown_as_its_json_says(read):
     assert "4 parameters, 1 forward factors: 1 departures from the rules" in read.text and "mlp.odd has" in read.text
     [factor] = table(read, "forward factor", "rule")
     assert [cell[1] for cell in factor[1:3]] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("moves", "options", "code", "status"),
+    [
+        (0.0, [], 0, "pass"),
+        (0.8, [], 0, "fail"),  # without a limit the tool judges nothing by its exit code
+        (0.1, ["--max-drift", "0.05"], 1, "fail"),
+        (0.1, ["--max-drift", "0.2"], 0, "pass"),
+        (0.8, ["--max-drift", "1.0"], 0, "pass"),
+    ],
+)
+def test_the_report_judges_a_landscape_as_the_tool_does(tmp_path, moves, options, code, status):
+    family = synthetic.sweep(lambda w: -7.3 - moves * math.log2(w / 64), widths=(64, 128), seeds=(1, 2), noise=0.001)
+    runs = synthetic.write(family, tmp_path / "runs")
+    assert lr_landscape.main([str(runs), "--out", str(tmp_path / "lr"), *options]) == code
+    assert lr_landscape_section.section(tmp_path / "lr.json").status == status
+
+
+def test_the_band_that_passes_is_the_verdicts_own(tmp_path):
+    up, sp = list(coord_records(0.0)), list(coord_records(0.8))
+    strict = Thresholds(max_slope=0.1, min_slope=-0.2)
+    outcomes = {"up": verdict(up, reference=sp, thresholds=strict).as_dict(), "sp": verdict(sp).as_dict()}
+    (tmp_path / "check.json").write_text(json.dumps(outcomes))
+    [figure, *_] = coord_check.section(tmp_path / "check.json").blocks
+    [band] = figure.layout["shapes"]
+    assert (band["x0"], band["x1"]) == (-0.2, 0.1) and "-0.2 to 0.1, passes" in figure.alt
 
 
 def test_the_page_is_well_formed_self_contained_and_accessible(page, read):

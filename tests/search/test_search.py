@@ -23,7 +23,7 @@ from megatron.monitoring import read_metrics
 from megatron.neox_arguments import NeoXArgs
 from muneox.cost import cost_of
 from muneox.search.lead import is_over
-from muneox.search.progress import Spent, eta, status_line
+from muneox.search.progress import Usage, eta, status_line
 from muneox.search.setup import Setup, parse
 from muneox.search.stages import Stage, ranked, search_stage
 from muneox.search.storage import open_storage
@@ -69,7 +69,7 @@ def test_a_worker_trains_every_width_and_seed_and_confirms_the_best(proxy: Path,
             assert header["model"]["hidden_size"] == int(name[1:3])
             assert records[-1]["valid/loss"] == run["loss"]
             assert header["model"]["flops_per_token"] * records[-1]["tokens"] == run["flops"]
-    spent = Spent.of(trials)
+    spent = Usage.of(trials)
     assert spent.tokens == 2 * 4 * 6 * 4 * 16 and spent.flops > 0
     assert eta(trials[:1], 2) is None and "2/2 trials" in status_line(trials, 2, None)
     [confirmed] = open_finished(setup.study, f"search-confirm-{ranked(trials)[0].number}-1").get_trials()
