@@ -1,6 +1,7 @@
 """The configuration files of this repository, and what DeepSpeed is told."""
 
 import csv
+import json
 import re
 import subprocess
 import sys
@@ -20,11 +21,12 @@ FILES = sorted(path for path in (ROOT / "configs").rglob("*.yml") if path != LOC
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT / "configs")) for path in FILES])
 def test_every_configuration_parses_with_the_local_setup(path):
     values = {key.replace("-", "_"): value for key, value in load_config(path).values.items()}
-    shared = set(values) & {key.replace("-", "_") for key in load_config(LOCAL).values}
-    files = [path] if shared else [path, LOCAL]
-    args = NeoXArgs.from_ymls(files)
-    for key in set(values) - {"optimizer", "fp16", "bf16", "zero_optimization"}:
-        assert getattr(args, key) == values[key]
+    local = {key.replace("-", "_"): value for key, value in load_config(LOCAL).values.items()}
+    assert local.pop("overlay") is True
+    args = NeoXArgs.from_ymls([path, LOCAL])
+    for key, value in {**values, **local}.items():
+        if key not in ("optimizer", "fp16", "bf16", "zero_optimization"):
+            assert getattr(args, key) == value
 
 
 def test_reference_is_up_to_date():
@@ -144,6 +146,60 @@ def test_deepspeed_accepts_its_configuration(neox_style, precision):
         scaling = read.float16_config
         assert (scaling.loss_scale, scaling.loss_scale_window, scaling.hysteresis) == (0, 500, 3)
         assert scaling.initial_scale_power == 12
+
+
+PUBLISHED = list(csv.DictReader((Path(__file__).parent / "gpt_neox_configs.csv").open(encoding="utf-8")))
+NO_MLP_BIAS = dict.fromkeys(
+    ("llama2/13B", "llama2/70B", "llama2/7B", "llama2/codellama_34B", "llama2/codellama_7B")
+    + ("llemma/34B", "llemma/7B", "mistral/7B"),
+    False,
+)
+# Where our files differ from GPT-NeoX's on purpose: the published models' own values, as their first lines say.
+DEPARTURES = {
+    "use_bias_in_mlp": NO_MLP_BIAS,
+    "rotary_emb_base": {"llama2/70B": 10000},
+    "intermediate_size": {
+        "llama2/codellama_34B": 66048,  # 22016 by GPT-NeoX's formula for gated MLPs
+        "llama2/codellama_7B": 33024,  # 11008
+        "llemma/34B": 66048,
+        "llemma/7B": 33024,
+        "mistral/7B": 43008,  # 14336
+    },
+    "mlp_multiple_of": {"mistral/7B": 256},
+    "min_lr": {"llemma/7B": 3.3e-6},  # decay_lr_to 0.033 and warmup_iters 500, which are keys no more
+    "warmup": {"llemma/7B": 0.0104},
+}
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=[row["name"] for row in PUBLISHED])
+def test_a_file_with_gpt_neox_name_has_gpt_neox_values(row):
+    """What decides the trained model, from GPT-NeoX's file of the same name (an empty cell: null)."""
+    name = row["name"]
+    args = NeoXArgs.from_ymls([ROOT / "configs" / f"{name}.yml"])
+    differing = {}
+    for path, cell in list(row.items())[1:]:
+        key, *inner = path.split(".")
+        found = getattr(args, key)
+        for part in inner:
+            found = (found or {}).get(part)
+        expected = json.loads(cell) if cell else None
+        expected = DEPARTURES.get(path, {}).get(name, expected)
+        if name == "pythia/1B" and path == "fp16.initial_scale_power":
+            expected = None  # bfloat16 scales no loss
+        if found != expected:
+            differing[path] = (found, expected)
+    assert differing == {}
+    head = (ROOT / "configs" / f"{name}.yml").read_text(encoding="utf-8").split("\n\n")[0]
+    assert ("has no biases" in head or "MLP has no biases" in head) == (name in NO_MLP_BIAS)
+
+
+def test_the_table_of_published_files_is_of_use():
+    assert len(PUBLISHED) >= 30
+    assert {row["name"] for row in PUBLISHED} >= {str(path.relative_to(ROOT / "configs"))[:-4] for path in FILES} - {
+        "mup/base", "mup/target", "mup/demo",
+    }  # fmt: skip
+    for name, words in (("mistral/7B", "sliding window"), ("llama2/70B", "rotary-emb-base is 10000")):
+        assert words in (ROOT / "configs" / f"{name}.yml").read_text(encoding="utf-8").split("\n\n")[0]
 
 
 def test_published_shapes():
