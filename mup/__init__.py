@@ -36,7 +36,7 @@ from mup.layer import (
     rescale_linear_bias,
 )
 from mup.optim import MuAdam, MuAdamW, MuSGD, param_groups, process_param_groups
-from mup.roles import attach, declare
+from mup.roles import Declaration, Part, attach, declare
 from mup.rules import (
     Options,
     Role,
@@ -46,7 +46,7 @@ from mup.rules import (
     parameter_scaling,
     readout_mult,
 )
-from mup.schedule import MuScheduler
+from mup.schedule import MuScheduler, Scheduler
 from mup.shape import (
     ForgottenDimensionWarning,
     apply_infshapes,
@@ -61,14 +61,15 @@ from mup.shape import (
     set_base_shapes,
     zip_infshapes,
 )
+from mup.slopes import Thresholds, Verdict, verdict
 from mup.static_audit import Audit, AuditRow, attention_scales, audit
-from mup.verdict import Thresholds, Verdict
 
 __version__ = "2.0.0"
 
 __all__ = [
     "Audit",
     "AuditRow",
+    "Declaration",
     "ForgottenDimensionWarning",
     "InfDim",
     "InfShape",
@@ -86,8 +87,10 @@ __all__ = [
     "MuScheduler",
     "MuSharedReadout",
     "Options",
+    "Part",
     "Role",
     "Scaling",
+    "Scheduler",
     "ShapeError",
     "Thresholds",
     "Verdict",
@@ -133,6 +136,7 @@ __all__ = [
     "trunc_normal_",
     "umup",
     "uniform_",
+    "verdict",
     "xavier_normal_",
     "xavier_uniform_",
     "zip_infshape",

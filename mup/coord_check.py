@@ -19,8 +19,7 @@ from mup import optim
 from mup.bsh import StrPath
 from mup.plot import plot_coord_data, plot_verdict
 from mup.records import FDICT, Coordinates, Statistic, convert_fdict, cov, covoffdiag, hooked, tensors_of
-from mup.verdict import Row, Thresholds, Verdict
-from mup.verdict import verdict as _verdict
+from mup.slopes import Row, Thresholds, Verdict, verdict
 
 __all__ = [
     "FDICT",
@@ -91,28 +90,6 @@ def _cross_entropy_step(model: nn.Module, optimizer: Any, batch: Any) -> None:
     logits = model(inputs)
     F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-
-
-def verdict(df: Any, **kwargs: Any) -> Verdict:
-    """Judge records of `coord_records`, or the DataFrame of `get_coord_data`; arguments as mup.verdict.verdict."""
-    reference = kwargs.pop("reference", None)
-    return _verdict(_long(df), reference=None if reference is None else _long(reference), **kwargs)
-
-
-def _long(df: Any) -> Any:
-    """get_coord_data's frame has one column a statistic; a verdict wants one row a value."""
-    columns = getattr(df, "columns", ())
-    if "statistic" in columns or "module" not in columns:
-        return df
-    statistics = [name for name in columns if name in FDICT]
-    if not statistics or "seed" not in columns:
-        raise ValueError(f"a verdict needs a seed column and a statistic of {', '.join(FDICT)}; got {list(columns)}")
-    return [
-        {**row, "statistic": name, "value": abs(row[name])}
-        for row in df.to_dict("records")
-        for name in statistics
-        if row[name] == row[name]
-    ]
 
 
 # ---- the original package's API -------------------------------------------------------------------------------

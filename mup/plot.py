@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from mup.bsh import StrPath
-from mup.verdict import Verdict, as_records
+from mup.slopes import Verdict, as_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,21 +1,42 @@
-"""Schedules that keep muP's multipliers: one base rate a step, and group lr = base rate x lr_mult.
+"""Schedules that keep muP's multipliers: base rates at each step, and group lr = base rate x lr_mult.
 
 torch's schedulers write absolute numbers into the groups (`eta_min`, `max_lr`), which loses the multipliers.
-Here the scheduler runs on a shadow optimizer that holds the base rates, and the products go to the real groups.
+MuScheduler runs them on a shadow optimizer that holds the base rates, and the products go to the real groups.
+Scheduler takes one base rate for all groups, a function of the number of updates.
 
     scheduler = MuScheduler(optimizer, CosineAnnealingLR, T_max=1000, eta_min=1e-5)
+    scheduler = Scheduler(optimizer, lambda step: 1e-3 * 0.99**step)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["MuScheduler"]
+__all__ = ["HasParamGroups", "MuScheduler", "Scheduler", "differences"]
+
+
+class HasParamGroups(Protocol):
+    """Any optimizer: torch's, or an engine's wrapper around one."""
+
+    param_groups: list[dict[str, Any]]
+
+
+def _write_rates(groups: Iterable[dict[str, Any]], rates: Iterable[float]) -> None:
+    for group, rate in zip(groups, rates, strict=True):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)  # compiled and captured steps hold on to the tensor
+        else:
+            group["lr"] = rate
+
+
+def _rates(groups: Iterable[dict[str, Any]]) -> list[float]:
+    return [float(group["lr"]) for group in groups]
 
 
 _NOT_BASE = ("params", "param_names", "initial_lr")
@@ -54,12 +75,9 @@ class MuScheduler:
         self._write()
 
     def _write(self) -> None:
-        for real, shadow in zip(self.optimizer.param_groups, self._shadow.param_groups, strict=True):
-            rate = float(shadow["lr"]) * real.get("lr_mult", 1.0)
-            if isinstance(real["lr"], Tensor):
-                real["lr"].fill_(rate)  # compiled and captured steps hold on to the tensor
-            else:
-                real["lr"] = rate
+        groups = self.optimizer.param_groups
+        _write_rates(groups, (base * group.get("lr_mult", 1.0) for base, group in zip(self.get_base_lr(), groups)))
+        for real, shadow in zip(groups, self._shadow.param_groups, strict=True):
             for key in ("momentum", "betas"):
                 if key in shadow:
                     real[key] = shadow[key]
@@ -71,11 +89,11 @@ class MuScheduler:
 
     def get_base_lr(self) -> list[float]:
         """The base rate of each group, before lr_mult."""
-        return [float(group["lr"]) for group in self._shadow.param_groups]
+        return _rates(self._shadow.param_groups)
 
     def get_last_lr(self) -> list[float]:
         """The rate of each group, lr_mult included."""
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
+        return _rates(self.optimizer.param_groups)
 
     def state_dict(self) -> dict[str, Any]:
         """Position and base rates: nothing in it depends on the width."""
@@ -92,3 +110,98 @@ class MuScheduler:
         for group, rate in zip(self._shadow.param_groups, state_dict["base_lr"], strict=True):
             group["lr"] = rate
         self._write()
+
+
+class Scheduler:
+    """Sets every group's `lr` to base rate x `lr_mult`, at construction and after each step.
+
+    So the ratios between groups depend on no phase of the schedule, and a floor of the schedule is multiplied too.
+
+    optimizer: its groups carry a unique `name` and an `lr_mult`. The scheduler keeps its own copy of these, and
+    raises RuntimeError when a group no longer has them. schedule: base rate of update k, the first being 0.
+    lr_mults: name -> multiplier for the whole model, where this process holds a part of it; it is saved with the
+    state, to be compared under any layout. By default the optimizer's own groups.
+    Raises ValueError for groups without name or multiplier, or other ones than lr_mults.
+    """
+
+    def __init__(
+        self,
+        optimizer: HasParamGroups,
+        schedule: Callable[[int], float],
+        *,
+        lr_mults: Mapping[str, float] | None = None,
+    ) -> None:
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.num_steps = 0
+        own = _group_multipliers(optimizer)
+        self.lr_mults = dict(own if lr_mults is None else lr_mults)
+        if missing := {name: mult for name, mult in own.items() if self.lr_mults.get(name) != mult}:
+            raise ValueError(f"lr_mults of the whole model disagree with this optimizer's groups: {missing}")
+        self.apply()
+
+    def step(self, increment: int = 1) -> None:
+        """Advance by `increment` updates."""
+        self.num_steps += increment
+        self.apply()
+
+    def apply(self) -> None:
+        """Set the groups' rates for the next update; call it after anything that rewrites the groups."""
+        _write_rates(self.optimizer.param_groups, self.get_lr())
+
+    def get_lr(self) -> list[float]:
+        """Rates of the next update, one for each group."""
+        base = self.get_base_lr()
+        return [base * self._multiplier(group) for group in self.optimizer.param_groups]
+
+    def get_last_lr(self) -> list[float]:
+        """The rates that the groups hold now, as of torch's schedulers."""
+        return _rates(self.optimizer.param_groups)
+
+    def get_base_lr(self) -> float:
+        """Rate of the next update before multipliers: the one to log."""
+        return self.schedule(self.num_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number of updates and multipliers."""
+        return {"num_steps": self.num_steps, "lr_mults": dict(self.lr_mults)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state. Raises ValueError, and changes nothing, where the multipliers differ."""
+        rows = differences(state["lr_mults"], self.lr_mults)
+        if rows:
+            raise ValueError("the state has other learning-rate multipliers:\n" + "\n".join(rows))
+        self.num_steps = int(state["num_steps"])
+        self.apply()
+
+    def _multiplier(self, group: Mapping[str, Any]) -> float:
+        name = group.get("name")
+        mult = self.lr_mults.get(name) if isinstance(name, str) else None
+        if mult is None or group.get("lr_mult") != mult:
+            raise RuntimeError(
+                f"parameter group {name!r} has lr_mult {group.get('lr_mult')!r}, but the scheduler was built "
+                f"with {mult!r}: multipliers are fixed for a run"
+            )
+        return mult
+
+
+def _group_multipliers(optimizer: HasParamGroups) -> dict[str, float]:
+    """name -> lr_mult. Raises ValueError for a group without them or a name used twice."""
+    mults: dict[str, float] = {}
+    for index, group in enumerate(optimizer.param_groups):
+        name, mult = group.get("name"), group.get("lr_mult")
+        if not isinstance(name, str) or name in mults:
+            raise ValueError(f"parameter group {index} has no name of its own: {name!r}")
+        if not isinstance(mult, int | float) or not math.isfinite(mult) or mult < 0:
+            raise ValueError(f"parameter group {name!r} has no usable lr_mult: {mult!r}")
+        mults[name] = float(mult)
+    return mults
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """One line for each entry that differs, by name."""
+    return [
+        f"  {name}: checkpoint {saved.get(name, 'absent')}, configuration {current.get(name, 'absent')}"
+        for name in sorted(saved.keys() | current.keys())
+        if saved.get(name) != current.get(name)
+    ]

@@ -26,7 +26,7 @@ from megatron.training.data import RunData
 from megatron.training.engine import build_trainee
 from megatron.training.from_args import gpt_config, parametrization_of, resolve_base_widths, target_widths
 from megatron.training.learning_rates import LearningRateSchedule
-from mup.verdict import Verdict, verdict
+from mup.slopes import Verdict, verdict
 
 CHECKED_STEPS = (1, 4)
 MAX_CHECK_TOKENS = 512  # a check asks for sizes of activations, not for a good gradient

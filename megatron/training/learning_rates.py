@@ -9,10 +9,11 @@ after `decay_iters`, linear and cosine stay at their end, where GPT-NeoX's cosin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
+import mup.schedule as mup_schedule
 from megatron.errors import CheckpointError, ConfigError
 
 DecayStyle = Literal["constant", "linear", "cosine", "exponential", "wsd"]
@@ -119,32 +120,27 @@ def _half_cosine(p: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * p))
 
 
-_COOLDOWN = {"linear": lambda q: 1.0 - q, "cosine": _half_cosine, "sqrt": lambda q: 1.0 - math.sqrt(q)}
+_COOLDOWN: Mapping[CooldownStyle, Callable[[float], float]] = {
+    "linear": lambda q: 1.0 - q,
+    "cosine": _half_cosine,
+    "sqrt": lambda q: 1.0 - math.sqrt(q),
+}
 
 
-class HasParamGroups(Protocol):
-    """Any optimizer: torch's, DeepSpeed's or a wrapper around one."""
+class Scheduler(mup_schedule.Scheduler):
+    """`mup.schedule.Scheduler` of a LearningRateSchedule, and what a resume may change of it.
 
-    param_groups: list[dict[str, Any]]
+    DeepSpeed takes it as its `lr_scheduler` and calls `step()` after each update that was applied.
 
-
-class Scheduler:
-    """Sets every group's `lr` to base rate x `lr_mult`, at construction and after each step.
-
-    So the ratios between groups depend on no phase of the schedule, and `min_lr` is multiplied too. DeepSpeed
-    takes it as its `lr_scheduler` and calls `step()` after each update that was applied.
-
-    optimizer: its groups carry a unique `name` and an `lr_mult`; the scheduler keeps its own copy of these,
-    and raises RuntimeError when a group no longer has them.
-    lr_mults: name -> multiplier for the whole model, where this process holds only a pipeline stage of it; it
-    is saved with the state, to be compared under any layout. By default the optimizer's own groups.
     use_checkpoint_lr_scheduler: a loaded state's schedule replaces `schedule`.
     override_lr_scheduler: `schedule` replaces the loaded one. With neither, a difference is an error.
     """
 
+    schedule: LearningRateSchedule
+
     def __init__(
         self,
-        optimizer: HasParamGroups,
+        optimizer: mup_schedule.HasParamGroups,
         schedule: LearningRateSchedule,
         *,
         lr_mults: Mapping[str, float] | None = None,
@@ -153,50 +149,16 @@ class Scheduler:
     ) -> None:
         if use_checkpoint_lr_scheduler and override_lr_scheduler:
             raise ConfigError("override_lr_scheduler and use_checkpoint_lr_scheduler exclude each other")
-        self.optimizer = optimizer
-        self.schedule = schedule
-        self.num_steps = 0
         self._use_checkpoint = use_checkpoint_lr_scheduler
         self._override = override_lr_scheduler
-        own = _group_multipliers(optimizer)
-        self._lr_mults = dict(own if lr_mults is None else lr_mults)
-        if missing := {name: mult for name, mult in own.items() if self._lr_mults.get(name) != mult}:
-            raise ValueError(f"lr_mults of the whole model disagree with this optimizer's groups: {missing}")
-        self.apply()
-
-    def step(self, increment: int = 1) -> None:
-        """Move on by `increment` applied updates."""
-        self.num_steps += increment
-        self.apply()
-
-    def apply(self) -> None:
-        """Set the groups' rates for the next update; call it after anything that rewrites the groups."""
-        base = self.schedule(self.num_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = base * self._multiplier(group)
-
-    def get_lr(self) -> list[float]:
-        """Rates of the next update, one a group."""
-        base = self.schedule(self.num_steps)
-        return [base * self._multiplier(group) for group in self.optimizer.param_groups]
-
-    def get_last_lr(self) -> list[float]:
-        """The rates that the groups hold now, as torch's schedulers tell them."""
-        return [group["lr"] for group in self.optimizer.param_groups]
-
-    def get_base_lr(self) -> float:
-        """Rate of the next update before multipliers: the one to log."""
-        return self.schedule(self.num_steps)
+        super().__init__(optimizer, schedule, lr_mults=lr_mults)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "num_steps": self.num_steps,
-            "schedule": asdict(self.schedule),
-            "lr_mults": dict(self._lr_mults),
-        }
+        """Number of updates, multipliers and the schedule."""
+        return {**super().state_dict(), "schedule": asdict(self.schedule)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state.
+        """Continue from a saved state.
 
         Raises CheckpointError, and changes nothing, where the multipliers differ, or the schedule does and
         neither option says which one counts.
@@ -208,12 +170,11 @@ class Scheduler:
         _refuse_difference(
             "learning-rate multipliers of the parameter groups",
             mults,
-            self._lr_mults,
+            self.lr_mults,
             "resume with the base shapes and muP options of the checkpoint",
         )
-        schedule = self._choose_schedule(saved)
-        self.schedule, self.num_steps = schedule, int(num_steps)
-        self.apply()
+        self.schedule = self._choose_schedule(saved)
+        super().load_state_dict({"num_steps": num_steps, "lr_mults": mults})
 
     def _choose_schedule(self, saved: dict[str, Any]) -> LearningRateSchedule:
         if self._override:
@@ -231,37 +192,8 @@ class Scheduler:
             raise CheckpointError(f"the checkpoint's learning-rate schedule has unknown keys: {sorted(unknown)}")
         return LearningRateSchedule(**saved)
 
-    def _multiplier(self, group: Mapping[str, Any]) -> float:
-        name = group.get("name")
-        mult = self._lr_mults.get(name) if isinstance(name, str) else None
-        if mult is None or group.get("lr_mult") != mult:
-            raise RuntimeError(
-                f"parameter group {name!r} has lr_mult {group.get('lr_mult')!r}, but the scheduler was built "
-                f"with {mult!r}: multipliers are fixed for a run"
-            )
-        return mult
-
-
-def _group_multipliers(optimizer: HasParamGroups) -> dict[str, float]:
-    """name -> lr_mult. Raises ValueError for a group without them or a name used twice."""
-    mults: dict[str, float] = {}
-    for index, group in enumerate(optimizer.param_groups):
-        name, mult = group.get("name"), group.get("lr_mult")
-        if not isinstance(name, str) or name in mults:
-            raise ValueError(f"parameter group {index} has no name of its own: {name!r}")
-        if not isinstance(mult, int | float) or not math.isfinite(mult) or mult < 0:
-            raise ValueError(f"parameter group {name!r} has no usable lr_mult: {mult!r}")
-        mults[name] = float(mult)
-    return mults
-
 
 def _refuse_difference(what: str, saved: Mapping[str, Any], current: Mapping[str, Any], way_out: str) -> None:
     """Raise CheckpointError with a table of the entries that differ, if any do."""
-    names = sorted(saved.keys() | current.keys())
-    rows = [
-        f"  {name}: checkpoint {saved.get(name, 'absent')}, configuration {current.get(name, 'absent')}"
-        for name in names
-        if saved.get(name) != current.get(name)
-    ]
-    if rows:
+    if rows := mup_schedule.differences(saved, current):
         raise CheckpointError(f"the checkpoint has other {what}; {way_out}\n" + "\n".join(rows))

@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron.errors import DataError
 from muneox.report.content import DASHES, Cell, Entry, Figure, Section, Table, colour, load, number, ticks
-from mup.verdict import Thresholds
+from mup.slopes import Thresholds
 
 MAKER = "the coordinate check (`coord-check: true`)"
 NAMES = {"up": "muP", "sp": "SP"}

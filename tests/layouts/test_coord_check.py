@@ -20,7 +20,7 @@ def slopes(layout: Layout, folder: str) -> tuple[bool, bool, dict[str, float]]:
     from megatron.initialize import initialize_megatron
     from megatron.neox_arguments import NeoXArgs
     from megatron.training.coord_check_run import CoordinateCheck
-    from mup.verdict import verdict
+    from mup.slopes import verdict
 
     # heads grow with the width, two at the base, so that two ranks can share them
     model = {"hidden_size": 32, "num_attention_heads": 2, "mup_base_hidden_size": 32, "mup_base_num_attention_heads": 2}

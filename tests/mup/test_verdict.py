@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mup.coord_check import plot_verdict, verdict
-from mup.verdict import Thresholds
+from mup.slopes import Thresholds
 
 WIDTHS = (64, 128, 256, 512)
 

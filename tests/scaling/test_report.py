@@ -17,7 +17,7 @@ from megatron.errors import ConfigError, DataError
 from muneox.commands import lr_landscape, report, width_check
 from muneox.report import coord_check, html
 from muneox.report import lr_landscape as lr_landscape_section
-from mup.verdict import Thresholds, verdict
+from mup.slopes import Thresholds, verdict
 from tests.tools_mup import synthetic
 
 pytestmark = pytest.mark.xdist_group("report")  # its inputs and the browser are made once

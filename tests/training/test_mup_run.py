@@ -20,7 +20,7 @@ from megatron.training.coord_check_run import CoordinateCheck, run_coord_check
 from megatron.training.from_args import model_plan
 from megatron.training.save_base_shapes import run_save_base_shapes
 from mup import rules
-from mup.verdict import verdict
+from mup.slopes import verdict
 from tests.training.harness import arguments, configuration, run_script
 
 FILE_ONLY = {"mup_base_hidden_size": None, "mup_base_num_attention_heads": None}

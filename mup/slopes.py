@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mup.records import FDICT
+
 __all__ = ["Row", "Thresholds", "Verdict", "verdict"]
 
 # Query times key before the softmax may shrink as the width grows (Tensor Programs V, Appendix D.1). It has no
@@ -120,7 +122,7 @@ def verdict(
 
     records: a list of mappings, a mapping of columns or a DataFrame with module, `axis`, seed, t, statistic, value
         and perhaps may_vanish: whether this one may shrink, as what readouts put out at t = 0. Several values of one
-        cell are averaged.
+        cell are averaged. Or the DataFrame of `mup.coord_check.get_coord_data`.
     reference: records of the same check in the standard parametrization; it must fail, or this check is powerless.
     axis: the column that grows, width or depth. may_vanish(module, statistic, t): what may shrink besides what the
         records say; by default attention logits, by their usual names.
@@ -159,12 +161,28 @@ def as_records(records: Any) -> Iterable[Mapping[str, Any]]:
     return list(records)
 
 
+def _long(records: Any) -> Iterable[Mapping[str, Any]]:
+    """get_coord_data's frame has one column for each statistic; a verdict needs one row for each value."""
+    columns = getattr(records, "columns", ())
+    if "statistic" in columns or "module" not in columns:
+        return as_records(records)
+    statistics = [name for name in columns if name in FDICT]
+    if not statistics or "seed" not in columns:
+        raise ValueError(f"a verdict needs a seed column and a statistic of {', '.join(FDICT)}; got {list(columns)}")
+    return [
+        {**row, "statistic": name, "value": abs(row[name])}
+        for row in as_records(records)
+        for name in statistics
+        if row[name] == row[name]  # not NaN
+    ]
+
+
 def _collect(records: Any, axis: str) -> tuple[dict[Cell, list[Point]], list[float], list[Any], set[Cell]]:
     """(points by cell, values of the axis, seeds, cells that the records allow to vanish)."""
     sums: dict[Cell, dict[tuple[float, Any], tuple[float, int]]] = {}
     vanishing: set[Cell] = set()
     try:
-        for record in as_records(records):
+        for record in _long(records):
             key = (str(record["module"]), str(record["statistic"]), int(record["t"]))
             cell = sums.setdefault(key, {})
             at = (float(record[axis]), record["seed"])
