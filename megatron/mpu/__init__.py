@@ -2,11 +2,9 @@
 
 from megatron.mpu.collectives import (
     copy_to_region,
-    gather_from_region,
     gather_from_sequence,
     reduce_from_region,
     reduce_scatter_to_sequence,
-    scatter_to_region,
 )
 from megatron.mpu.communicator import (
     SINGLE,
@@ -22,7 +20,6 @@ from megatron.mpu.grads import (
     global_grad_norm,
     mark_partial_grads,
     partial_grad_parameters,
-    sync_partial_grads,
     sync_partial_grads_in_backward,
 )
 from megatron.mpu.layers import (
@@ -85,7 +82,6 @@ __all__ = [
     "count_communication",
     "cross_entropy_and_logsumexp",
     "destroy_model_parallel",
-    "gather_from_region",
     "gather_from_sequence",
     "get_data_parallel_group",
     "get_data_parallel_rank",
@@ -110,11 +106,9 @@ __all__ = [
     "process_groups",
     "reduce_from_region",
     "reduce_scatter_to_sequence",
-    "scatter_to_region",
     "sent_bytes",
     "shard",
     "shard_of",
-    "sync_partial_grads",
     "sync_partial_grads_in_backward",
     "unshard",
     "vocab_parallel_cross_entropy",

@@ -52,16 +52,6 @@ def reduce_from_region(x: Tensor, group: Communicator) -> Tensor:
     return _apply(x, group, group.all_reduce, _same)
 
 
-def gather_from_region(x: Tensor, group: Communicator, dim: int = -1) -> Tensor:
-    """Concatenate the ranks' slices, for a use that is the same on every rank; backwards the own slice."""
-    return _apply(x, group, partial(group.all_gather, dim=dim), partial(group.own_slice, dim=dim))
-
-
-def scatter_to_region(x: Tensor, group: Communicator, dim: int = -1) -> Tensor:
-    """This rank's slice of what every rank holds; backwards the ranks' gradients concatenated."""
-    return _apply(x, group, partial(group.own_slice, dim=dim), partial(group.all_gather, dim=dim))
-
-
 def gather_from_sequence(x: Tensor, group: Communicator, dim: int = SEQUENCE_DIM) -> Tensor:
     """Enter a tensor-parallel region from sequence slices: [.., s/tp, h] -> [.., s, h].
 

@@ -8,7 +8,6 @@ the sum over the ranks.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -38,29 +37,11 @@ def partial_grad_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-@torch.no_grad()
-def sync_partial_grads(model: nn.Module, group: Communicator) -> None:
-    """Sum the partial gradients over the group, in place: after a step's last backward pass, before the norm.
-
-    For loops that leave gradients in `.grad`. Communication: one all_reduce of all of them for each dtype.
-    """
-    if group.size == 1:
-        return
-    by_dtype: dict[torch.dtype, list[Tensor]] = defaultdict(list)
-    for parameter in partial_grad_parameters(model).values():
-        if parameter.grad is not None:
-            by_dtype[parameter.grad.dtype].append(parameter.grad)
-    for grads in by_dtype.values():
-        total = group.all_reduce(torch.cat([grad.flatten() for grad in grads]))
-        for grad, summed in zip(grads, total.split([grad.numel() for grad in grads]), strict=True):
-            grad.copy_(summed.view_as(grad))
-
-
 def sync_partial_grads_in_backward(model: nn.Module, group: Communicator) -> list[RemovableHandle]:
-    """Sum each partial gradient over the group as soon as it is computed, instead of `sync_partial_grads`.
+    """Sum each partial gradient over the group as soon as it is computed.
 
-    For engines that take gradients away as they come (DeepSpeed's ZeRO). Call it on the materialised model,
-    before the engine wraps it. Communication: one all_reduce for each such parameter and backward pass.
+    Engines such as DeepSpeed's ZeRO take gradients away as they come. Call it on the materialised model, before the
+    engine wraps it. Communication: one all_reduce for each such parameter and backward pass.
     """
     if group.size == 1:
         return []

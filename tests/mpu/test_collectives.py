@@ -16,11 +16,9 @@ from megatron.mpu import (
     ProcessGroups,
     copy_to_region,
     count_communication,
-    gather_from_region,
     gather_from_sequence,
     reduce_from_region,
     reduce_scatter_to_sequence,
-    scatter_to_region,
 )
 from tests.mpu.distributed import run
 from tests.mpu.parallel import tensor_group
@@ -28,8 +26,6 @@ from tests.mpu.parallel import tensor_group
 EVERY: list[Callable[..., Tensor]] = [
     copy_to_region,
     reduce_from_region,
-    gather_from_region,
-    scatter_to_region,
     gather_from_sequence,
     reduce_scatter_to_sequence,
 ]
@@ -53,14 +49,11 @@ def _check(
         "own": lambda parts: parts[group.rank],
         "sum": lambda parts: torch.stack(parts).sum(0),
         "cat": lambda parts: torch.cat(parts, dim),
-        "slice": lambda parts: parts[group.rank].chunk(group.size, dim)[group.rank],
         "slice of sum": lambda parts: torch.stack(parts).sum(0).chunk(group.size, dim)[group.rank],
     }
     forward, backward = {
         "copy_to_region": ("own", "sum"),
         "reduce_from_region": ("sum", "own"),
-        "gather_from_region": ("cat", "slice"),
-        "scatter_to_region": ("slice", "cat"),
         "gather_from_sequence": ("cat", "slice of sum"),
         "reduce_scatter_to_sequence": ("slice of sum", "cat"),
     }[name]
@@ -90,7 +83,7 @@ def _check_all() -> None:
     with pytest.raises(ValueError, match="dimension of 13 cannot be cut"):
         group.reduce_scatter(torch.ones(13), 0)
     with pytest.raises(ValueError, match="dimension of 13 cannot be cut"):
-        scatter_to_region(torch.ones(13), group)
+        reduce_scatter_to_sequence(torch.ones(13, 2), group)
     _check_counting(group)
     if group.size == 4:
         _check_two_groups()

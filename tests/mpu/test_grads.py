@@ -27,7 +27,6 @@ from megatron.mpu import (
     named_shards,
     partial_grad_parameters,
     shard,
-    sync_partial_grads,
     sync_partial_grads_in_backward,
 )
 from tests.mpu.distributed import run
@@ -75,23 +74,19 @@ def reference_gradients() -> tuple[dict[str, Tensor], float]:
     return grads, float(torch.cat([grad.flatten() for grad in grads.values()]).norm())
 
 
-def _check_partial(groups: ProcessGroups, in_backward: bool) -> None:
+def _check_partial(groups: ProcessGroups) -> None:
     expected, norm = reference_gradients()
     group = groups.tensor
     net = build(group, sequence=True)
     assert list(partial_grad_parameters(net)) == ["norm.weight", "norm.bias", "down.bias"]
-    handles = sync_partial_grads_in_backward(net, group) if in_backward else []
+    handles = sync_partial_grads_in_backward(net, group)
     half = [shard(part, Shard(1), group.rank, group.size) for part in data().chunk(2)]
     with count_communication() as counts:
         for microbatch in half:  # gradients of two microbatches add up
             net(microbatch).square().sum().backward()
     for handle in handles:
         handle.remove()
-    assert counts["all_reduce"].calls == len(handles) * 2
-    if not in_backward:
-        with count_communication() as counts:
-            sync_partial_grads(net, group)
-        assert (counts.calls, counts["all_reduce"].payload_bytes) == (1, 4 * 3 * HIDDEN)
+    assert (counts["all_reduce"].calls, counts["all_reduce"].payload_bytes) == (3 * 2, 2 * 4 * 3 * HIDDEN)
     shards = named_shards(net)
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None
@@ -129,8 +124,7 @@ def _check_norm(tensor: int, pipe: int) -> None:
 def _check_all() -> None:
     size = dist.get_world_size()
     groups = ProcessGroups.create(Grid(tensor=size))
-    for in_backward in (False, True):
-        _check_partial(groups, in_backward)
+    _check_partial(groups)
     for tensor, pipe in ((1, 1), (size, 1), (size // 2, 2), (1, size)):
         _check_norm(tensor, pipe)
 
