@@ -18,11 +18,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.fields import KEYS
+from megatron.neox_arguments.limits import is_number
 from megatron.neox_arguments.merging import normalise, unknown_key
+from megatron.neox_arguments.messages import kinds
 from megatron.neox_arguments.yaml_loader import load_config
 
 SAMPLERS = ("grid", "random", "qmc", "tpe")
@@ -68,7 +71,7 @@ class Parameter:
     @property
     def ordered(self) -> bool:
         """Whether the values have an order, so that the space has edges here."""
-        return not self.choices or all(_is_number(choice) for choice in self.choices)
+        return not self.choices or all(is_number(choice) for choice in self.choices)
 
     def grid_values(self) -> tuple[Any, ...]:
         """The values of a grid. Raises ConfigError for a range without `points`."""
@@ -172,15 +175,15 @@ def _parameter(key: Any, value: Any, args: NeoXArgs) -> Parameter:
     if name not in fields:
         raise ConfigError(f"parameters: {unknown_key(str(key), fields)}")
     name = ".".join([name, *rest])
-    name = {"optimizer.params.lr": "lr", "optimizer.params.weight_decay": "weight_decay"}.get(name, name)
+    name = next((other for other, key in KEYS.items() if rest and name == key.same_as), name)
     if name in _OWN:
         raise ConfigError(f"parameters: {name} cannot vary by itself; {_OWN[name]}")
-    if name.startswith("mup_") and not args.use_mup:
+    if name in KEYS and KEYS[name].mup_only and not args.use_mup:
         raise ConfigError(f"parameters: {name} does nothing without use-mup: true in the configuration")
     if isinstance(value, list):
         return _choices(name, value)
     if isinstance(value, Mapping):
-        numeric = {int, float} & {*get_args(fields[normalise(top)].type), fields[normalise(top)].type}
+        numeric = {int, float} & kinds(fields[normalise(top)].type)
         if not numeric and not rest:
             raise ConfigError(f"parameters: {name} has no range: it is no number; give a list of its values")
         return _range(name, value)
@@ -195,7 +198,7 @@ def _choices(name: str, values: list[Any]) -> Parameter:
             raise ConfigError(f"parameters: {name}: {value!r} is given twice")
         if not isinstance(value, bool | int | float | str):
             raise ConfigError(f"parameters: {name}: {value!r} is neither a number, text nor a truth value")
-    return Parameter(name, choices=tuple(sorted(values) if all(map(_is_number, values)) else values))
+    return Parameter(name, choices=tuple(sorted(values) if all(map(is_number, values)) else values))
 
 
 def _range(name: str, value: Mapping[str, Any]) -> Parameter:
@@ -205,7 +208,7 @@ def _range(name: str, value: Mapping[str, Any]) -> Parameter:
     low: Any = value.get("low")
     high: Any = value.get("high")
     log, points = value.get("log"), value.get("points")
-    if not _is_number(low) or not _is_number(high):
+    if not is_number(low) or not is_number(high):
         raise ConfigError(f"parameters: {name}: low and high need to be numbers")
     if log is not None and not isinstance(log, bool):
         raise ConfigError(f"parameters: {name}: log needs true or false, not {log!r}")
@@ -216,7 +219,3 @@ def _range(name: str, value: Mapping[str, Any]) -> Parameter:
     if points is not None and (type(points) is not int or points < 2):
         raise ConfigError(f"parameters: {name}: points needs a whole number from 2, not {points!r}")
     return Parameter(name, float(low), float(high), bool(log), points)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -243,9 +243,39 @@ def test_limits_in_words(limit, words):
         assert not limit.accepts(other)
 
 
-def test_a_limit_that_is_changed_is_noticed(monkeypatch):
-    """The table above must not follow the declaration."""
-    wrong = dataclasses.replace(KEYS["warmup"], limit=at_least(0))
-    monkeypatch.setitem(KEYS, "warmup", wrong)
-    with pytest.raises(AssertionError):
-        test_published_limits("warmup")
+def mutants(limit):
+    """Limits that differ from `limit` at one end, or by one value."""
+    if isinstance(limit, OneOf):
+        return [OneOf(limit.values[:-1]), OneOf((*limit.values, "poem" if isinstance(limit.values[0], str) else 4))]
+    if not isinstance(limit, Range):
+        return [None]
+    changes = [{"low": limit.low - 1}, {"low": limit.low + 1}, {"low_included": not limit.low_included}]
+    if limit.high is not None:
+        changes += [{"high": limit.high + 1}, {"high_included": not limit.high_included}]
+    return [dataclasses.replace(limit, **change) for change in changes]
+
+
+@pytest.mark.parametrize("path", LIMITS)
+def test_a_limit_that_is_changed_is_noticed(path, monkeypatch):
+    """The table above does not follow the declarations: it notices every change of one."""
+    field = PATHS[path]
+    key = key_of(field)
+    for limit in mutants(key.limit):
+        mutant = dataclasses.replace(key, limit=limit)
+        monkeypatch.setattr(field, "metadata", {"key": mutant})
+        if field.name in KEYS and path in (field.name, key.same_as):
+            monkeypatch.setitem(KEYS, field.name, mutant)
+        with pytest.raises(AssertionError):
+            test_published_limits(path)
+    monkeypatch.undo()
+    test_published_limits(path)
+
+
+def test_a_value_out_of_range_names_file_and_line(write):
+    path = write("seed: 1\nhidden_dropout: 1.5\nzero_optimization:\n  stage: 4\n")
+    with pytest.raises(ConfigError) as error:
+        NeoXArgs.from_ymls([path])
+    assert str(error.value).splitlines() == [
+        f"{path}:2: hidden_dropout: expected a number from 0 to below 1, got 1.5",
+        f"{path}:3: zero_optimization.stage: expected 0, 1, 2 or 3, got 4",
+    ]
