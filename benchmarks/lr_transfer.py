@@ -14,11 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from _family import configuration, make_corpus, write
 
-from benchmarks._family import configuration, make_corpus, write  # noqa: E402
-from megatron.neox_arguments.yaml_loader import load_config  # noqa: E402
-from muneox.commands import lr_landscape, sweep  # noqa: E402
+from megatron.neox_arguments.yaml_loader import load_config
+from muneox.commands import lr_landscape, sweep
 
 
 def main(input_args: Sequence[str] | None = None) -> int:

@@ -17,13 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from _family import configuration, make_corpus, space, write
 
-from benchmarks._family import configuration, make_corpus, space, write  # noqa: E402
-from megatron.errors import DataError  # noqa: E402
-from muneox.commands import predict_loss, search, sweep  # noqa: E402
-from muneox.runs import read_runs  # noqa: E402
-from muneox.runs.align import last  # noqa: E402
+from megatron.errors import DataError
+from muneox.commands import predict_loss, search, sweep
+from muneox.runs import read_runs
+from muneox.runs.align import last
 
 # Longer than the other benchmarks: 200 steps leave seeds 0.9 % apart, as much as a doubling of the width gains.
 OWN = {"warmup": 0.1}

@@ -20,12 +20,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from megatron.errors import DataError  # noqa: E402
-from muneox.scaling.annealing import Curve, fit_annealing, sample_annealing, schedule  # noqa: E402
-from muneox.scaling.power_law import bootstrap_power_law, fit_power_law, sample_power_law  # noqa: E402
-from muneox.scaling.surface import fit_surface, sample_surface  # noqa: E402
+from megatron.errors import DataError
+from muneox.scaling.annealing import Curve, fit_annealing, sample_annealing, schedule
+from muneox.scaling.power_law import bootstrap_power_law, fit_power_law, sample_power_law
+from muneox.scaling.surface import fit_surface, sample_surface
 
 Array = NDArray[np.float64]
 DRAWS = 2000

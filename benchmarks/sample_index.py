@@ -8,17 +8,13 @@ ratio, measured in one run on the same documents.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from megatron.data.gpt_dataset import build_sample_idx  # noqa: E402
+from megatron.data.gpt_dataset import build_sample_idx
 
 
 def sample_idx_by_loop(lengths: np.ndarray, seq_length: int) -> list[tuple[int, int]]:

@@ -21,15 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import optuna
+from _family import BASE_WIDTH, configuration, make_corpus, space, write
+
+from muneox.search.progress import Usage, value_text
+from muneox.search.stages import ranked
+from muneox.search.storage import open_storage
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import optuna  # noqa: E402
-
-from benchmarks._family import BASE_WIDTH, configuration, make_corpus, space, write  # noqa: E402
-from muneox.search.progress import Usage, value_text  # noqa: E402
-from muneox.search.stages import ranked  # noqa: E402
-from muneox.search.storage import open_storage  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from muneox.runs.wandb_file import read_wandb_file  # noqa: E402
+from muneox.runs.wandb_file import read_wandb_file
 
 BLOCK, PEER = 32768, "wandb's classes"
 Columns = dict[str, dict[int, float]]

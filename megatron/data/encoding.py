@@ -4,12 +4,10 @@ input.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
@@ -20,6 +18,7 @@ import numpy as np
 
 from megatron.data.indexed_dataset import IndexedDatasetBuilder, best_fitting_dtype
 from megatron.errors import DataError
+from megatron.processes import process_pool
 from megatron.tokenizer import Tokenizer, build_tokenizer
 
 _BATCH_CHARACTERS = 1 << 20
@@ -136,11 +135,9 @@ def _encode_in_workers(
     batches: Iterator[Batch], spec: TokenizerSpec, eod: int | None, workers: int
 ) -> Iterator[tuple[Batch, Encoded]]:
     """Batches and their tokens in order; at most two batches a worker are under way, to bound the memory."""
-    # Not fork: a forked copy of the tokenizers library's thread pool hangs.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(spec, eod))
     pending: deque[tuple[Batch, Future[Encoded]]] = deque()
-    try:
+    died = DataError("a tokenizer process died, for want of memory perhaps: use fewer --workers")
+    with process_pool(workers, _start_worker, spec, eod, died=died) as pool:
         for batch in batches:
             pending.append((batch, pool.submit(_encode_in_worker, batch)))
             if len(pending) >= 2 * workers:
@@ -148,7 +145,3 @@ def _encode_in_workers(
                 yield done, future.result()
         for done, future in pending:
             yield done, future.result()
-    except BrokenProcessPool as error:
-        raise DataError("a tokenizer process died, for want of memory perhaps: use fewer --workers") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

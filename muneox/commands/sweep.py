@@ -14,13 +14,11 @@ width_check.py and predict_loss.py read the folder.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +27,8 @@ from megatron.errors import ConfigError, TrainingError, UserError
 from megatron.monitoring.jsonl import read_metrics, to_plain
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.yaml_loader import parse_scalar
+from megatron.processes import counter, process_pool, share_machine
 from muneox.arguments import config_parser
-from muneox.processes import end_with_parent, share_machine
 from muneox.runs import describe_corpus
 from muneox.search.proxy import Run, corpus_of, runs_of, trial_args
 from muneox.search.space import parse_space
@@ -127,30 +125,18 @@ def train_job(job: Job) -> tuple[Job, float | None, str]:
     return job, result.loss, ""
 
 
-def _begin(counter: Any, workers: int) -> None:
-    end_with_parent()
-    share_machine(counter, workers)
-
-
 def sweep(todo: Sequence[Job], workers: int) -> int:
-    """Train the jobs, tell each as it ends; returns how many diverged. Raises UserError where a process was killed."""
-    context, workers = multiprocessing.get_context("spawn"), min(workers, len(todo))
+    """Train the jobs, print each as it ends; returns how many diverged. Raises UserError where a process was killed."""
+    workers = min(workers, len(todo))
     began, diverged = time.monotonic(), 0
-    share = (context.Value("i", 0), workers)
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=share) as pool:
+    died = UserError("a process was killed; start the same command again to train what is missing")
+    with process_pool(workers, share_machine, counter(), workers, died=died) as pool:
         futures = [pool.submit(train_job, job) for job in todo]
-        try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                job, loss, error = future.result()
-                diverged += loss is None
-                outcome = f"loss {loss:.4f}" if loss is not None else f"diverged: {error}"
-                print(
-                    f"[{done}/{len(todo)}, {time.monotonic() - began:,.0f} s] {job.folder.name}: {outcome}", flush=True
-                )
-        except BrokenProcessPool as error:
-            raise UserError("a process was killed; start the same command again to train what is missing") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for done, future in enumerate(as_completed(futures), start=1):
+            job, loss, error = future.result()
+            diverged += loss is None
+            outcome = f"loss {loss:.4f}" if loss is not None else f"diverged: {error}"
+            print(f"[{done}/{len(todo)}, {time.monotonic() - began:,.0f} s] {job.folder.name}: {outcome}", flush=True)
     return diverged
 
 

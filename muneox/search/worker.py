@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import Trial, TrialState
 
 from megatron.errors import TrainingError
-from muneox.processes import share_machine
+from megatron.processes import share_machine
 from muneox.search.claims import BEAT_SECONDS, Claim, Claims, Worker
 from muneox.search.proxy import Run, trial_args
 from muneox.search.setup import Setup
