@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ import torch
 from megatron.checkpointing import check_unchanged, load_weights
 from megatron.checkpointing.load import LoadedWeights
 from megatron.errors import CheckpointError, ConfigError, DataError
+from megatron.files import replacing
+from megatron.mappings import ABSENT, differences
 from megatron.model.build import ModelPlan, forward_section, meta_model, shapes_of
 from megatron.model.gpt import GPT
 from megatron.neox_arguments import NeoXArgs
@@ -93,18 +94,14 @@ def _without_padding(
 
 
 def _check_shapes(path: Path, weights: Mapping[str, torch.Tensor], expected: Mapping[str, Shape]) -> None:
-    found = {name: tuple(weight.shape) for name, weight in weights.items()}
-    names = [*expected, *(name for name in found if name not in expected)]
-    wrong = [name for name in names if found.get(name) != expected.get(name)]
+    wrong = differences({name: tuple(weight.shape) for name, weight in weights.items()}, expected)
     if not wrong:
         return
 
-    def describe(shape: Shape | None) -> str:
-        return "absent" if shape is None else str(list(shape))
+    def describe(shape: list[int]) -> str:
+        return "absent" if shape is ABSENT else str(shape)
 
-    lines = [
-        f"  {name}: {describe(found.get(name))} there, {describe(expected.get(name))} here" for name in wrong[:_SHOWN]
-    ]
+    lines = [f"  {name}: {describe(found)} there, {describe(here)} here" for name, found, here in wrong[:_SHOWN]]
     if len(wrong) > _SHOWN:
         lines.append(f"  ... and {len(wrong) - _SHOWN} more")
     raise CheckpointError(
@@ -277,23 +274,16 @@ def _json_lines(path: str | None) -> Iterator[Callable[[Sample], None]]:
         yield lambda sample: None
         return
     target = Path(path).absolute()
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
+        with replacing(target) as temporary, temporary.open("w", encoding="utf-8") as file:
 
             def write(sample: Sample) -> None:
                 file.write(json.dumps(dataclasses.asdict(sample), ensure_ascii=False) + "\n")
 
             yield write
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
     except OSError as error:
         raise DataError(f"sample_output_file: {path} cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def typed_lines(prompt: str) -> Iterator[str]:

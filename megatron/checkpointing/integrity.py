@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 import torch
 
 from megatron.checkpointing.layout import LATEST, MANIFEST, read_latest, step_directories, step_of
-from megatron.errors import CheckpointError
+from megatron.errors import CheckpointError, first_line
 
 # DeepSpeed's own classes inside ZeRO shards. Everything else that is not plain data is refused.
 ALLOWED_CLASSES = (
@@ -111,15 +111,6 @@ def write_torch(path: Path, state: Any) -> FileRecord:
     return record
 
 
-def sync_directory(directory: Path) -> None:
-    """Make the entries of `directory` (creations, renames) survive a power loss. Raises OSError."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def load_safely(path: Path, *, map_location: Any = "cpu", mmap: bool = False, deepspeed_classes: bool = False) -> Any:
     """`torch.load` with `weights_only=True`, always: no code in the file runs.
 
@@ -130,7 +121,7 @@ def load_safely(path: Path, *, map_location: Any = "cpu", mmap: bool = False, de
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
     except Exception as error:  # a zip, pickle, storage or file-system fault: torch raises many types
-        raise CheckpointError(f"{path} cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} cannot be loaded: {first_line(error)}") from error
 
 
 def write_manifest(directory: Path, iteration: int, records: Mapping[str, FileRecord]) -> None:
@@ -226,7 +217,7 @@ def _unsafe_classes(path: Path) -> list[str]:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception as error:
-        return [f"unreadable contents ({_first_line(error)})"]
+        return [f"unreadable contents ({first_line(error)})"]
     return sorted(set(names) - set(ALLOWED_CLASSES))
 
 
@@ -240,7 +231,3 @@ def _import_allowed() -> list[Any]:
 def _render_manifest(body: Mapping[str, Any]) -> bytes:
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**body, "sha256": digest}, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

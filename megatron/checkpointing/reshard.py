@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from megatron.checkpointing.whole import Layout, WholeCheckpoint
 from megatron.errors import CheckpointError
+from megatron.mappings import difference_table, differences
 from megatron.mpu import Communicator, global_shape, shard, shard_of
 
 
@@ -41,12 +42,10 @@ def load_whole(engine: Any, target: Target, checkpoint: WholeCheckpoint, *, opti
     The weights come from the optimizer's fp32 copies where it is loaded too, else from the model's. CheckpointError,
     before anything is touched, where the checkpoint is of another model.
     """
-    shapes = checkpoint.layout.shapes
-    for name, shape in target.layout.shapes.items():
-        if shapes.get(name) != shape:
-            raise CheckpointError(
-                f"{checkpoint.path} does not fit this model: {name} is {shapes.get(name, 'absent')} there, {shape} here"
-            )
+    wrong = differences(checkpoint.layout.shapes, target.layout.shapes)
+    if wrong:
+        table = difference_table(wrong, ("name", "saved", "now"))
+        raise CheckpointError(f"{checkpoint.path} does not fit this model. Its parameters have other shapes:\n{table}")
     step = 0.0
     for i, (name, parameter) in enumerate(target.parameters):
         if not optimizer:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.checkpointing import collective
-from megatron.checkpointing.integrity import FileRecord, sync_directory, write_bytes, write_manifest
+from megatron.checkpointing.integrity import FileRecord, write_bytes, write_manifest
 from megatron.checkpointing.layout import (
     CONFIGS,
     LATEST,
@@ -22,6 +22,7 @@ from megatron.checkpointing.layout import (
 )
 from megatron.checkpointing.rng import rng_state
 from megatron.errors import CheckpointError
+from megatron.files import sync_directory
 
 logger = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from megatron.data.documents import COMPRESSED, DocumentReader, find_files
 from megatron.errors import ConfigError, DataError
+from megatron.files import put_in_place
 
 DOWNLOADS = {
     "enwik8": "http://mattmahoney.net/dc/enwik8.zip",
@@ -178,7 +179,7 @@ def _download(url: str, target: Path) -> None:
                     with open(unpacked, "wb") as out:
                         shutil.copyfileobj(member, out)
                 fetched = unpacked
-            fetched.replace(target)
+            put_in_place(fetched, target)
     except (urllib.error.URLError, OSError, zipfile.BadZipFile, EOFError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise DataError(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from megatron.errors import DataError
+from megatron.optional import import_optional
 
 TextSplit = Literal["file", "paragraph", "line"]
 _JSON_LINES = (".jsonl", ".ndjson")
@@ -171,10 +172,7 @@ def _decompressed(raw: IO[bytes], path: Path) -> IO[bytes]:
         return gzip.open(raw)  # type: ignore[return-value]
     if suffix != ".zst":
         return raw
-    try:
-        import zstandard
-    except ImportError as error:
-        raise DataError(f"{path}: reading .zst needs the library zstandard: pip install zstandard") from error
+    zstandard = import_optional("zstandard", None, f"{path}: reading .zst", DataError)
     return io.BufferedReader(_ZstdFrames(raw, zstandard), buffer_size=1 << 20)
 
 

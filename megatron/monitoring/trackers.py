@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from megatron.errors import ConfigError
 from megatron.monitoring.base import Record
 from megatron.monitoring.jsonl import to_plain
+from megatron.optional import import_optional
 
 
 class WandbMonitor:
@@ -35,7 +35,7 @@ class WandbMonitor:
         host: str = "https://api.wandb.ai",
         mode: str | None = None,
     ) -> None:
-        self._wandb = _optional("wandb", "use_wandb", "wandb")
+        self._wandb = import_optional("wandb", "wandb", "use_wandb", otherwise="unset use_wandb")
         self._log_dir, self._host = log_dir, host
         self._identity = {"project": project, "group": group, "entity": team, "name": run_name}
         self._mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_login(host) else "offline")
@@ -87,7 +87,7 @@ class TensorBoardMonitor:
     """
 
     def __init__(self, directory: Path, resume_step: int | None = None) -> None:
-        _optional("tensorboard", "tensorboard_dir", "tensorboard")
+        import_optional("tensorboard", "tensorboard", "tensorboard_dir", otherwise="unset tensorboard_dir")
         self._writer_class = importlib.import_module("torch.utils.tensorboard").SummaryWriter
         self._directory, self._resume_step = directory, resume_step
         self._writer: Any = None
@@ -108,13 +108,3 @@ class TensorBoardMonitor:
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.close()
-
-
-def _optional(package: str, key: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ConfigError(
-            f"{key} needs the package {package}, which cannot be imported ({error}): "
-            f"`pip install -e .[{extra}]`, or unset {key}"
-        ) from error

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from megatron.errors import ConfigError, DataError
+from megatron.optional import import_optional
 
 # Names of the end-of-document token, GPT-NeoX's first, then those of other families of tokenizers.
 _EOD_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>")
@@ -227,15 +227,6 @@ def _read(load: Callable[[], Any], key: str, path: str, what: str) -> Any:
         raise DataError(f"{key}: {path} is not {what}: {error}") from error
 
 
-def _optional(module: str, extra: str, tokenizer_type: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise DataError(
-            f"tokenizer-type {tokenizer_type} needs the library {module}: pip install -e '.[{extra}]'"
-        ) from error
-
-
 def _char_level(vocab_file: object, merge_file: object) -> Tokenizer:
     return CharLevelTokenizer()
 
@@ -263,7 +254,7 @@ def _gpt2_bpe(vocab_file: str | Path | None, merge_file: str | Path | None) -> T
 
 
 def _hf_gpt2(vocab_file: str | Path | None, merge_file: object) -> Tokenizer:
-    transformers = _optional("transformers", "hf", "HFGPT2Tokenizer")
+    transformers = import_optional("transformers", "hf", "tokenizer-type HFGPT2Tokenizer", DataError)
     source = "gpt2" if vocab_file is None else str(vocab_file)
     what = "a folder or hub name of a GPT-2 tokenizer (the hub needs a network)"
     load = transformers.GPT2TokenizerFast.from_pretrained
@@ -274,13 +265,13 @@ def _hf_gpt2(vocab_file: str | Path | None, merge_file: object) -> Tokenizer:
 
 def _spm(vocab_file: str | Path | None, merge_file: object) -> Tokenizer:
     path = _existing(vocab_file, "vocab-file", "a SentencePiece model")
-    sentencepiece = _optional("sentencepiece", "sentencepiece", "SPMTokenizer")
+    sentencepiece = import_optional("sentencepiece", "sentencepiece", "tokenizer-type SPMTokenizer", DataError)
     load = sentencepiece.SentencePieceProcessor
     return SPMTokenizer(_read(lambda: load(model_file=path), "vocab-file", path, "a SentencePiece model"))
 
 
 def _tiktoken(vocab_file: str | Path | None, merge_file: object) -> Tokenizer:
-    tiktoken = _optional("tiktoken", "tiktoken", "TiktokenTokenizer")
+    tiktoken = import_optional("tiktoken", "tiktoken", "tokenizer-type TiktokenTokenizer", DataError)
     if vocab_file is None:
         raise ConfigError("vocab-file is not set: for TiktokenTokenizer it names an encoding, such as cl100k_base")
     name = str(vocab_file)

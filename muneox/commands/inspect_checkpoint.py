@@ -19,6 +19,7 @@ from rich.table import Table
 from megatron.checkpointing import Layout, LoadedWeights, load_weights, step_directories, verify
 from megatron.checkpointing.layout import locate, read_latest
 from megatron.errors import CheckpointError
+from megatron.mappings import flatten
 
 
 def main(input_args: Sequence[str] | None = None) -> int:
@@ -102,13 +103,6 @@ def _mup_table(mup: Mapping[str, Any]) -> Table:
     table = Table(title="muP", title_justify="left")
     table.add_column("name", overflow="fold")
     table.add_column("value", justify="right")
-    for name, value in _flatten(mup):
-        table.add_row(name, value)
+    for name, value in flatten(mup).items():
+        table.add_row(name, str(value))
     return table
-
-
-def _flatten(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
-    for key, value in section.items():
-        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", str(value))]
-    return rows

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,8 @@ import torch
 
 from megatron.checkpointing import LoadedWeights, load_weights
 from megatron.errors import CheckpointError, ConfigError
+from megatron.files import replacing
+from megatron.optional import import_optional
 
 
 def main(input_args: Sequence[str] | None = None) -> int:
@@ -38,24 +39,14 @@ def main(input_args: Sequence[str] | None = None) -> int:
 def write(loaded: LoadedWeights, output: Path) -> None:
     """The weights and, as text, the muP section, whole or not at all. CheckpointError where it cannot be written."""
     weights = {name: weight.contiguous().clone() for name, weight in loaded.weights.items()}
-    temporary = output.with_name(f".tmp-{output.name}")
     mup = json.dumps(loaded.client_state.get("mup", {}))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        if output.suffix == ".pt":
-            torch.save({"weights": weights, "iteration": loaded.iteration, "mup": mup}, temporary)
-        else:
-            _save_safetensors(weights, temporary, {"iteration": str(loaded.iteration), "mup": mup})
-        os.replace(temporary, output)
+        with replacing(output) as temporary:
+            if output.suffix == ".pt":
+                torch.save({"weights": weights, "iteration": loaded.iteration, "mup": mup}, temporary)
+            else:
+                safetensors = import_optional("safetensors.torch", "hf", "writing .safetensors", otherwise="write .pt")
+                safetensors.save_file(weights, temporary, {"iteration": str(loaded.iteration), "mup": mup})
     except OSError as error:
         raise CheckpointError(f"{output} cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _save_safetensors(weights: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-    try:
-        from safetensors.torch import save_file
-    except ImportError as error:
-        raise ConfigError("writing .safetensors needs safetensors: pip install -e .[hf]; or write .pt") from error
-    save_file(weights, path, metadata)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +37,7 @@ from megatron.data.data_utils import SPLITS, split_documents
 from megatron.data.encoding import TokenizerSpec, encode_documents
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.errors import ConfigError, DataError
+from megatron.files import put_in_place
 from megatron.tokenizer import TOKENIZER_TYPES
 
 _FORMAT = 1  # of corpus.json and of what is written: raise it to have old corpora prepared anew
@@ -162,7 +162,7 @@ def prepare(source: Source, folder: Path, request: dict[str, Any], workers: int)
             (draft / "corpus.json").write_text(json.dumps(facts, indent=2) + "\n")
             (folder / "corpus.json").unlink(missing_ok=True)
             for file in [*written, draft / "corpus.json"]:
-                os.replace(file, folder / file.name)
+                put_in_place(file, folder / file.name)
     except OSError as error:
         raise DataError(f"{folder}: cannot write: {error.strerror or error}") from error
     return facts

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from megatron.data.documents import DocumentReader, find_files
 from megatron.data.encoding import EncodingStats, TokenizerSpec, encode_documents
 from megatron.errors import ConfigError, DataError
+from megatron.optional import import_optional
 from megatron.tokenizer import TOKENIZER_TYPES
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -108,10 +109,7 @@ def describe(stats: EncodingStats, seconds: float, num_docs: int | None = None) 
 
 def with_ftfy(documents: Iterator[dict[str, str]]) -> Iterator[dict[str, str]]:
     """Documents with mojibake mended. DataError if the library is not installed."""
-    try:
-        import ftfy
-    except ImportError as error:
-        raise DataError("--ftfy needs the library ftfy: pip install ftfy") from error
+    ftfy = import_optional("ftfy", None, "--ftfy", DataError)
     return ({key: ftfy.fix_text(text) for key, text in document.items()} for document in documents)
 
 

@@ -14,17 +14,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron.errors import ConfigError
+from megatron.optional import import_optional
 
 
 def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
     """Run or join a search; returns the exit code: 1 where a trial failed for another reason than divergence."""
     arguments = list(sys.argv[1:] if input_args is None else input_args)
     arguments += [f"--{key}={json.dumps(value)}" for key, value in (overwrite_values or {}).items()]
-    try:
-        import optuna
-    except ImportError as error:
-        raise ConfigError("the search needs Optuna: pip install -e .[search]") from error
+    optuna = import_optional("optuna", "search", "the search")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     from muneox.search.lead import lead
     from muneox.search.setup import parse

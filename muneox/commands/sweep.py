@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.errors import ConfigError, TrainingError, UserError
+from megatron.mappings import differences
 from megatron.monitoring.jsonl import read_metrics, to_plain
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.yaml_loader import parse_scalar
@@ -51,12 +52,10 @@ class Job:
         if not file.is_file():
             return False
         header, records = read_metrics(file)
-        there, ours = header.get("config", {}), to_plain(self.args.to_dict())
-        for key, value in ours.items():
-            if key not in _INDIFFERENT and there.get(key) != value:
+        for key, there, ours in differences(header.get("config", {}), to_plain(self.args.to_dict())):
+            if key.partition(".")[0] not in _INDIFFERENT:
                 raise ConfigError(
-                    f"{self.folder} holds a run with {key} {there.get(key)!r}, this sweep has {value!r}; "
-                    "choose another --out"
+                    f"{self.folder} holds a run with {key} {there!r}, this sweep has {ours!r}; choose another --out"
                 )
         corpus = header.get("corpus") or {}
         own = corpus_of(self.args)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from megatron.errors import ConfigError
+from megatron.optional import import_optional
 from muneox.output import finite_or_none
 from muneox.report.content import Cell, Figure, Section, Table
 
@@ -76,13 +75,7 @@ def render(sections: Sequence[Section], inputs: dict[str, Any], title: str, subt
 
 
 def _plotly() -> str:
-    try:
-        offline = importlib.import_module("plotly.offline")
-    except ImportError as error:
-        raise ConfigError(
-            f"the report needs the package plotly, which cannot be imported ({error}): `pip install -e .[report]`"
-        ) from error
-    script: str = offline.get_plotlyjs()
+    script: str = import_optional("plotly.offline", "report", "the report").get_plotlyjs()
     return script.replace("</script", "<\\/script")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from megatron.errors import DataError
 from megatron.monitoring import read_metrics
+from megatron.optional import import_optional
 from muneox.runs.run import Run, Series, State
 from muneox.runs.wandb_file import LIVE_SECONDS
 
@@ -112,13 +113,8 @@ def read_tensorboard(folder: Path) -> Run:
 
     Raises DataError if the package is missing or there are no scalars.
     """
-    try:
-        events = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
-    except ImportError as error:
-        raise DataError(
-            f"{folder} holds TensorBoard's events, and the package tensorboard cannot be imported ({error}): "
-            "`pip install -e .[tensorboard]`"
-        ) from error
+    module = "tensorboard.backend.event_processing.event_accumulator"
+    events = import_optional(module, "tensorboard", f"{folder} holds TensorBoard's events; reading them", DataError)
     quiet = logging.getLogger("tensorboard")
     level = quiet.level
     quiet.setLevel(logging.ERROR)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron.errors import DataError
+from megatron.errors import DataError, first_line
+from megatron.optional import import_optional
 from muneox.runs.run import Run, Series, State, as_number
 
 PATH = re.compile(r"^[\w.-]+/[\w.-]+(/(?:runs/)?[\w-]+)?$")
@@ -35,13 +35,7 @@ def read_project(path: str, group: str | None = None, tags: Sequence[str] = ()) 
     group, tags: asked of the server, so that others are not fetched. Raises DataError if the package is missing, the
     server or the project is out of reach, or there is no such run.
     """
-    try:
-        wandb: Any = importlib.import_module("wandb")
-    except ImportError as error:
-        raise DataError(
-            f"`{path}` is no file or folder; as a project on wandb it needs the package wandb, which cannot be "
-            f"imported ({error}): `pip install -e .[wandb]`"
-        ) from error
+    wandb = import_optional("wandb", "wandb", f"`{path}` is no file or folder; as a project on wandb it", DataError)
     try:
         api = wandb.Api()
         if path.count("/") == 2:
@@ -51,10 +45,9 @@ def read_project(path: str, group: str | None = None, tags: Sequence[str] = ()) 
     except DataError:
         raise
     except Exception as error:  # the client raises many kinds: no login, no network, no such project
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"`{path}` is no file or folder, and as a project on wandb it cannot be read ({reason}); check the name, "
-            "the network and `wandb login`"
+            f"`{path}` is no file or folder, and as a project on wandb it cannot be read ({first_line(error)}); "
+            "check the name, the network and `wandb login`"
         ) from error
 
 

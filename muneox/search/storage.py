@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from megatron.errors import ConfigError, UserError
+from megatron.errors import ConfigError, UserError, first_line
+from megatron.mappings import differences
 
 JOURNAL_SUFFIXES = (".journal", ".log", ".jsonl")
 Lock = Callable[[], contextlib.AbstractContextManager[None]]
@@ -88,7 +89,7 @@ def open_storage(where: str) -> tuple[BaseStorage, Lock]:
                 return JournalStorage(backend), lock
             return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 120}}), lock
     except Exception as error:  # Optuna, SQLAlchemy and JSON each have their own
-        raise StudyError(f"{path}: cannot be used as a study: {_first_line(error)}") from error
+        raise StudyError(f"{path}: cannot be used as a study: {first_line(error)}") from error
 
 
 def _open_server(url: str) -> tuple[BaseStorage, Lock]:
@@ -106,7 +107,7 @@ def _open_server(url: str) -> tuple[BaseStorage, Lock]:
         raise StudyError(f"--study: PostgreSQL needs a driver: pip install 'psycopg[binary]' ({error})") from error
     except Exception as error:
         shown = sqlalchemy.make_url(url).render_as_string(hide_password=True)
-        raise StudyError(f"{shown}: cannot be used as a study: {_first_line(error)}") from error
+        raise StudyError(f"{shown}: cannot be used as a study: {first_line(error)}") from error
 
 
 def _advisory_lock(engine: Any) -> Lock:
@@ -120,10 +121,6 @@ def _advisory_lock(engine: Any) -> Lock:
             yield
 
     return lock
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or repr(error)).strip().splitlines()[0]
 
 
 def open_study(storage: BaseStorage, lock: Lock, name: str, description: dict[str, Any], where: str) -> optuna.Study:
@@ -142,17 +139,13 @@ def open_study(storage: BaseStorage, lock: Lock, name: str, description: dict[st
             return study
     if stored is None:
         raise StudyError(f"{where}: the study {name!r} in it was not made by this search; name another --study")
-    differences = differing(stored, description)
-    if differences:
-        shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
+    found = differing(stored, description)
+    if found:
+        shown = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
         raise StudyError(f"{where} holds another search: {shown}. Name another --study")
     return study
 
 
-def differing(stored: Any, wanted: Any, path: str = "") -> list[str]:
+def differing(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """One phrase for each place where two nested mappings differ."""
-    if isinstance(stored, dict) and isinstance(wanted, dict):
-        keys = [*stored, *(key for key in wanted if key not in stored)]
-        pairs = ((key, stored.get(key), wanted.get(key)) for key in keys)
-        return [phrase for key, a, b in pairs for phrase in differing(a, b, f"{path}.{key}" if path else str(key))]
-    return [] if stored == wanted else [f"{path} is {stored!r} there and {wanted!r} here"]
+    return [f"{name} is {first!r} there and {second!r} here" for name, first, second in differences(stored, wanted)]

@@ -228,7 +228,7 @@ def test_facts_never_stand_beside_other_files_than_they_tell_of(tmp_path, librar
             raise OSError(28, "No space")
         os.rename(source, target)
 
-    monkeypatch.setattr("muneox.commands.prepare_data.os.replace", only_the_first)
+    monkeypatch.setattr("muneox.commands.prepare_data.put_in_place", only_the_first)
     with pytest.raises(DataError, match="No space"):
         prepare("--force", "--seed", 2)
     assert not (folder / "corpus.json").exists()

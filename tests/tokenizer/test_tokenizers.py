@@ -201,7 +201,7 @@ def test_bad_files(files, tmp_path, arguments, error, message):
 )
 def test_missing_library_names_its_extra(monkeypatch, files, kind, module, extra):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(DataError, match=rf"needs the library {module}: pip install -e '\.\[{extra}\]'"):
+    with pytest.raises(DataError, match=rf"needs the package {module}, .*: `pip install -e \.\[{extra}\]`"):
         build_tokenizer(kind, files / "tokenizer.json")
 
 
