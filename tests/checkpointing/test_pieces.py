@@ -140,7 +140,7 @@ def test_inspection_of_damage(checkpoints: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_inspection_as_a_script(tmp_path: Path) -> None:
-    script = Path(inspect_checkpoint.__file__)
+    script = Path(__file__).resolve().parents[2] / "tools" / "ckpts" / "inspect_checkpoint.py"
     command = [sys.executable, str(script), str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "holds no checkpoint" in done.stderr and "Traceback" not in done.stderr
