@@ -1,4 +1,4 @@
-"""MuScheduler: under any torch scheduler, group lr = base rate x lr_mult."""
+"""MuScheduler under any torch scheduler, and Scheduler of a function: group lr = base rate x lr_mult."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler as S
 
 import mup
-from mup import MuAdam, MuReadout, MuScheduler, MuSGD
+from mup import MuAdam, MuReadout, MuScheduler, MuSGD, Scheduler
 
 
 def in_mup(width: int = 32) -> nn.Module:
@@ -123,3 +123,86 @@ def test_a_scheduler_made_after_the_optimizer_state_was_loaded() -> None:
     resumed = MuScheduler(again, S.LambdaLR, **schedule)
     resumed.load_state_dict(scheduler.state_dict())
     assert resumed.get_last_lr() == pytest.approx(scheduler.get_last_lr())
+
+
+# ---- one base rate for all groups ------------------------------------------------------------------------------
+
+MULTS = {"input": 1.0, "hidden.r4": 0.25, "wide": 3.0}
+
+
+def groups_with(mults: dict[str, float], **changes: Any) -> torch.optim.Optimizer:
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "name": n, "lr_mult": m} for n, m in mults.items()]
+    groups[-1] |= changes
+    return torch.optim.SGD(groups, lr=7.0)
+
+
+def halving(step: int) -> float:
+    return 0.5**step
+
+
+def test_a_function_of_the_step_gives_every_group_its_multiple() -> None:
+    optimizer = groups_with(MULTS)
+    scheduler = Scheduler(optimizer, halving)
+    for step, increment in ((0, 1), (1, 1), (2, 3), (5, 1)):
+        rates = [1.0 * 0.5**step, 0.25 * 0.5**step, 3.0 * 0.5**step]
+        assert [g["lr"] for g in optimizer.param_groups] == rates == scheduler.get_last_lr() == scheduler.get_lr()
+        assert (scheduler.get_base_lr(), scheduler.num_steps) == (0.5**step, step)
+        scheduler.step(increment) if increment > 1 else scheduler.step()
+    optimizer.param_groups[0]["lr"] = 9.0
+    assert scheduler.get_last_lr()[0] == 9.0
+    scheduler.apply()
+    assert scheduler.get_last_lr()[0] == 0.5**6
+
+
+def test_a_rate_kept_in_a_tensor_stays_the_same_tensor() -> None:
+    optimizer = groups_with(MULTS)
+    tensor = optimizer.param_groups[1]["lr"] = torch.tensor(1.0)
+    Scheduler(optimizer, halving).step()
+    assert optimizer.param_groups[1]["lr"] is tensor and float(tensor) == 0.125
+
+
+def test_a_function_schedule_resumes_and_refuses_other_multipliers() -> None:
+    first = Scheduler(groups_with(MULTS), halving)
+    first.step(3)
+    again = Scheduler(groups_with(MULTS), halving)
+    again.load_state_dict(first.state_dict())
+    assert again.num_steps == 3 and again.get_last_lr() == first.get_last_lr()
+    other = Scheduler(groups_with(MULTS | {"hidden.r4": 0.5}), halving)
+    with pytest.raises(ValueError, match=r"hidden.r4: checkpoint 0.25, configuration 0.5"):
+        other.load_state_dict(first.state_dict())
+    assert other.num_steps == 0
+    part = Scheduler(groups_with({"hidden.r4": 0.25}), halving, lr_mults=MULTS)
+    part.load_state_dict(first.state_dict())
+    assert part.get_last_lr() == [0.25 / 8]
+    with pytest.raises(ValueError, match="disagree with this optimizer's groups: {'hidden.r4': 0.5}"):
+        Scheduler(groups_with({"hidden.r4": 0.5}), halving, lr_mults=MULTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "input"}, "group 2 has no name of its own: 'input'"),
+        ({"name": None}, "group 2 has no name"),
+        ({"lr_mult": -0.1}, "'wide' has no usable lr_mult: -0.1"),
+        ({"lr_mult": float("inf")}, "no usable lr_mult"),
+        ({"lr_mult": "1"}, "no usable lr_mult"),
+    ],
+)
+def test_groups_that_a_function_schedule_cannot_take(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Scheduler(groups_with(MULTS, **changes), halving)
+
+
+@pytest.mark.parametrize("change", [{"lr_mult": 1.0}, {"name": "other"}, {"name": None}])
+def test_multipliers_are_fixed_for_a_run(change: dict[str, Any]) -> None:
+    optimizer = groups_with(MULTS)
+    scheduler = Scheduler(optimizer, halving)
+    optimizer.param_groups[1] |= change
+    with pytest.raises(RuntimeError, match="multipliers are fixed for a run"):
+        scheduler.step()
+
+
+def test_a_multiplier_of_zero_freezes_a_group() -> None:
+    optimizer = groups_with({"frozen": 0.0, "free": 1.0})
+    Scheduler(optimizer, halving)
+    assert [g["lr"] for g in optimizer.param_groups] == [0.0, 1.0]
