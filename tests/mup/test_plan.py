@@ -219,6 +219,33 @@ def test_a_layer_of_values_without_a_plan() -> None:
     assert (group["name"], group["lr"], group["eps"], group["width_mult"]) == ("value.r16", 1 / 16, 1e-8 / 16, 16)
 
 
+@pytest.mark.parametrize(("build", "lr"), [(MuAdam, 0.01), (MuSGD, 0.1)])
+def test_values_train_as_a_readout_does(build: Any, lr: float) -> None:
+    """Tensor Programs V, Table 8: a map to a finite dimension, in the forms without and with a forward multiplier."""
+
+    def make(width: int, as_readout: bool) -> nn.Module:
+        layer = mup.MuReadout(width, 8) if as_readout else nn.Linear(width, 8)
+        if not as_readout:
+            mup.declare(layer, "weight", Role.VALUE)
+        return nn.Sequential(nn.Linear(3, width), layer)
+
+    outputs = []
+    x = torch.randn(5, 3, generator=generator())
+    for as_readout in (False, True):
+        torch.manual_seed(0)
+        model = make(64, as_readout)
+        mup.set_base_shapes(model, make(4, as_readout), delta=make(8, as_readout))
+        optimizer = build(model, lr=lr, weight_decay=0.1, **({"eps": 1e-30} if build is MuAdam else {}))
+        before = model(x).detach()
+        for _ in range(4):
+            optimizer.zero_grad()
+            (model(x) - 1).square().mean().backward()
+            optimizer.step()
+        outputs.append(model(x).detach())
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    assert float((outputs[0] - before).abs().max()) > 0.02  # it did train
+
+
 # ---- groups ----------------------------------------------------------------------------------------------------
 
 
