@@ -77,9 +77,9 @@ def main(input_args: Sequence[str] | None = None) -> int:
             continue
         inside = predict_loss.main(["--check", str(forecast), str(folder / "target")]) == 0
         predicted = json.loads(forecast.read_text())["targets"][0]["prediction"]
-        error = predicted / seen - 1
-        print(f"{name}: mean of the seeds {seen:.4f}, forecast {predicted:.4f}: {error:+.2%}")
-        kept[name] = inside and abs(error) < 0.01
+        off = predicted / seen - 1
+        print(f"{name}: mean of the seeds {seen:.4f}, forecast {predicted:.4f}: {off:+.2%}")
+        kept[name] = inside and abs(off) < 0.01
     return int(not kept.get("mup"))
 
 

@@ -10,6 +10,7 @@ with their checksums, `Record.FromString` on each record, `json.loads` on each v
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import random
 import struct
@@ -28,7 +29,7 @@ Columns = dict[str, dict[int, float]]
 
 def wandb_like(steps: int) -> Iterator[bytes]:
     """Payloads as of a run that logs nine metrics a step: for each, its history and two updates of the summary."""
-    from wandb.proto import wandb_internal_pb2 as pb
+    pb = importlib.import_module("wandb.proto.wandb_internal_pb2")  # generated code, without types
 
     draw = random.Random(0)
     names = ["train/loss", "lr", "grad_norm", "step_seconds", "tokens_per_second", "eta_seconds", "tflops"]
@@ -73,7 +74,7 @@ def ours(path: Path) -> Columns:
 
 
 def peer(path: Path) -> Columns:
-    from wandb.proto import wandb_internal_pb2 as pb
+    pb = importlib.import_module("wandb.proto.wandb_internal_pb2")  # generated code, without types
 
     data, at, parts, columns = path.read_bytes(), 7, [], Columns()
     while at + 7 <= len(data):

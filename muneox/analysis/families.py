@@ -14,7 +14,7 @@ from megatron.neox_arguments.fields import shared_by
 from megatron.neox_arguments.transfer import FAMILY, MUP_FAMILY
 from muneox.runs import Run, require_equal, require_same_corpus
 
-Status = Literal["ok", "diverged", "stopped"]
+RunStatus = Literal["ok", "diverged", "stopped"]
 
 WIDTH = "hidden_size"
 LEARNING_RATES = ("optimizer.params.lr", "lr", "learning_rate")
@@ -98,7 +98,7 @@ def final_step(members: Sequence[Member], metric: str) -> int:
     return max(steps)
 
 
-def outcome(run: Run, metric: str, step: int) -> tuple[float | None, Status, str]:
+def outcome(run: Run, metric: str, step: int) -> tuple[float | None, RunStatus, str]:
     """Loss at a step, how the run came there, and in words what went wrong.
 
     diverged: the loss or the training loss is not finite, or ends above where it began. stopped: it did not get there

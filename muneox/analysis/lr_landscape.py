@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron.errors import DataError
-from muneox.analysis.families import Member, Status, final_step, outcome
+from muneox.analysis.families import Member, RunStatus, final_step, outcome
 
 Edge = Literal["", "lowest", "highest", "divergence"]
 Outcome = Literal["still", "moves", "unclear"]
@@ -28,7 +28,7 @@ DRIFT_LIMIT = 0.15  # octaves a doubling of the width, below which a basin count
 
 
 @dataclass(frozen=True)
-class Point:
+class LandscapePoint:
     """One run. loss: final, nats a token; None where it did not get there."""
 
     parametrization: str
@@ -36,7 +36,7 @@ class Point:
     lr: float
     seed: float
     loss: float | None
-    status: Status
+    status: RunStatus
     note: str
     run: str
     source: str
@@ -90,7 +90,7 @@ class Landscape:
 
     metric: str
     step: int
-    points: list[Point]
+    points: list[LandscapePoint]
     basins: list[Basin]
     drifts: list[Drift]
     passed: bool | None
@@ -147,19 +147,21 @@ def _passed(drifts: Sequence[Drift], max_drift: float | None) -> bool | None:
     return known[of_mup[0].outcome] if of_mup else None
 
 
-def _loss_range(points: Sequence[Point]) -> tuple[float, float]:
+def _loss_range(points: Sequence[LandscapePoint]) -> tuple[float, float]:
     good = sorted(point.loss for point in points if point.status == "ok" and point.loss is not None)
     return good[0], max(good[math.ceil(0.9 * len(good)) - 1], good[0] + 1e-3)
 
 
-def _point(member: Member, metric: str, step: int) -> Point:
+def _point(member: Member, metric: str, step: int) -> LandscapePoint:
     run = member.run
     if member.lr is None or member.lr <= 0:
         raise DataError(
             f"run {run.name} ({run.source}) has no learning rate in its configuration; name one with --lr-key"
         )
     loss, status, note = outcome(run, metric, step)
-    return Point(member.parametrization, member.width, member.lr, member.seed, loss, status, note, run.name, run.source)
+    return LandscapePoint(
+        member.parametrization, member.width, member.lr, member.seed, loss, status, note, run.name, run.source
+    )
 
 
 @dataclass(frozen=True)
@@ -180,8 +182,8 @@ class _Curve:
         return np.array([max(len(values), 1) for values in self.losses], dtype=np.float64)
 
 
-def _curves(points: Sequence[Point]) -> dict[int, _Curve]:
-    widths: dict[int, dict[float, list[Point]]] = defaultdict(lambda: defaultdict(list))
+def _curves(points: Sequence[LandscapePoint]) -> dict[int, _Curve]:
+    widths: dict[int, dict[float, list[LandscapePoint]]] = defaultdict(lambda: defaultdict(list))
     for point in points:
         widths[point.width][point.lr].append(point)
     curves = {}

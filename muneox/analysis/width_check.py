@@ -50,7 +50,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Curve:
+class TrainingCurve:
     """One run, or the mean of a width's seeds where `run` is empty."""
 
     parametrization: str
@@ -70,7 +70,7 @@ class WidthCheck:
     from_step: int
     judged: str
     passed: bool
-    curves: list[Curve]
+    curves: list[TrainingCurve]
     comparisons: list[Comparison]
     verdicts: list[str]
     warnings: list[str] = field(default_factory=list)
@@ -93,7 +93,7 @@ def width_check(
     that say nothing of the training. tolerance: nats that a wider model may be worse by, beside the noise.
     Raises DataError for fewer than two widths in every parametrization, or steps that do not meet.
     """
-    curves: list[Curve] = []
+    curves: list[TrainingCurve] = []
     comparisons: list[Comparison] = []
     warnings: list[str] = []
     from_step = warmup_end(members) if from_step is None else from_step
@@ -155,10 +155,13 @@ def _table(members: Sequence[Member], metric: str, smoothing: Smoothing, from_st
     return _Table([m.seed for m in members], [m.run.name for m in members], steps, np.array(rows))
 
 
-def _curves(name: str, width: int, table: _Table) -> list[Curve]:
+def _curves(name: str, width: int, table: _Table) -> list[TrainingCurve]:
     steps = table.steps.tolist()
-    found = [Curve(name, width, s, run, steps, v.tolist()) for s, run, v in zip(table.seeds, table.runs, table.values)]
-    return [*found, Curve(name, width, None, "", steps, table.values.mean(0).tolist())]
+    found = [
+        TrainingCurve(name, width, s, run, steps, v.tolist())
+        for s, run, v in zip(table.seeds, table.runs, table.values)
+    ]
+    return [*found, TrainingCurve(name, width, None, "", steps, table.values.mean(0).tolist())]
 
 
 def _compare(name: str, narrow: int, wide: int, a: _Table, b: _Table, tolerance: float, pairs: int) -> Comparison:

@@ -43,7 +43,7 @@ from muneox.scaling.forecast import (
     save,
 )
 from muneox.scaling.ladder import Point, Selection, finite, read_points
-from muneox.scaling.planning import Plan, plan_next
+from muneox.scaling.next_run import NextRunPlan, plan_next
 
 
 def arguments(input_args: Sequence[str] | None) -> argparse.Namespace:
@@ -221,7 +221,7 @@ def _backtest_table(forecast: Forecast) -> Table:
     return table
 
 
-def show_plan(plan: Plan, target: float, console: Console) -> None:
+def show_plan(plan: NextRunPlan, target: float, console: Console) -> None:
     table = Table("size", "cost, of the target's", "interval then", "shrinks by",
                   title=f"next run, for x = {target:g}: interval now +-{plan.half_width:.2%}")  # fmt: skip
     for c in plan.candidates:

@@ -14,7 +14,7 @@ from muneox.scaling.diagnostics import (
     inversions,
     not_collapsing,
 )
-from muneox.scaling.planning import plan_next
+from muneox.scaling.next_run import plan_next
 from muneox.scaling.power_law import fit_power_law
 from muneox.scaling.uncertainty import interval, noise_floor, seed_variance
 

@@ -27,7 +27,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Plan:
+class NextRunPlan:
     """half_width: relative, as it stands; candidates by size; best: the most informative affordable one, if any."""
 
     half_width: float
@@ -44,7 +44,7 @@ def plan_next(
     level: float = LEVEL,
     prior: NoisePrior | None = None,
     draws: int = 1500,
-) -> Plan:
+) -> NextRunPlan:
     """Expected interval of the law's value at `target` after one more run, for sizes from the ladder's to the target's.
 
     The candidate's loss is not known: the refit is averaged over quantiles of what is predicted for it. cost_exponent:
@@ -66,7 +66,7 @@ def plan_next(
         width = float(np.mean(widths))
         candidates.append(Candidate(float(place), float((place / target) ** cost_exponent), width, 1 - width / before))
     useful = [c for c in candidates if c.cost <= AFFORDABLE and c.shrink > 0.02]
-    return Plan(before, tuple(candidates), max(useful, key=lambda c: c.shrink, default=None))
+    return NextRunPlan(before, tuple(candidates), max(useful, key=lambda c: c.shrink, default=None))
 
 
 def _relative_half_width(draws: np.ndarray, level: float) -> float:
