@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import mup
-from mup import Declaration, MuAdam, MuSGD, Options, Part, Role, param_groups
+from mup import Declaration, MuAdam, MuAdamW, MuSGD, Options, Part, Role, param_groups
 from mup.groups import group_parameters, learning_rate_multipliers
 from mup.init_methods import BaseSizes, InitMethods
 from mup.plan import ModelScale, ParameterPlan, plan_parameter, planned, unscaled_fan_ins
@@ -219,7 +219,7 @@ def test_a_layer_of_values_without_a_plan() -> None:
     assert (group["name"], group["lr"], group["eps"], group["width_mult"]) == ("value.r16", 1 / 16, 1e-8 / 16, 16)
 
 
-@pytest.mark.parametrize(("build", "lr"), [(MuAdam, 0.01), (MuSGD, 0.1)])
+@pytest.mark.parametrize(("build", "lr"), [(MuAdamW, 0.01), (MuSGD, 0.1)])
 def test_values_train_as_a_readout_does(build: Any, lr: float) -> None:
     """Tensor Programs V, Table 8: a map to a finite dimension, in the forms without and with a forward multiplier."""
 
@@ -235,7 +235,7 @@ def test_values_train_as_a_readout_does(build: Any, lr: float) -> None:
         torch.manual_seed(0)
         model = make(64, as_readout)
         mup.set_base_shapes(model, make(4, as_readout), delta=make(8, as_readout))
-        optimizer = build(model, lr=lr, weight_decay=0.1, **({"eps": 1e-30} if build is MuAdam else {}))
+        optimizer = build(model, lr=lr, weight_decay=0.1, **({"eps": 1e-30} if build is MuAdamW else {}))
         before = model(x).detach()
         for _ in range(4):
             optimizer.zero_grad()
