@@ -144,12 +144,8 @@ def _optimizer(r: _Values) -> None:
 
     chosen = r.one_of("optimizer_type", {"optimizer.type": kind}, "adam", same)
     v["optimizer_type"] = _OPTIMIZER_NAMES.get(chosen, chosen)
-    v["lr"] = r.one_of("lr", {"optimizer.params.lr": _number(params.get("lr"))}, None)
-    v["weight_decay"] = r.one_of(
-        "weight_decay",
-        {"optimizer.params.weight_decay": _number(params.get("weight_decay"))},
-        v["weight_decay"],
-    )
+    for inner, key in repeated_in("optimizer.params").items():
+        v[key] = r.one_of(key, {f"optimizer.params.{inner}": _number(params.get(inner))}, v[key])
     clip = {"clip_grad": r.given.get("clip_grad")}
     v["gradient_clipping"] = v["clip_grad"] = r.one_of("gradient_clipping", clip, v["gradient_clipping"])
     wire = r.one_of("communication_data_type", {"fp32_allreduce": "fp32" if v["fp32_allreduce"] else None}, None)
