@@ -41,7 +41,9 @@ def _weights(layers: Sequence[str], shapes: Mapping[str, Shape], method: str) ->
             known = ", ".join([_BLOCK_KIND, *_KINDS.values()])
             raise ConfigError(f"pipe-partition-method: {pattern!r} matches no layer; their names are {known}")
         return weights
-    raise ConfigError(f"pipe-partition-method: {method!r}: uniform, parameters or type:<regular expression> would do")
+    raise ConfigError(
+        f"pipe-partition-method: expected uniform, parameters or type:<regular expression>, got {method!r}"
+    )
 
 
 def stage_bounds(layers: Sequence[str], shapes: Mapping[str, Shape], stages: int, method: str) -> list[int]:

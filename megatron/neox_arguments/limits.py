@@ -63,14 +63,14 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Pattern:
-    """Text that a regular expression matches from end to end, in any case. `expected` says it in words."""
+    """Text that a regular expression matches from end to end. `expected` says it in words."""
 
     regex: str
     expected: str
 
     def accepts(self, value: Any) -> bool:
         """Whether `value` is such a text."""
-        return isinstance(value, str) and re.fullmatch(self.regex, value, re.IGNORECASE) is not None
+        return isinstance(value, str) and re.fullmatch(self.regex, value) is not None
 
 
 @dataclass(frozen=True)
