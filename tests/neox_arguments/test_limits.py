@@ -61,8 +61,8 @@ LIMITS = {
     "model_parallel_size": ([1], [0], "a number of at least 1"),
     "pipe_parallel_size": ([0, 1], [-1], "a number of at least 0"),
     "pipe_partition_method": (
-        ["uniform", "Parameters", "type:transformer"],
-        ["type:", "best"],
+        ["uniform", "parameters", "type:transformer"],
+        ["type:", "best", "Uniform"],
         "uniform, parameters or",
     ),
     "master_port": ([1, 29500, 65535], [0, 65536], "a number from 1 to 65535"),
