@@ -31,22 +31,24 @@ def make_proxy(target: NeoXArgs, files: Sequence[str], width: int | None) -> Pro
     size; unset, the target's base, else an eighth of its width. Raises ConfigError where a width does not fit.
     """
     target.require("hidden_size", "num_attention_heads", "num_layers")
-    head_dim = target.hidden_size // target.num_attention_heads
+    target_width, target_heads = target.hidden_size, target.num_attention_heads
+    assert target_width is not None and target_heads is not None
+    head_dim = target_width // target_heads
     if width is None:
-        heads = max(target.num_attention_heads // 8, LEAST_HEADS)
+        heads = max(target_heads // 8, LEAST_HEADS)
         width = target.mup_base_hidden_size or heads * head_dim
     heads, rest = divmod(width, head_dim)
     if rest or not heads:
         raise ConfigError(f"--width {width}: needs a multiple of the head dimension {head_dim}, which stays")
-    if width >= target.hidden_size:
-        raise ConfigError(f"--width {width}: the target is {target.hidden_size} wide; the proxy must be narrower")
+    if width >= target_width:
+        raise ConfigError(f"--width {width}: the target is {target_width} wide; the proxy must be narrower")
     dims: dict[str, Any] = {"hidden_size": width, "num_attention_heads": heads}
     base: dict[str, Any] = {"use_mup": True, "mup_base_hidden_size": width, "mup_base_num_attention_heads": heads}
-    if target.num_kv_heads not in (None, target.num_attention_heads):
-        dims["num_kv_heads"] = _kv_heads(target, heads)
+    if target.num_kv_heads is not None and target.num_kv_heads != target_heads:
+        dims["num_kv_heads"] = _kv_heads(target_heads // target.num_kv_heads, heads)
         base["mup_base_num_kv_heads"] = dims["num_kv_heads"]
     if target.intermediate_size is not None:
-        dims["intermediate_size"], rest = divmod(target.intermediate_size * width, target.hidden_size)
+        dims["intermediate_size"], rest = divmod(target.intermediate_size * width, target_width)
         if rest:
             raise ConfigError(f"--width {width}: intermediate-size {target.intermediate_size} does not scale to it")
     if target.mup_depth_alpha:
@@ -60,10 +62,9 @@ def make_proxy(target: NeoXArgs, files: Sequence[str], width: int | None) -> Pro
     return Proxy(values, wanted)
 
 
-def _kv_heads(target: NeoXArgs, heads: int) -> int:
+def _kv_heads(queries_per_key: int, heads: int) -> int:
     """As many queries to a key as in the target, or one key for all."""
-    queries_a_key = target.num_attention_heads // target.num_kv_heads
-    return max(heads // queries_a_key, 1) if heads % queries_a_key == 0 or heads < queries_a_key else heads
+    return max(heads // queries_per_key, 1) if heads % queries_per_key == 0 or heads < queries_per_key else heads
 
 
 def dump(values: Mapping[str, Any], header: Sequence[str]) -> str:

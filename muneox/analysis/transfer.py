@@ -40,6 +40,13 @@ def compare(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
     return sorted(findings, key=lambda finding: order.index(finding.kind))
 
 
+def _numbers(key: str, proxy: NeoXArgs, target: NeoXArgs) -> tuple[int, int]:
+    """A key's values on both sides. Raises ConfigError where one has none."""
+    for args in (proxy, target):
+        args.require(key)
+    return int(getattr(proxy, key)), int(getattr(target, key))
+
+
 def _breaks(key: str, proxy: Any, target: Any, why: str, source: str = f"{TPV}, table 1") -> Finding:
     return Finding(Kind.BREAKS, key, proxy, target, why, source)
 
@@ -89,7 +96,8 @@ def _widths(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
         for key in sorted(name for name, key in KEYS.items() if key.transfer.kind is TransferClass.GROWS)
         if (a := getattr(proxy, key)) != (b := getattr(target, key))
     ]
-    if proxy.hidden_size >= target.hidden_size:
+    widths = _numbers("hidden_size", proxy, target)
+    if widths[0] >= widths[1]:
         why = "the proxy is as wide as its target: search on a narrower one"
         findings.append(_breaks("hidden_size", proxy.hidden_size, target.hidden_size, why, "nothing to transfer"))
     from megatron.training.from_args import target_widths
@@ -105,7 +113,8 @@ def _widths(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
 
 
 def _head_dimension(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
-    dims = [args.hidden_size // args.num_attention_heads for args in (proxy, target)]
+    widths, heads = _numbers("hidden_size", proxy, target), _numbers("num_attention_heads", proxy, target)
+    dims = [width // count for width, count in zip(widths, heads)]
     if dims[0] == dims[1]:
         return []
     why = "the head dimension grows; the scale sqrt(d_base)/d covers it, but a proxy with small heads is a rough guide"
@@ -129,11 +138,12 @@ def _schedule(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
     """Where decay ends and how low, each as a share of the run."""
     findings = []
     shape = SCHEDULE.why
-    ends = [args.lr_decay_iters / args.train_iters for args in (proxy, target) if args.lr_decay_iters]
+    decays = (proxy.lr_decay_iters, target.lr_decay_iters)
+    ends = [decay / args.train_iters for decay, args in zip(decays, (proxy, target)) if decay and args.train_iters]
     if len(ends) == 1 or (ends and abs(ends[0] - ends[1]) > 1e-6):
         findings.append(_breaks("lr_decay_iters", proxy.lr_decay_iters, target.lr_decay_iters, shape))
     if proxy.lr and target.lr:
-        floors = [(args.min_lr or 0.0) / args.lr for args in (proxy, target)]
+        floors = [(proxy.min_lr or 0.0) / proxy.lr, (target.min_lr or 0.0) / target.lr]
         if abs(floors[0] - floors[1]) > 1e-6:
             shown = [f"{floor:.3g} x lr" for floor in floors]
             findings.append(_breaks("min_lr", shown[0], shown[1], shape))

@@ -31,7 +31,7 @@ from megatron.neox_arguments.yaml_loader import parse_scalar
 from megatron.processes import counter, process_pool, share_machine
 from muneox.arguments import config_parser
 from muneox.runs import describe_corpus
-from muneox.search.proxy import Run, corpus_of, runs_of, trial_args
+from muneox.search.proxy import TrialRun, corpus_of, runs_of, trial_args
 from muneox.search.space import parse_space
 
 
@@ -39,7 +39,7 @@ from muneox.search.space import parse_space
 class Job:
     """One run, and the folder that it logs to."""
 
-    run: Run
+    run: TrialRun
     args: NeoXArgs
 
     @property

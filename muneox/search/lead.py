@@ -86,7 +86,7 @@ def is_over(stage: Stage) -> bool:
 
 
 def lead(setup: Setup) -> int:
-    """Run or join the search and outcome. Returns 1 where a trial failed."""
+    """Run or join the search and print its outcome. Returns 1 where a trial failed."""
     console = Console(width=None if sys.stdout.isatty() else 160)
     check_space(setup.args, setup.space)
     for key in setup.space.dropped:

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 from scipy.stats import spearmanr
 
 from muneox.output import write_atomically
-from muneox.search.proxy import tied_changes
+from muneox.search.proxy import runs_of, tied_changes
 from muneox.search.setup import Setup
 from muneox.search.space import Parameter, Space
 from muneox.search.stages import Stage, ranked
@@ -141,9 +141,7 @@ def write_best(path: Path, setup: Setup, best: FrozenTrial) -> None:
         for name in rest:
             section, last = section.setdefault(last, {}), name
         section[last] = value
-    widths = sorted(
-        {setup.args.hidden_size, *setup.space.widths} if not setup.space.widths else set(setup.space.widths)
-    )
+    widths = sorted({run.hidden_size for run in runs_of(setup.args, setup.space)})
     header = (
         f"# Trial {best.number} of the search {setup.name!r} ({len(setup.space.parameters)} parameters, "
         f"{setup.space.sampler}), loss {best.value:.4f} at hidden-size {', '.join(map(str, widths))}.\n"

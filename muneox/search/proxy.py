@@ -17,7 +17,7 @@ from muneox.search.space import Space
 
 
 @dataclass(frozen=True)
-class Run:
+class TrialRun:
     """One training of a trial."""
 
     hidden_size: int
@@ -28,10 +28,12 @@ class Run:
         return f"w{self.hidden_size}-s{self.seed}"
 
 
-def runs_of(args: NeoXArgs, space: Space) -> list[Run]:
+def runs_of(args: NeoXArgs, space: Space) -> list[TrialRun]:
     """The runs of each trial, small widths first."""
+    args.require("hidden_size")
+    assert args.hidden_size is not None
     widths, seeds = space.widths or (args.hidden_size,), space.seeds or (args.seed,)
-    return [Run(width, seed) for width in sorted(widths) for seed in seeds]
+    return [TrialRun(width, seed) for width in sorted(widths) for seed in seeds]
 
 
 def width_changes(args: NeoXArgs, hidden_size: int) -> dict[str, int]:
@@ -71,7 +73,7 @@ def tied_changes(args: NeoXArgs, params: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def trial_args(args: NeoXArgs, params: Mapping[str, Any], run: Run, log_dir: Path | None = None) -> NeoXArgs:
+def trial_args(args: NeoXArgs, params: Mapping[str, Any], run: TrialRun, log_dir: Path | None = None) -> NeoXArgs:
     """The configuration of one run of a trial: no checkpoints, no test at the end. Raises ConfigError.
 
     A folder of TensorBoard's cannot hold many runs. Batches are read in the process itself: starting loader processes

@@ -35,6 +35,12 @@ class Setup:
     target_files: tuple[str, ...]
     argv: tuple[str, ...]
 
+    @property
+    def steps(self) -> int:
+        """Updates of one run."""
+        assert self.args.train_iters is not None, "check_space requires train_iters"
+        return self.args.train_iters
+
     def target(self) -> NeoXArgs | None:
         """The target's configuration, where --target names one."""
         return NeoXArgs.from_ymls(self.target_files, world_size=1) if self.target_files else None

@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from muneox.search.claims import Claims, Worker
-from muneox.search.proxy import Run, corpus_of, describe, runs_of
+from muneox.search.proxy import TrialRun, corpus_of, describe, runs_of
 from muneox.search.samplers import Params, distributions, planner
 from muneox.search.setup import Setup
 from muneox.search.storage import Lock, open_storage, open_study
@@ -24,7 +24,7 @@ class Stage:
     study: optuna.Study
     lock: Lock
     total: int
-    runs: tuple[Run, ...]
+    runs: tuple[TrialRun, ...]
     candidates: tuple[Params, ...] | None = None  # of a confirmation: whose parameters
 
     def claims(self, setup: Setup, worker: Worker) -> Claims:
@@ -62,7 +62,7 @@ def confirm_stage(setup: Setup, search: Stage) -> Stage | None:
     used = setup.space.seeds or (setup.args.seed,)
     seeds = [max(used) + 1 + k for k in range(setup.confirm_seeds)]
     widths = sorted({run.hidden_size for run in search.runs})
-    runs = tuple(Run(width, seed) for width in widths for seed in seeds)
+    runs = tuple(TrialRun(width, seed) for width in widths for seed in seeds)
     description: dict[str, Any] = {"of": setup.name, "numbers": [t.number for t in best], "seeds": seeds}
     name = f"{setup.name}-confirm-{'-'.join(str(t.number) for t in best)}-{setup.confirm_seeds}"
     study = open_study(search.study._storage, search.lock, name, description, setup.study)
@@ -71,7 +71,7 @@ def confirm_stage(setup: Setup, search: Stage) -> Stage | None:
 
 def _pruner(setup: Setup) -> optuna.pruners.BasePruner:
     """Pruners by name. Steps count a trial's updates over all of its runs."""
-    steps = setup.args.train_iters * len(runs_of(setup.args, setup.space))
+    steps = setup.steps * len(runs_of(setup.args, setup.space))
     if setup.space.pruner == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=steps // 5)
     return optuna.pruners.HyperbandPruner(min_resource=max(steps // 9, 1), max_resource=steps)

@@ -24,7 +24,7 @@ from optuna.trial import Trial, TrialState
 from megatron.errors import TrainingError
 from megatron.processes import share_machine
 from muneox.search.claims import BEAT_SECONDS, Claim, Claims, Worker
-from muneox.search.proxy import Run, trial_args
+from muneox.search.proxy import TrialRun, trial_args
 from muneox.search.setup import Setup
 from muneox.search.stages import Stage, confirm_stage, search_stage
 
@@ -124,7 +124,7 @@ class Watch:
 
 
 def train_run(
-    setup: Setup, claim: Claim, run: Run, log_dir: Path, pruning: Trial | None, offset: int
+    setup: Setup, claim: Claim, run: TrialRun, log_dir: Path, pruning: Trial | None, offset: int
 ) -> tuple[dict[str, Any], Watch]:
     """Train one run of a trial: its figures (loss in nats a token, tokens, FLOPs, seconds), and how its time went.
 
@@ -164,7 +164,7 @@ class Trials:
 
     def work(self, claim: Claim) -> None:
         """Train what is left of a claimed trial and tell its outcome."""
-        steps = self.setup.args.train_iters
+        steps = self.setup.steps
         prunes = self.setup.space.pruner != "none" and self.stage.candidates is None
         for index, run in enumerate(self.stage.runs):
             if run.name in claim.runs:

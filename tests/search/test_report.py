@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
 from muneox.search import outcome
-from muneox.search.proxy import Run, check_target
+from muneox.search.proxy import TrialRun, check_target
 from muneox.search.samplers import distributions, planner
 from muneox.search.space import Parameter, Space
 from muneox.search.stages import ranked
@@ -51,7 +51,7 @@ def bowl(space: Space, centre: dict[str, float], number: int = 24) -> list[Froze
 @dataclass
 class FakeStage:
     trials: list[FrozenTrial]
-    runs: tuple[Run, ...]
+    runs: tuple[TrialRun, ...]
 
     @property
     def study(self) -> Any:
@@ -108,7 +108,7 @@ def test_neighbours_are_near_in_the_spaces_own_measure() -> None:
 
 def test_seed_noise_is_pooled_within_settings_and_widths() -> None:
     generator = np.random.default_rng(0)
-    runs = tuple(Run(width, seed) for width in (16, 32) for seed in range(4))
+    runs = tuple(TrialRun(width, seed) for width in (16, 32) for seed in range(4))
     params = [{"lr": 10.0 ** -(1 + k / 20), "mup_output_temp": 1.0} for k in range(40)]
     trials = [
         trial(k, SPACE, p, 2.0, {run.name: k + run.hidden_size + 0.01 * generator.standard_normal() for run in runs})

@@ -14,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
-from muneox.search.proxy import Run, check_space, describe, runs_of, trial_args, width_changes
+from muneox.search.proxy import TrialRun, check_space, describe, runs_of, trial_args, width_changes
 from muneox.search.samplers import distributions, grid_size, planner
 from muneox.search.setup import DEFAULT_SPACE
 from muneox.search.space import Parameter, Space, load_space, parse_space
@@ -151,7 +151,7 @@ def test_widths_grow_heads_where_base_heads_are_set(args: NeoXArgs) -> None:
 
 
 def test_a_trial_keeps_the_shape_of_the_schedule(args: NeoXArgs) -> None:
-    trial = trial_args(args, {"lr": 0.5, "mup_output_temp": 2.0}, Run(32, 7))
+    trial = trial_args(args, {"lr": 0.5, "mup_output_temp": 2.0}, TrialRun(32, 7))
     assert (trial.lr, trial.min_lr) == (0.5, pytest.approx(0.05))
     assert (trial.mup_output_temp, trial.hidden_size, trial.num_attention_heads, trial.seed) == (2.0, 32, 4, 7)
     assert trial.mup_base_hidden_size == 16 and not trial.do_test and trial.save is None
@@ -176,6 +176,6 @@ def test_descriptions_tell_searches_apart_and_ignore_logging(args: NeoXArgs) -> 
 
 
 def test_runs_of_a_trial_are_widths_times_seeds(args: NeoXArgs) -> None:
-    assert runs_of(args, space_of(args, SAMPLED)) == [Run(16, 1234)]
+    assert runs_of(args, space_of(args, SAMPLED)) == [TrialRun(16, 1234)]
     runs = runs_of(args, space_of(args, SAMPLED, widths=[32, 16], seeds=[1, 2]))
-    assert runs == [Run(16, 1), Run(16, 2), Run(32, 1), Run(32, 2)]
+    assert runs == [TrialRun(16, 1), TrialRun(16, 2), TrialRun(32, 1), TrialRun(32, 2)]
