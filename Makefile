@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo layouts test test-all lint format bench clean
+.PHONY: help setup demo layouts test test-all lint typecheck format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -36,7 +36,10 @@ test-all: $(STAMP)  ## all tests
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict mup
+	@$(MAKE) --no-print-directory typecheck
+
+typecheck: $(STAMP)  ## mypy alone
+	$(BIN)/mypy --strict --follow-imports=silent mup tools benchmarks *.py
 	$(BIN)/mypy megatron
 
 format: $(STAMP)  ## let ruff put the code in its form

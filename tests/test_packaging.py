@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import re
 import subprocess
 import tomllib
@@ -11,11 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import megatron
+
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, TOOLS = PYPROJECT["project"], PYPROJECT["tool"]
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = ROOT / "requirements"
 SOURCES = sorted(
@@ -89,6 +94,27 @@ def test_the_apex_extra_installs_nothing():
     assert EXTRAS["apex"] == [] and "apex" not in constraints()
 
 
+def test_the_version_has_one_source():
+    assert "version" in PROJECT["dynamic"] and "version" not in PROJECT
+    assert TOOLS["setuptools"]["dynamic"]["version"] == {"attr": "megatron.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", megatron.__version__)
+    assert importlib.metadata.version(PROJECT["name"]) == megatron.__version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == megatron.__version__
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert re.findall(r"^## \[(.+?)\]", changelog, re.MULTILINE)[:2] == ["Unreleased", megatron.__version__]
+
+
+def test_continuous_integration_and_hooks_run_what_contributors_run():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert {"run": ".ci/run"} in workflow["jobs"]["check"]["steps"] and os.access(ROOT / ".ci" / "run", os.X_OK)
+    pythons = workflow["jobs"]["check"]["strategy"]["matrix"]["python"]
+    assert {f"Programming Language :: Python :: {python}" for python in pythons} <= set(PROJECT["classifiers"])
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert {repository["repo"] for repository in hooks} == {"local"}, "a hook that needs the network"
+    commands = [hook["entry"].split()[:2] for repository in hooks for hook in repository["hooks"]]
+    assert commands == [[".venv/bin/ruff", "check"], [".venv/bin/ruff", "format"], ["make", "typecheck"]]
+
+
 def test_no_index_is_named_in_what_pip_reads():
     for path in [ROOT / "pyproject.toml", *REQUIREMENTS.iterdir()]:
         assert not re.search(r"index.url|find.links|file://", path.read_text()), path.name
@@ -97,7 +123,7 @@ def test_no_index_is_named_in_what_pip_reads():
 def test_make_help_lists_every_target():
     text = (ROOT / "Makefile").read_text()
     targets = set(" ".join(re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)).split())
-    assert {"setup", "demo", "test", "test-all", "lint", "bench", "clean", "help"} <= targets
+    assert {"setup", "demo", "test", "test-all", "lint", "typecheck", "bench", "clean", "help"} <= targets
     shown = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"^\s+make ([\w-]+)", shown, re.MULTILINE)) == targets
 

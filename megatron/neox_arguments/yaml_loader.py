@@ -68,7 +68,7 @@ def find_config(name: str, folder: str | None = None) -> Path:
 def parse_scalar(text: str) -> Any:
     """The value that `text` would have in a configuration file, for values from the command line."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         return text
 

@@ -32,7 +32,7 @@ def test_all_is_what_there_is() -> None:
     assert set(mup.__all__) <= names and names - set(mup.__all__) <= modules
     assert sorted(mup.__all__) == mup.__all__ and len(set(mup.__all__)) == len(mup.__all__)
     scope: dict[str, object] = {}
-    exec("from mup import *", scope)  # noqa: S102
+    exec("from mup import *", scope)
     assert set(scope) - {"__builtins__"} == set(mup.__all__)
 
 

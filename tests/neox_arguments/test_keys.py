@@ -53,7 +53,7 @@ def plain(annotation: Any) -> Any:
 
 def neox_type(text: str) -> Any:
     names = {"List": list, "Any": Any, "Literal": Literal, "Union": typing.Union, "Optional": typing.Optional}
-    return plain(eval(text, names))  # noqa: S307 - a file of ours
+    return plain(eval(text, names))
 
 
 @pytest.mark.parametrize("row", NEOX, ids=[row["key"] for row in NEOX])
