@@ -12,12 +12,13 @@ from typing import Any
 from megatron.entry import run_script
 from megatron.launch import launch_configured
 from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.resolve import launcher_config
 
 
 def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
     """Check the configuration once, here, then hand it to every process. Returns the workers' exit code."""
     neox_args = NeoXArgs.consume_deepy_args(input_args)
-    return launch_configured(neox_args.replace(**overwrite_values) if overwrite_values else neox_args)
+    return launch_configured(launcher_config(neox_args.replace(**overwrite_values) if overwrite_values else neox_args))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 
 from megatron.mpu import DropoutStreams, Grid, ProcessGroups
 from megatron.mpu import registry as mpu_registry
+from megatron.neox_arguments.run_config import LaunchConfig, LayoutConfig
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ def initialize_megatron(
     runtime = Runtime(rank, world_size, local_rank, device, groups)
     seed_all(seed, groups)
     return runtime
+
+
+def start_worker(launch: LaunchConfig, layout: LayoutConfig, seed: int = 1234) -> Runtime:
+    """`initialize_megatron` as the configuration says, with what the launcher leaves out of the environment."""
+    os.environ.update(launch.environment)
+    return initialize_megatron(launch.backend, seed, layout.tensor, layout.pipe)
 
 
 def skip_shared_memory_op() -> None:

@@ -6,19 +6,19 @@ import logging
 import os
 from collections.abc import Sequence
 
-from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.job_configs import DryRunConfig, LauncherConfig
 
 
-def launch_configured(neox_args: NeoXArgs) -> int:
-    """Start the configuration's `user_script` in its processes; returns the exit code of the workers.
+def launch_configured(config: LauncherConfig | DryRunConfig) -> int:
+    """Start the configured script in its processes; returns the exit code of the workers.
 
     A dry run describes the processes instead.
     """
-    if neox_args.dry_run:
+    if isinstance(config, DryRunConfig):
         from megatron.dry_run.main import print_dry_run
 
-        return print_dry_run(neox_args)
-    return launch(neox_args.get_deepspeed_main_args(), num_processes=neox_args.num_gpus)
+        return print_dry_run(config)
+    return launch(config.arguments, config.num_processes)
 
 
 def launch(main_args: Sequence[str], num_processes: int | None = None) -> int:

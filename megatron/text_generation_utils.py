@@ -17,16 +17,16 @@ import torch
 
 from megatron.checkpointing import check_unchanged, load_weights
 from megatron.checkpointing.load import LoadedWeights
-from megatron.errors import CheckpointError, ConfigError, DataError
+from megatron.errors import CheckpointError, DataError
 from megatron.files import replacing
 from megatron.mappings import ABSENT, differences
 from megatron.model.build import ModelPlan, forward_section, meta_model, shapes_of
 from megatron.model.gpt import GPT
-from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.job_configs import GenerationConfig
 from megatron.parametrization.plan import Shape
 from megatron.sampling import Sampling, context_length, generate_tokens, stream_tokens
 from megatron.tokenizer import StreamDetokenizer, Tokenizer, build_tokenizer
-from megatron.training.from_args import model_plan
+from megatron.training.model_from_config import model_plan
 
 logger = logging.getLogger(__name__)
 
@@ -50,26 +50,23 @@ __all__ = [
 # --- from a configuration and a checkpoint to a model ---
 
 
-def load_model(args: NeoXArgs, vocab_size: int, device: torch.device | str = "cpu") -> tuple[GPT, int]:
-    """The weights in `load` (else `save`) as a model in the configured precision, and their step.
+def load_model(config: GenerationConfig, vocab_size: int, device: torch.device | str = "cpu") -> tuple[GPT, int]:
+    """The checkpoint's weights as a model in the configured precision, and their step.
 
     The model has the vocabulary's rows without padding, as whole weights have.
 
-    Raises ConfigError without either key, and CheckpointError where the checkpoint has another
-    parametrization, with a table, or parameters of other names or shapes, naming them.
+    Raises CheckpointError where the checkpoint has another parametrization, with a table, or parameters of other names
+    or shapes, naming them.
     """
-    directory = args.load or args.save
-    if directory is None:
-        raise ConfigError("load: missing; it names the checkpoint to sample from, such as --load checkpoints")
-    plan = model_plan(args, vocab_size)
-    loaded = load_weights(directory, args.iteration)
+    plan = model_plan(config.model, vocab_size)
+    loaded = load_weights(config.checkpoint, config.iteration)
     _check_parametrization(loaded, plan)
     model = meta_model(plan.config.without_padding(), plan.factors)
     expected = shapes_of(model)
     weights = loaded.weights if loaded.client_state.get("layout") else _without_padding(loaded.weights, plan, expected)
     _check_shapes(loaded.path, weights, expected)
     model.load_state_dict(weights, assign=True)
-    model = model.to(device=device, dtype=_DTYPES[args.precision])
+    model = model.to(device=device, dtype=_DTYPES[config.precision])
     return model.eval().requires_grad_(False), loaded.iteration
 
 
@@ -130,20 +127,20 @@ class Sampler:
         self.model, self.tokenizer, self.sampling, self.seed = model, tokenizer, sampling, seed
 
     @classmethod
-    def from_args(cls, args: NeoXArgs) -> Sampler:
+    def from_config(cls, config: GenerationConfig) -> Sampler:
         """Tokenizer, model and ways of sampling that the configuration names; on the GPU if there is one."""
-        tokenizer = build_tokenizer(args.tokenizer_type, args.vocab_file, args.merge_file)
+        tokenizer = build_tokenizer(*config.tokenizer)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, _ = load_model(args, tokenizer.vocab_size, device)
+        model, _ = load_model(config, tokenizer.vocab_size, device)
         sampling = Sampling(
-            args.maximum_tokens,
-            args.temperature,
-            args.top_k,
-            args.top_p,
+            config.maximum_tokens,
+            config.temperature,
+            config.top_k,
+            config.top_p,
             _eod_or_none(tokenizer),
-            not args.recompute,
+            config.use_cache,
         )
-        return cls(model, tokenizer, sampling, args.seed)
+        return cls(model, tokenizer, sampling, config.seed)
 
     def stream(self, prompt: str, prompt_index: int = 0, sample_index: int = 0) -> Iterator[str]:
         """One sample, in pieces of whole characters, as soon as they are known."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.job_configs import DryRunConfig
 
 
-def print_dry_run(args: NeoXArgs) -> int:
+def print_dry_run(config: DryRunConfig) -> int:
     """Print the report of a dry run; the exit code."""
     import os
 
@@ -13,5 +13,5 @@ def print_dry_run(args: NeoXArgs) -> int:
     from megatron.dry_run.report import report
     from megatron.dry_run.run import dry_run
 
-    print(report(dry_run(args)), end="")
+    print(report(dry_run(config)), end="")
     return 0

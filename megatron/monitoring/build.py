@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from megatron.errors import ConfigError
 from megatron.monitoring.base import Monitor, MonitorGroup
@@ -22,13 +24,7 @@ def default_log_dir(config_name: str, now: datetime.datetime) -> Path:
 def build_monitors(
     *,
     log_dir: Path,
-    use_wandb: bool | None = False,
-    wandb_project: str | None = None,
-    wandb_group: str | None = None,
-    wandb_team: str | None = None,
-    wandb_run_name: str | None = None,
-    wandb_host: str = "https://api.wandb.ai",
-    wandb_mode: str | None = None,
+    wandb: Mapping[str, Any] | None = None,
     tensorboard_dir: Path | str | None = None,
     console: bool = True,
     total_steps: int | None = None,
@@ -37,7 +33,8 @@ def build_monitors(
 ) -> MonitorGroup:
     """The monitors of a run: `<log_dir>/metrics.jsonl` always, others where asked for; none on other ranks.
 
-    resume_step: the step of the checkpoint that the run goes on from, None for a new run.
+    wandb: arguments of WandbMonitor. resume_step: the step of the checkpoint that the run continues from, None for a
+    new run.
     Raises ConfigError if log_dir cannot be made, or an optional package is missing.
     """
     if rank != 0:
@@ -48,18 +45,8 @@ def build_monitors(
     except OSError as error:
         raise ConfigError(f"log_dir: {log_dir} cannot be made: {error.strerror}") from error
     monitors: list[Monitor] = [JsonlMonitor(log_dir / "metrics.jsonl", resume_step)]
-    if use_wandb:
-        monitors.append(
-            WandbMonitor(
-                log_dir=log_dir,
-                project=wandb_project,
-                group=wandb_group,
-                team=wandb_team,
-                run_name=wandb_run_name,
-                host=wandb_host,
-                mode=wandb_mode,
-            )
-        )
+    if wandb is not None:
+        monitors.append(WandbMonitor(log_dir=log_dir, **wandb))
     if tensorboard_dir is not None:
         monitors.append(TensorBoardMonitor(Path(tensorboard_dir), resume_step))
     if console:

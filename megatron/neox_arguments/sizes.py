@@ -76,3 +76,15 @@ def _multiples(number: int, step: int) -> str:
     """The multiples of `step` on both sides of `number`."""
     below, above = number // step * step, (number // step + 1) * step
     return f"{below} or {above}" if below else f"{above}"
+
+
+def base_head_counts(heads: int, kv_heads: int, base_heads: int | None, base_kv_heads: int | None) -> tuple[int, int]:
+    """Query and key-value heads of the base model, where a key may leave them open.
+
+    heads, kv_heads: of the target. An open number of query heads is the target's; an open number of key-value heads
+    is the target's where heads are grouped, else one for each query head.
+    """
+    base_heads = base_heads or heads
+    if base_kv_heads is None:
+        base_kv_heads = kv_heads if kv_heads != heads else base_heads
+    return base_heads, base_kv_heads

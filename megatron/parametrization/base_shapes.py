@@ -112,20 +112,10 @@ def canonical_name(name: str) -> str:
     return f"layers.{index - 2}.{rest}"  # NeoX: 0 embedding, 1 a reshaping step, 2 the first block
 
 
-def base_head_counts(target: Widths, heads: int | None, kv_heads: int | None) -> tuple[int, int]:
-    """Query and key-value heads of the base where a key leaves them open: the target's, and without grouping one
-    key-value head a query head."""
-    heads = heads or target.num_attention_heads
-    if kv_heads is None:
-        grouped = target.num_kv_heads != target.num_attention_heads
-        kv_heads = target.num_kv_heads if grouped else heads
-    return heads, kv_heads
-
-
-def base_widths(loaded: BaseShapeFiles, target: Widths, base_heads: int | None, base_kv_heads: int | None) -> Widths:
+def base_widths(loaded: BaseShapeFiles, target: Widths, heads: int, kv_heads: int) -> Widths:
     """Base dimensions from the files: their comment lines, or, for plain files, the shapes.
 
-    Shapes do not tell the number of heads: a plain file's base has the target's, unless the two arguments say else.
+    heads, kv_heads: of the base where a file has no comments; shapes do not tell them.
     """
     if set(loaded.dims) == set(BASE_KEYS):
         return Widths(**loaded.dims)
@@ -135,7 +125,6 @@ def base_widths(loaded: BaseShapeFiles, target: Widths, base_heads: int | None, 
             raise BaseShapeError(f"base-shapes-file {loaded.names}: parameter {name} is missing")
         return loaded.shapes[name][dim].base_dim or default
 
-    heads, kv_heads = base_head_counts(target, base_heads, base_kv_heads)
     blocks = [int(match[1]) for name in loaded.shapes if (match := re.match(r"layers\.(\d+)\.", name))]
     return Widths(
         hidden_size=size("embedding.word_embeddings.weight", 1, target.hidden_size),

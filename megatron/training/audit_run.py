@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from megatron.initialize import Runtime
 from megatron.model.block import Block
 from megatron.model.gpt import GPT
-from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.job_configs import AuditConfig
+from megatron.neox_arguments.run_config import BatchConfig, ScheduleConfig
 from megatron.parametrization.audit import audit_parameters, notes
 from megatron.tokenizer import build_tokenizer
-from megatron.training.engine import adam_epsilon, build_trainee
-from megatron.training.from_args import model_plan
-from megatron.training.learning_rates import LearningRateSchedule
+from megatron.training.engine import build_train_module
+from megatron.training.model_from_config import model_plan
 from mup.static_audit import FACTOR, Audit, AuditRow, factor_row, measured_attention_scale, measured_gain
 
 
@@ -51,21 +51,21 @@ def _factor_rows(model: GPT) -> list[AuditRow]:
     ]
 
 
-def run_audit(args: NeoXArgs, runtime: Runtime) -> ModelAudit:
+def run_audit(config: AuditConfig, runtime: Runtime) -> ModelAudit:
     """Build the configured model on the engine, measure, and compare with the rules at the schedule's peak rate."""
-    args.require("lr")
-    tokenizer = build_tokenizer(args.tokenizer_type, args.vocab_file, args.merge_file)
-    plan = model_plan(args, tokenizer.vocab_size)
-    schedule = LearningRateSchedule(lr=args.lr, decay_iters=1, decay_style="constant")
-    trainee = build_trainee(args, runtime, plan, schedule, args.seed)
+    tokenizer = build_tokenizer(*config.tokenizer)
+    plan = model_plan(config.model, tokenizer.vocab_size)
+    schedule = ScheduleConfig(lr=config.lr, decay_iters=1)
+    batch = BatchConfig(size=runtime.groups.data.size, micro=1, accumulation=1)
+    module = build_train_module(config.engine, runtime, plan, schedule, batch, config.seed)
     parameters = audit_parameters(
-        dict(trainee.model.named_parameters()),
+        dict(module.model.named_parameters()),
         plan.parameters,
-        trainee.engine.optimizer.param_groups,
-        lr=args.lr,
-        eps=adam_epsilon(args),
-        weight_decay=args.weight_decay,
+        module.engine.optimizer.param_groups,
+        lr=config.lr,
+        eps=config.engine.optimizer.eps,
+        weight_decay=config.engine.optimizer.weight_decay,
     )
-    factors = _factor_rows(trainee.model.float().cpu())
+    factors = _factor_rows(module.model.float().cpu())
     parametrization = plan.parametrization
     return ModelAudit(parameters + factors, notes(plan.parameters, parametrization.widths, parametrization.base))

@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from megatron.architecture import Widths
-from megatron.errors import ConfigError
 from megatron.initialize import Runtime, seed_all
 from megatron.model.build import plan_model
-from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.job_configs import CoordinateCheckConfig
+from megatron.neox_arguments.run_config import BatchConfig, ScheduleConfig
 from megatron.parametrization.plan import Parametrization
-from megatron.tokenizer import Tokenizer, build_tokenizer
+from megatron.tokenizer import build_tokenizer
 from megatron.training.coordinates import gpt_coordinates
 from megatron.training.data import RunData
-from megatron.training.engine import build_trainee
-from megatron.training.from_args import gpt_config, parametrization_of, resolve_base_widths, target_widths
-from megatron.training.learning_rates import LearningRateSchedule
+from megatron.training.engine import build_train_module
+from megatron.training.model_from_config import gpt_config, make_parametrization, resolve_base_widths
+from megatron.training.objective import Batch, masked_token
 from mup.slopes import Verdict, verdict
 
 CHECKED_STEPS = (1, 4)
@@ -44,42 +43,32 @@ class CheckResult:
     files: tuple[Path, ...]
 
 
-def checked_widths(args: NeoXArgs, base: Widths) -> list[int]:
+def checked_widths(config: CoordinateCheckConfig, base: Widths) -> list[int]:
     """Hidden sizes to check: as configured, or base x mup-width-scale^k over at least four and an 8-fold range."""
-    if args.coord_check_widths:
-        return sorted(args.coord_check_widths)
+    if config.hidden_sizes:
+        return list(config.hidden_sizes)
     sizes = [base.hidden_size]
     while len(sizes) < 4 or sizes[-1] < 8 * sizes[0]:
-        sizes.append(sizes[-1] * args.mup_width_scale)
+        sizes.append(sizes[-1] * config.width_scale)
     return sizes
 
 
-def _check_arguments(args: NeoXArgs, runtime: Runtime) -> NeoXArgs:
+def _check_batch(config: CoordinateCheckConfig, replicas: int) -> BatchConfig:
     """One microbatch, of the same samples under every layout that can share them out."""
-    replicas = runtime.groups.data.size
-    samples = min(args.train_batch_size or 1, max(1, MAX_CHECK_TOKENS // args.seq_length))
+    samples = min(config.batch_size, max(1, MAX_CHECK_TOKENS // config.model.seq_length))
     micro = max(1, samples // replicas)
-    return args.replace(
-        train_micro_batch_size_per_gpu=micro,
-        gradient_accumulation_steps=1,
-        train_batch_size=micro * replicas,
-        batch_size=None,
-        eval_iters=0,
-        do_valid=False,
-        do_test=False,
-        num_workers=0,
-    )
+    return BatchConfig(size=micro * replicas, micro=micro, accumulation=1)
 
 
-def _fixed_batch(args: NeoXArgs, runtime: Runtime, tokenizer: Tokenizer) -> dict[str, Tensor]:
+def _fixed_batch(config: CoordinateCheckConfig, runtime: Runtime, vocab_size: int, batch: BatchConfig) -> Batch:
     """One microbatch of the training data, or of random tokens where no data is configured."""
-    if args.data_path is None and args.train_data_paths is None:
-        generator = torch.Generator().manual_seed(args.seed)
-        shape = (args.train_batch_size, args.seq_length + 1)
-        tokens = torch.randint(tokenizer.vocab_size, shape, generator=generator)
-        data = runtime.groups.data
-        return {"text": tokens.chunk(data.size)[data.rank]}
-    return next(RunData(args, runtime, tokenizer.vocab_size, train_iters=1).train_batches())
+    if config.data is None:
+        generator = torch.Generator().manual_seed(config.seeds[0])
+        tokens = torch.randint(vocab_size, (batch.size, config.model.seq_length + 1), generator=generator)
+        replicas = runtime.groups.data
+        return {"text": tokens.chunk(replicas.size)[replicas.rank]}
+    data = dataclasses.replace(config.data, num_workers=0)
+    return next(RunData(data, runtime, vocab_size, batch, (batch.size, 0, 0)).train_batches())
 
 
 def _for_check(parametrization: Parametrization, tied: bool) -> Parametrization:
@@ -92,49 +81,47 @@ def _for_check(parametrization: Parametrization, tied: bool) -> Parametrization:
 class CoordinateCheck:
     """Trains members of the model's family for a few steps and records the size of their activations."""
 
-    def __init__(self, args: NeoXArgs, runtime: Runtime) -> None:
-        self.args, self.runtime = _check_arguments(args, runtime), runtime
-        self.tokenizer = build_tokenizer(args.tokenizer_type, args.vocab_file, args.merge_file)
-        self.target = target_widths(args)
-        self.base, _ = resolve_base_widths(args, self.target)
-        self.batch = _fixed_batch(self.args, runtime, self.tokenizer)
-        self.eod = self.tokenizer.eod if args.eod_mask_loss else None
-        lr = args.coord_check_lr or args.lr
-        if lr is None:
-            raise ConfigError("coord-check needs lr (optimizer.params.lr) or coord-check-lr")
-        steps = CHECKED_STEPS[-1]
-        self.schedule = LearningRateSchedule(lr=lr, decay_iters=steps, decay_style="constant")
+    def __init__(self, config: CoordinateCheckConfig, runtime: Runtime) -> None:
+        self.config, self.runtime = config, runtime
+        tokenizer = build_tokenizer(*config.tokenizer)
+        self.vocab_size = tokenizer.vocab_size
+        self.masked_token = masked_token(config.engine.loss, tokenizer)
+        self.base, _ = resolve_base_widths(config.model)
+        self.batch_sizes = _check_batch(config, runtime.groups.data.size)
+        self.batch = _fixed_batch(config, runtime, self.vocab_size, self.batch_sizes)
+        self.schedule = ScheduleConfig(lr=config.lr, decay_iters=CHECKED_STEPS[-1])
 
-    def _batches(self) -> Iterator[dict[str, Tensor]]:
+    def _batches(self) -> Iterator[Batch]:
         return itertools.repeat(self.batch)
 
     def measure(self, use_mup: bool, hidden_size: int, seed: int) -> list[Record]:
         """Records of one model: width, seed, module, t, statistic, value, may_vanish."""
-        args = self.args
-        widths = self.target.scaled_from(self.base, hidden_size)
-        parametrization = parametrization_of(args, widths, self.base)
+        model = self.config.model
+        widths = model.widths.scaled_from(self.base, hidden_size)
+        parametrization = make_parametrization(model.parametrization, widths, self.base)
         if not use_mup:
             options = dataclasses.replace(parametrization.options, mup=False)
             parametrization = dataclasses.replace(parametrization, base=widths, options=options)
-        config = gpt_config(args, widths, self.tokenizer.vocab_size)
-        plan = plan_model(config, _for_check(parametrization, config.tied_readout))
+        gpt = gpt_config(model, widths, self.vocab_size)
+        plan = plan_model(gpt, _for_check(parametrization, gpt.tied_readout))
         seed_all(seed, self.runtime.groups)
-        trainee = build_trainee(args, self.runtime, plan, self.schedule, seed, self.eod)
-        coordinates = gpt_coordinates(trainee, self.batch)
+        module = build_train_module(
+            self.config.engine, self.runtime, plan, self.schedule, self.batch_sizes, seed, self.masked_token
+        )
+        coordinates = gpt_coordinates(module, self.batch)
         records = []
         for t in range(CHECKED_STEPS[-1] + 1):
             if t in (0, *CHECKED_STEPS):
                 records += [{"width": hidden_size, "seed": seed, **record} for record in coordinates.measure(t)]
             if t < CHECKED_STEPS[-1]:
-                trainee.train_step(self._batches())
-        trainee.engine.destroy()
+                module.train_step(self._batches())
+        module.engine.destroy()
         return records
 
     def records(self, use_mup: bool) -> list[Record]:
         """Records of all widths and seeds."""
-        seeds = [self.args.seed + i for i in range(self.args.coord_check_seeds)]
-        sizes = checked_widths(self.args, self.base)
-        return [record for size in sizes for seed in seeds for record in self.measure(use_mup, size, seed)]
+        sizes = checked_widths(self.config, self.base)
+        return [record for size in sizes for seed in self.config.seeds for record in self.measure(use_mup, size, seed)]
 
 
 def _write(folder: Path, rank: int, result: dict[str, tuple[list[Record], Verdict]]) -> tuple[Path, ...]:
@@ -159,12 +146,12 @@ def _write(folder: Path, rank: int, result: dict[str, tuple[list[Record], Verdic
     return tuple(files)
 
 
-def run_coord_check(args: NeoXArgs, runtime: Runtime) -> CheckResult:
+def run_coord_check(config: CoordinateCheckConfig, runtime: Runtime) -> CheckResult:
     """Check muP and, beside it, SP, which must fail. Pictures, CSV and JSON go to log-dir, or here."""
-    check = CoordinateCheck(args, runtime)
+    check = CoordinateCheck(config, runtime)
     up, sp = check.records(use_mup=True), check.records(use_mup=False)
     outcome = verdict(up, reference=sp)
     reference = verdict(sp)
-    files = _write(Path(args.log_dir or "."), runtime.rank, {"up": (up, outcome), "sp": (sp, reference)})
+    files = _write(config.output, runtime.rank, {"up": (up, outcome), "sp": (sp, reference)})
     failed = torch.tensor(float(not outcome.passed), device=runtime.device)
     return CheckResult(float(runtime.mean(failed)) == 0.0, outcome, reference, files)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from megatron.model.attention import CoreAttention
 from megatron.model.embedding import Readout
-from megatron.training.engine import Trainee
 from megatron.training.objective import Batch
+from megatron.training.train_module import TrainModule
 from mup.records import Coordinates, Sizes
 
 ATTENTION_LOGITS = "attention.logits"
@@ -52,12 +52,12 @@ def _pool_over_processes(own: Sizes) -> Sizes:
     return pooled
 
 
-def gpt_coordinates(trainee: Trainee, batch: Batch) -> Coordinates:
+def gpt_coordinates(module: TrainModule, batch: Batch) -> Coordinates:
     """Coordinates of a model under any layout, in evaluation mode on one fixed batch; blocks are one module type."""
-    model = trainee.model
+    model = module.model
     return Coordinates(
         model,
-        lambda: trainee.evaluate(iter([batch]), 1),
+        lambda: module.evaluate(iter([batch]), 1),
         # all but the model itself, whose output is the readout's
         keep=lambda name: bool(name) and not name.endswith(FUSED),
         kind=lambda name: _kind(model.global_name(name)),

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron.mpu import ProcessGroups, shard_of, unshard
-
-if TYPE_CHECKING:
-    from megatron.training.engine import Trainee
+from megatron.training.train_module import TrainModule
 
 
 def local_tensor(parameter: nn.Parameter) -> Tensor:
@@ -36,19 +34,19 @@ def gather_shards(local: Tensor, parameter: nn.Parameter, groups: ProcessGroups)
     return unshard(parts, spec)
 
 
-def whole_parameters(trainee: Trainee) -> Iterator[tuple[str, Tensor]]:
+def whole_parameters(module: TrainModule) -> Iterator[tuple[str, Tensor]]:
     """(global name, whole tensor without vocabulary padding) of this process's stage. Collective."""
-    groups = trainee.runtime.groups
-    for name, parameter in trainee.model.global_named_parameters():
+    groups = module.runtime.groups
+    for name, parameter in module.model.global_named_parameters():
         whole = gather_shards(local_tensor(parameter), parameter, groups)
-        yield name, whole[: trainee.plan.parameters[name].shape[0]]
+        yield name, whole[: module.plan.parameters[name].shape[0]]
 
 
-def weight_digests(trainee: Trainee) -> dict[str, str]:
+def weight_digests(module: TrainModule) -> dict[str, str]:
     """SHA-256 of every whole parameter, by global name, on every rank. Collective."""
-    own = {name: hashlib.sha256(x.float().cpu().numpy().tobytes()).hexdigest() for name, x in whole_parameters(trainee)}
+    own = {name: hashlib.sha256(x.float().cpu().numpy().tobytes()).hexdigest() for name, x in whole_parameters(module)}
     stages: list[Any] = [own]
-    pipe = trainee.runtime.groups.pipe
+    pipe = module.runtime.groups.pipe
     if pipe.size > 1:
         stages = [None] * pipe.size
         dist.all_gather_object(stages, own, group=pipe.process_group)

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from megatron.initialize import initialize_megatron
-from megatron.neox_arguments import NeoXArgs
-from megatron.neox_arguments.launcher import rank_environment
+import torch
+
+from megatron.initialize import start_worker
+from megatron.neox_arguments.job_configs import CoordinateCheckConfig, SaveBaseShapesConfig, WorkerConfig
+from megatron.neox_arguments.run_config import RunConfig
 from megatron.training.coord_check_run import CheckResult, run_coord_check
 from megatron.training.save_base_shapes import run_save_base_shapes
 from megatron.training.trainer import TrainingResult, train
 
 
-def run(args: NeoXArgs) -> TrainingResult | CheckResult | Path:
+def run(config: WorkerConfig) -> TrainingResult | CheckResult | Path:
     """Save base shapes (the file's path), check coordinates (the verdict), or train (the final losses)."""
-    os.environ.update(rank_environment(args))
-    runtime = initialize_megatron(
-        args.distributed_backend, args.seed, args.model_parallel_size, args.pipe_parallel_size
-    )
-    if args.save_base_shapes:
-        return run_save_base_shapes(args, runtime)
-    if args.coord_check:
-        return run_coord_check(args, runtime)
-    return train(args, runtime)
+    match config:
+        case SaveBaseShapesConfig():
+            return run_save_base_shapes(config, start_worker(config.launch, config.layout))
+        case CoordinateCheckConfig():
+            return run_coord_check(config, start_worker(config.launch, config.engine.layout, config.seeds[0]))
+        case RunConfig():
+            return train(config, start_worker(config.launch, config.engine.layout, config.seed))
 
 
-def run_and_report(args: NeoXArgs) -> int:
-    """`run`, then say on the first rank what came out; the exit code: 1 where a coordinate check failed."""
-    result = run(args)
-    import torch
+def run_and_report(config: WorkerConfig, notices: Sequence[str] = ()) -> int:
+    """`run`, then print on the first rank `notices` and what came out.
 
-    is_first = torch.distributed.get_rank() == 0
-    if is_first:
-        for notice in args.notices():
+    Returns the exit code: 1 where a coordinate check failed.
+    """
+    result = run(config)
+    if torch.distributed.get_rank() == 0:
+        for notice in notices:
             print(f"note: {notice}")
         print(describe(result))
     return int(isinstance(result, CheckResult) and not result.passed)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron.errors import ConfigError
 from megatron.model.loss import next_token_loss
 from megatron.mpu import SINGLE, Communicator
-from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.run_config import LossConfig
+from megatron.tokenizer import Tokenizer
 
 Batch = dict[str, Tensor]
 Target = Tensor | tuple[Tensor, Tensor]
@@ -39,8 +39,6 @@ class Objective:
         return next_token_loss(logits, labels, mask, z_loss, group=self.group, vocab_size=self.vocab_size)
 
 
-def make_objective(args: NeoXArgs, vocab_size: int, eod: int | None, group: Communicator) -> Objective:
-    """The configured objective. `eod`: the tokenizer's end-of-document token, for eod-mask-loss."""
-    if args.eod_mask_loss and eod is None:
-        raise ConfigError("eod-mask-loss: the tokenizer has no end-of-document token")
-    return Objective(vocab_size, args.z_loss, eod if args.eod_mask_loss else None, group)
+def masked_token(config: LossConfig, tokenizer: Tokenizer) -> int | None:
+    """The token whose positions do not count; None where all do. DataError where the tokenizer has no such token."""
+    return tokenizer.eod if config.mask_eod else None

@@ -14,15 +14,15 @@ from megatron.model.build import ModelPlan, forward_section, meta_model
 from megatron.model.gpt import layer_list
 from megatron.monitoring.flops import flops_per_token
 from megatron.mpu import Communicator, TensorParallel, counts_here, named_shards
-from megatron.neox_arguments import NeoXArgs
-from megatron.training.engine import Trainee
+from megatron.neox_arguments.run_config import EngineConfig, RunConfig
 from megatron.training.full_state import local_tensor
+from megatron.training.train_module import TrainModule
 from mup.groups import learning_rate_multipliers
 
 
-def mup_section(trainee: Trainee) -> dict[str, Any]:
+def mup_section(module: TrainModule) -> dict[str, Any]:
     """All that must not change between a checkpoint and its resume."""
-    plan = trainee.plan
+    plan = module.plan
     return {
         **forward_section(plan),
         "options": dataclasses.asdict(plan.parametrization.options),
@@ -30,21 +30,20 @@ def mup_section(trainee: Trainee) -> dict[str, Any]:
     }
 
 
-def checkpoint_layout(args: NeoXArgs, trainee: Trainee) -> Layout:
+def checkpoint_layout(config: EngineConfig, module: TrainModule) -> Layout:
     """How this run's checkpoints hold the model, for a later run under another layout."""
-    plan, groups = trainee.plan, trainee.runtime.groups
+    plan, groups = module.plan, module.runtime.groups
     layers = tuple(name for name, _ in layer_list(plan.config, plan.factors))
-    bounds = tuple(trainee.model.parts) if groups.pipe.size > 1 else (0, len(layers))
     described = TensorParallel(Communicator(0, groups.tensor.size, groups.tensor.ranks))
     shards = named_shards(meta_model(plan.config, plan.factors, described))
     return Layout(
         groups.tensor.size,
         groups.pipe.size,
         groups.data.size,
-        args.zero_stage,
-        args.precision,
+        config.zero_stage,
+        config.precision,
         layers,
-        bounds,
+        module.layer_bounds,
         {name: tuple(parameter.shape) for name, parameter in plan.parameters.items()},
         {name: (spec.dim, spec.blocks) for name, spec in shards.items()},
         plan.config.padded_vocab_size,
@@ -67,11 +66,11 @@ def flops_a_token(plan: ModelPlan) -> float:
     )
 
 
-def run_header(args: NeoXArgs, plan: ModelPlan, runtime: Runtime, corpus: Mapping[str, Any]) -> dict[str, Any]:
+def run_header(config: RunConfig, plan: ModelPlan, runtime: Runtime, corpus: Mapping[str, Any]) -> dict[str, Any]:
     """First line of metrics.jsonl: the configuration, and what a fit over a ladder of runs needs of model and data."""
     return {
         "corpus": corpus,
-        "config": args.to_dict(),
+        "config": dict(config.provenance.keys),
         "model": {
             **dataclasses.asdict(plan.config.widths),
             "head_dim": plan.config.widths.head_dim,
@@ -85,23 +84,21 @@ def run_header(args: NeoXArgs, plan: ModelPlan, runtime: Runtime, corpus: Mappin
             "base": dataclasses.asdict(plan.parametrization.base),
             "width_mult": plan.config.widths.multiplier(plan.parametrization.base),
         },
-        "train_batch_size": args.train_batch_size,
-        "seq_length": args.seq_length,
+        "train_batch_size": config.batch.size,
+        "seq_length": config.model.seq_length,
         "world_size": runtime.world_size,
         "device": torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else "cpu",
     }
 
 
-def group_norms(trainee: Trainee, args: NeoXArgs) -> dict[str, float]:
-    """Norms of parameters by role, before the step, where log-param-norm asks for them. Collective."""
-    if not args.log_param_norm:
-        return {}
-    groups = trainee.runtime.groups
-    roles = sorted({plan.role.value for plan in trainee.plan.parameters.values()})
-    squares = torch.zeros(len(roles), dtype=torch.float64, device=trainee.runtime.device)
-    for name, parameter in trainee.model.global_named_parameters():
+def group_norms(module: TrainModule) -> dict[str, float]:
+    """Norms of parameters by role. Collective."""
+    groups = module.runtime.groups
+    roles = sorted({plan.role.value for plan in module.plan.parameters.values()})
+    squares = torch.zeros(len(roles), dtype=torch.float64, device=module.runtime.device)
+    for name, parameter in module.model.global_named_parameters():
         if counts_here(parameter, groups.tensor.rank):
-            index = roles.index(trainee.plan.parameters[name].role.value)
+            index = roles.index(module.plan.parameters[name].role.value)
             squares[index] += local_tensor(parameter).double().square().sum()
     norms = groups.model.all_reduce(squares).sqrt().tolist()
     return {f"param_norm/{role}": norm for role, norm in zip(roles, norms, strict=True)}

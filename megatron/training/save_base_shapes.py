@@ -11,12 +11,12 @@ from megatron.model.build import shapes_at
 from megatron.model.config import GPTConfig
 from megatron.model.gpt import layer_list
 from megatron.model.stages import layer_of, stage_bounds, stage_parameters
-from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.job_configs import SaveBaseShapesConfig
 from megatron.parametrization.base_shapes import save_base_shapes
 from megatron.parametrization.plan import Shape
 from megatron.parametrization.widths import ForwardFactors
 from megatron.tokenizer import build_tokenizer
-from megatron.training.from_args import gpt_config, resolve_base_widths, target_widths
+from megatron.training.model_from_config import gpt_config
 
 _ANY = ForwardFactors(1.0, 1.0, 1.0, 1.0)  # shapes do not depend on them
 
@@ -36,30 +36,29 @@ def _owned_names(
     return stage_parameters(list(base_shapes), held, config.tied_readout)
 
 
-def run_save_base_shapes(args: NeoXArgs, runtime: Runtime) -> Path:
+def run_save_base_shapes(config: SaveBaseShapesConfig, runtime: Runtime) -> Path:
     """Write `<base-shapes-file>.<rank>` and return its path.
 
     The base is what the mup-base-* keys say, or without them the configured model itself; the delta model, which
     tells widths from finite dimensions, is `mup-width-scale` times as wide at the same number of heads. Dimensions
     are global; a rank writes the parameters of its pipeline stage.
     """
-    args.require("base_shapes_file")
-    widths = target_widths(args)
-    base, _ = resolve_base_widths(args, widths)
-    tokenizer = build_tokenizer(args.tokenizer_type, args.vocab_file, args.merge_file)
-    config = gpt_config(args, widths, tokenizer.vocab_size)
-    scale = args.mup_width_scale
+    tokenizer = build_tokenizer(*config.tokenizer)
+    model, base = config.model, config.model.parametrization.base
+    gpt = gpt_config(model, model.widths, tokenizer.vocab_size)
     delta = dataclasses.replace(
-        base, hidden_size=base.hidden_size * scale, ffn_hidden_size=base.ffn_hidden_size * scale
+        base,
+        hidden_size=base.hidden_size * config.width_scale,
+        ffn_hidden_size=base.ffn_hidden_size * config.width_scale,
     )
-    shapes, delta_shapes = shapes_at(config, base, _ANY), shapes_at(config, delta, _ANY)
+    shapes, delta_shapes = shapes_at(gpt, base, _ANY), shapes_at(gpt, delta, _ANY)
     grid, place = runtime.groups.grid, runtime.groups.coordinate
     if grid.pipe > 1:
-        owned = _owned_names(config, shapes, grid.pipe, place.pipe, args.pipe_partition_method)
+        owned = _owned_names(gpt, shapes, grid.pipe, place.pipe, config.layout.partition_method)
         shapes = {name: shapes[name] for name in owned}
     if runtime.is_first:
-        _remove_stale(Path(args.base_shapes_file), runtime.world_size)
-    file = Path(f"{args.base_shapes_file}.{runtime.rank}")
+        _remove_stale(config.prefix, runtime.world_size)
+    file = Path(f"{config.prefix}.{runtime.rank}")
     layout = f"rank {runtime.rank} of {runtime.world_size}, tensor {grid.tensor}, pipe {grid.pipe}, data {grid.data}"
     save_base_shapes(file, shapes, delta_shapes, base, layout)
     runtime.barrier()

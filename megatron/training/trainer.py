@@ -18,12 +18,21 @@ from megatron.checkpointing import Layout, Target, load_checkpoint, save_checkpo
 from megatron.initialize import Runtime
 from megatron.monitoring import Monitor, MonitorGroup, ThroughputTimer, build_monitors, default_log_dir
 from megatron.monitoring.flops import peak_tflops
-from megatron.neox_arguments import NeoXArgs
-from megatron.tokenizer import Tokenizer, build_tokenizer
+from megatron.neox_arguments.run_config import (
+    BatchConfig,
+    EvaluationConfig,
+    LoadConfig,
+    RunConfig,
+    SaveConfig,
+    WandbConfig,
+)
+from megatron.tokenizer import build_tokenizer
 from megatron.training.data import RunData
-from megatron.training.engine import Trainee, build_trainee, learning_rate_schedule
-from megatron.training.from_args import model_plan
+from megatron.training.engine import build_train_module
+from megatron.training.model_from_config import model_plan
+from megatron.training.objective import masked_token
 from megatron.training.report import checkpoint_layout, flops_a_token, group_norms, mup_section, run_header
+from megatron.training.train_module import TrainModule
 
 
 @dataclass
@@ -82,91 +91,91 @@ class StopRequest:
 class Trainer:
     """One run. Everything that a step needs is built once, here."""
 
-    def __init__(self, args: NeoXArgs, runtime: Runtime) -> None:
-        args.require("train_iters", "train_batch_size", "lr")
-        self.args, self.runtime = args, runtime
-        self.tokenizer: Tokenizer = build_tokenizer(args.tokenizer_type, args.vocab_file, args.merge_file)
-        plan = model_plan(args, self.tokenizer.vocab_size)
-        self.data = RunData(args, runtime, self.tokenizer.vocab_size, args.train_iters)
-        eod = self.tokenizer.eod if args.eod_mask_loss else None
-        self.trainee: Trainee = build_trainee(args, runtime, plan, learning_rate_schedule(args), args.seed, eod)
-        self.log_dir = Path(args.log_dir) if args.log_dir else default_log_dir(_config_name(args), datetime.now())
-        self.step = self._load()
-        every = save_iterations(args.train_iters, args.checkpoint_scale, args.checkpoint_factor, args.extra_save_iters)
-        self.save_steps = every | {args.train_iters} if args.save else set()
+    def __init__(self, config: RunConfig, runtime: Runtime) -> None:
+        self.config, self.runtime = config, runtime
+        tokenizer = build_tokenizer(*config.tokenizer)
+        plan = model_plan(config.model, tokenizer.vocab_size)
+        samples = _sample_counts(config.steps, config.batch, config.evaluation)
+        self.data = RunData(config.data, runtime, tokenizer.vocab_size, config.batch, samples)
+        self.train_module: TrainModule = build_train_module(
+            config.engine,
+            runtime,
+            plan,
+            config.schedule,
+            config.batch,
+            config.seed,
+            masked_token(config.engine.loss, tokenizer),
+        )
+        self.log_dir = config.logging.log_dir or default_log_dir(config.provenance.name, datetime.now())
+        self.save_steps = set() if config.save is None else _save_steps(config.save, config.steps)
+        self.step = 0 if config.load is None else self._load(config.load)
 
     @property
     def tokens(self) -> int:
         """Trained on so far."""
-        return self.step * self.args.train_batch_size * self.args.seq_length
+        return self.step * self.config.batch.size * self.config.model.seq_length
 
     @cached_property
     def layout(self) -> Layout:
         """How checkpoints hold the model; made only by runs that load or save one."""
-        return checkpoint_layout(self.args, self.trainee)
+        return checkpoint_layout(self.config.engine, self.train_module)
 
-    def _load(self) -> int:
-        """Resume from `load`, if there is a checkpoint; the step reached so far."""
-        args = self.args
-        if not args.load:
-            return 0
+    def _load(self, config: LoadConfig) -> int:
+        """Resume from the checkpoint, if there is one; the step reached so far."""
+        module = self.train_module
         loaded = load_checkpoint(
-            self.trainee.engine,
-            Path(args.load),
-            iteration=args.iteration,
-            mup=mup_section(self.trainee),
-            load_optimizer=not args.no_load_optim,
-            load_rng=not args.no_load_rng,
-            finetune=args.finetune,
-            target=Target(self.layout, list(self.trainee.model.global_named_parameters()), self.runtime.groups.tensor),
+            module.engine,
+            config.directory,
+            iteration=config.iteration,
+            mup=mup_section(module),
+            load_optimizer=config.optimizer,
+            load_rng=config.rng,
+            finetune=config.finetune,
+            target=Target(self.layout, list(module.model.global_named_parameters()), self.runtime.groups.tensor),
         )
-        self.trainee.scheduler.apply()  # DeepSpeed restores ZeRO's groups after the schedule
-        return 0 if loaded is None or args.finetune else loaded.iteration
+        module.scheduler.apply()  # DeepSpeed restores ZeRO's groups after the schedule
+        return 0 if loaded is None or config.finetune else loaded.iteration
 
-    def save(self) -> None:
+    def save(self, config: SaveConfig) -> None:
         """Write a checkpoint of this step."""
-        args = self.args
-        assert args.save is not None
-        consumed = self.step * args.train_batch_size
+        provenance = self.config.provenance
         save_checkpoint(
-            self.trainee.engine,
-            Path(args.save),
+            self.train_module.engine,
+            config.directory,
             self.step,
             client_state={
-                "consumed_samples": consumed,
+                "consumed_samples": self.step * self.config.batch.size,
                 "tokens": self.tokens,
-                "mup": mup_section(self.trainee),
+                "mup": mup_section(self.train_module),
                 "layout": self.layout.section(),
             },
-            config_files={**(args.config_files or {}), "resolved.json": json.dumps(args.to_dict(), indent=1)},
-            keep_last_n=args.keep_last_n_checkpoints,
-            save_rng=not args.no_save_rng,
+            config_files={**provenance.files, "resolved.json": json.dumps(provenance.keys, indent=1)},
+            keep_last_n=config.keep_last,
+            save_rng=config.rng,
         )
 
     def evaluate(self, split: str) -> float | None:
-        """Loss on `valid` or `test`, over eval_iters global batches."""
+        """Loss on `valid` or `test`, over `evaluation.iters` global batches."""
         batches = self.data.evaluation_batches(split)
         if batches is None:
             return None
-        microbatches = self.args.eval_iters * self.args.gradient_accumulation_steps
-        return self.trainee.evaluate(batches, microbatches)
+        return self.train_module.evaluate(batches, self.config.evaluation.iters * self.config.batch.accumulation)
 
     def run(self, monitors: MonitorGroup, stop: StopRequest) -> TrainingResult:
-        """Train to train_iters, to exit_interval, or until asked to stop."""
-        args, window = self.args, _Window()
+        """Train to the last step, to an exit step, or until asked to stop."""
+        config, module, window = self.config, self.train_module, _Window()
         timer = self._timer()
-        batches = self.data.train_batches(self.step * args.train_batch_size)
+        batches = self.data.train_batches(self.step * config.batch.size)
         train_loss = valid_loss = None
         interrupted = False
-        while args.do_train and self.step < args.train_iters and not interrupted:
-            norms = group_norms(self.trainee, args) if self._logs(self.step + 1) else {}
-            lr = self.trainee.scheduler.get_base_lr()
-            loss, asked_to_stop = self.trainee.train_step(batches, stop.requested)
+        while config.train and self.step < config.steps and not interrupted:
+            norms = group_norms(module) if config.logging.param_norms and self._logs(self.step + 1) else {}
+            lr = module.scheduler.get_base_lr()
+            loss, asked_to_stop = module.train_step(batches, stop.requested)
             self.step += 1
             monitors.tick(self.step)
             window.losses.append(loss)
-            exits = bool(args.exit_interval) and self.step % args.exit_interval == 0
-            interrupted = self.step < args.train_iters and (asked_to_stop or exits)
+            interrupted = self.step < config.steps and (asked_to_stop or self.step in config.exit_steps)
             record: dict[str, Any] = {}
             if self._evaluates(self.step):
                 with timer.paused():
@@ -174,12 +183,12 @@ class Trainer:
                 record["valid/loss"] = valid_loss
             if self._logs(self.step) or record:
                 train_loss = window.close()
-                record |= {"train/loss": train_loss, "lr": lr, "grad_norm": self.trainee.grad_norm(), **norms}
+                record |= {"train/loss": train_loss, "lr": lr, "grad_norm": module.grad_norm(), **norms}
                 self._log(monitors, record, timer)
-            if self.step in self.save_steps or (interrupted and args.save):
+            if config.save is not None and (self.step in self.save_steps or interrupted):
                 with timer.paused():
-                    self.save()
-        if not args.do_train:
+                    self.save(config.save)
+        if not config.train:
             valid_loss = self.evaluate("valid")
         test_loss = None if interrupted else self.evaluate("test")
         if test_loss is not None:
@@ -187,7 +196,7 @@ class Trainer:
         return TrainingResult(
             self.step,
             self.tokens,
-            flops_a_token(self.trainee.plan) * self.tokens,
+            flops_a_token(module.plan) * self.tokens,
             train_loss,
             valid_loss,
             test_loss,
@@ -196,11 +205,11 @@ class Trainer:
         )
 
     def _logs(self, step: int) -> bool:
-        return step % self.args.log_interval == 0 or step in (1, self.args.train_iters)
+        return step % self.config.logging.interval == 0 or step in (1, self.config.steps)
 
     def _evaluates(self, step: int) -> bool:
-        interval = self.args.eval_interval
-        return bool(self.args.do_valid) and (step == self.args.train_iters or bool(interval) and step % interval == 0)
+        evaluation = self.config.evaluation
+        return evaluation.valid and (step == self.config.steps or step % evaluation.interval == 0)
 
     def _log(self, monitors: MonitorGroup, values: Mapping[str, Any], timer: ThroughputTimer) -> None:
         monitors.log({"step": self.step, "tokens": self.tokens, **values, **timer.window(self.step, self.tokens)})
@@ -209,21 +218,40 @@ class Trainer:
         device = self.runtime.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         timer = ThroughputTimer(
-            total_steps=self.args.train_iters,
-            flops_per_token=flops_a_token(self.trainee.plan),
+            total_steps=self.config.steps,
+            flops_per_token=flops_a_token(self.train_module.plan),
             num_devices=self.runtime.world_size,
-            peak_tflops=self.args.peak_theoretical_tflops or peak_tflops(name),
+            peak_tflops=self.config.logging.peak_tflops or peak_tflops(name),
         )
         timer.start(self.step, self.tokens)
         return timer
 
 
-def _config_name(args: NeoXArgs) -> str:
-    return Path(next(iter(args.config_files or {}), "run")).stem
+def _sample_counts(steps: int, batch: BatchConfig, evaluation: EvaluationConfig) -> tuple[int, int, int]:
+    """Samples of training, validation and test that a run reads."""
+    of_one = evaluation.iters * batch.size
+    return steps * batch.size, of_one if evaluation.valid else 0, of_one if evaluation.test else 0
+
+
+def _save_steps(config: SaveConfig, steps: int) -> set[int]:
+    """Steps to save at; the last is always one."""
+    return save_iterations(steps, config.scale, config.factor, config.extra_steps) | {steps}
+
+
+def _wandb_arguments(config: WandbConfig) -> dict[str, str | None]:
+    """Arguments of WandbMonitor."""
+    return {
+        "project": config.project,
+        "group": config.group,
+        "team": config.team,
+        "run_name": config.run_name,
+        "host": config.host,
+        "mode": config.mode,
+    }
 
 
 def train(
-    args: NeoXArgs,
+    config: RunConfig,
     runtime: Runtime,
     console: bool = True,
     watch: Monitor | None = None,
@@ -234,21 +262,15 @@ def train(
     console: whether the run tells its progress there, which one of many must not. watch: one more monitor. stop: lets
     the caller ask for the end, as SIGTERM does.
     """
-    trainer = Trainer(args, runtime)
+    trainer, logging = Trainer(config, runtime), config.logging
     with (
         build_monitors(
             rank=runtime.rank,
             log_dir=trainer.log_dir,
             console=console,
-            use_wandb=bool(args.use_wandb),
-            wandb_project=args.wandb_project,
-            wandb_group=args.wandb_group,
-            wandb_team=args.wandb_team,
-            wandb_run_name=args.wandb_run_name,
-            wandb_host=args.wandb_host,
-            wandb_mode=args.wandb_mode,
-            tensorboard_dir=args.tensorboard_dir,
-            total_steps=args.train_iters,
+            wandb=None if logging.wandb is None else _wandb_arguments(logging.wandb),
+            tensorboard_dir=logging.tensorboard_dir,
+            total_steps=config.steps,
             resume_step=trainer.step or None,
         ) as monitors,
         (stop or StopRequest()).listening() as request,
@@ -256,5 +278,5 @@ def train(
         if watch is not None:
             monitors.monitors.append(watch)
         corpus = trainer.data.fingerprint() if runtime.rank == 0 else {}
-        monitors.start(run_header(args, trainer.trainee.plan, runtime, corpus))
+        monitors.start(run_header(config, trainer.train_module.plan, runtime, corpus))
         return trainer.run(monitors, request)

@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.fields import KEYS
+from megatron.neox_arguments.resolve import model_config
 from megatron.neox_arguments.transfer import SCHEDULE, TPV, TransferClass
 
 
@@ -63,9 +64,9 @@ def _base(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
     """Base dimensions, resolved from keys and files: each hyperparameter is meant at the base."""
     if not (proxy.use_mup and target.use_mup):
         return []
-    from megatron.training.from_args import resolve_base_widths, target_widths
+    from megatron.training.model_from_config import resolve_base_widths
 
-    (of_proxy, _), (of_target, _) = (resolve_base_widths(args, target_widths(args)) for args in (proxy, target))
+    (of_proxy, _), (of_target, _) = (resolve_base_widths(model_config(args)) for args in (proxy, target))
     names = {
         "hidden_size": "mup_base_hidden_size",
         "num_attention_heads": "mup_base_num_attention_heads",
@@ -100,9 +101,7 @@ def _widths(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
     if widths[0] >= widths[1]:
         why = "the proxy is as wide as its target: search on a narrower one"
         findings.append(_breaks("hidden_size", proxy.hidden_size, target.hidden_size, why, "nothing to transfer"))
-    from megatron.training.from_args import target_widths
-
-    ratios = [(w := target_widths(args)).ffn_hidden_size / w.hidden_size for args in (proxy, target)]
+    ratios = [(w := model_config(args).widths).ffn_hidden_size / w.hidden_size for args in (proxy, target)]
     if abs(ratios[0] / ratios[1] - 1) > 0.02:  # rounding to mlp_multiple_of aside
         shown = [f"{ratio:.3g} x hidden" for ratio in ratios]
         why = "the MLP's width is another multiple of the hidden size: aspect ratio, not width, changes with it"

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.resolve import audit_config
 from muneox.analysis.audit import MEASURES, as_dict, measure_text, one_per_kind, shape_text, summary, verdict
 from muneox.arguments import config_parser
 from muneox.output import write_json
@@ -49,10 +50,11 @@ def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str,
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the audit as data, for the report")
     options, rest = parser.parse_known_args(input_args)
     neox_args = NeoXArgs.consume_neox_args(rest, overwrite_values)
-    from megatron.initialize import initialize_megatron
+    config = audit_config(neox_args)
+    from megatron.initialize import start_worker
     from megatron.training.audit_run import run_audit
 
-    audit = run_audit(neox_args, initialize_megatron(neox_args.distributed_backend, neox_args.seed))
+    audit = run_audit(config, start_worker(config.launch, config.engine.layout, config.seed))
     content = as_dict(audit)
     _show(content, Console(width=None if sys.stdout.isatty() else 160), options.brief)
     if options.json:

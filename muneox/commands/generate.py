@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs, UsageRequested
+from megatron.neox_arguments.resolve import generation_config
 
 if TYPE_CHECKING:
+    from megatron.neox_arguments.job_configs import GenerationConfig
     from megatron.text_generation_utils import Sampler
 
 USAGE = """\
@@ -55,23 +57,20 @@ def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str,
     prompts, rest = split_prompts(sys.argv[1:] if input_args is None else input_args)
     if "-h" in rest or "--help" in rest:
         raise UsageRequested(USAGE.format(program=os.path.basename(sys.argv[0])))
-    args = NeoXArgs.consume_neox_args(rest, overwrite_values)
-    kind = args.text_gen_type
-    if prompts and kind != "unconditional":
-        raise ConfigError(f"command line: --prompt and text-gen-type {kind} cannot both be; remove one")
-    if kind == "input-file":
-        args.require("sample_input_file")
+    config = generation_config(NeoXArgs.consume_neox_args(rest, overwrite_values))
+    if prompts and config.kind != "unconditional":
+        raise ConfigError(f"command line: --prompt and text-gen-type {config.kind} cannot both be; remove one")
     if int(os.environ.get("RANK", "0")):  # started by a launcher: one process samples
         return 0
     from megatron.text_generation_utils import Sampler  # torch loads only once the configuration is right
 
     _tolerate_any_text()
-    sampler = Sampler.from_args(args)
+    sampler = Sampler.from_config(config)
     if prompts:
-        continue_prompts(sampler, prompts, args.num_samples)
+        continue_prompts(sampler, prompts, config.num_samples)
     else:
         ways = {"unconditional": unconditional, "input-file": from_file, "interactive": interactive}
-        ways[kind](sampler, args)
+        ways[config.kind](sampler, config)
     return 0
 
 
@@ -85,38 +84,38 @@ def continue_prompts(sampler: Sampler, prompts: Sequence[str], num_samples: int)
             print(flush=True)
 
 
-def unconditional(sampler: Sampler, args: NeoXArgs) -> None:
+def unconditional(sampler: Sampler, config: GenerationConfig) -> None:
     """Documents from their beginning, printed and written to sample_output_file."""
     from megatron.text_generation_utils import generate_unconditional
 
-    for sample in generate_unconditional(sampler, args.num_samples, args.sample_output_file):
+    for sample in generate_unconditional(sampler, config.num_samples, config.output_file):
         print(sample.text, flush=True)
-    _say_where(args)
+    _say_where(config)
 
 
-def from_file(sampler: Sampler, args: NeoXArgs) -> None:
+def from_file(sampler: Sampler, config: GenerationConfig) -> None:
     """Continuations of the lines of sample_input_file, in sample_output_file."""
     from megatron.text_generation_utils import generate_from_file
 
-    output = args.sample_output_file
-    for sample in generate_from_file(sampler, args.sample_input_file, args.num_samples, output):
+    output = config.output_file
+    for sample in generate_from_file(sampler, config.input_file, config.num_samples, output):
         if not output:
             print(sample.context + sample.text, flush=True)
-    _say_where(args)
+    _say_where(config)
 
 
-def interactive(sampler: Sampler, args: NeoXArgs) -> None:
+def interactive(sampler: Sampler, config: GenerationConfig) -> None:
     """Answer typed prompts until the end of the input."""
     from megatron.text_generation_utils import generate_interactively, typed_lines
 
     if sys.stdin.isatty():
-        print(f"A prompt ends with {args.prompt_end!r}. Ctrl-C stops an answer, Ctrl-D the program.")
-    generate_interactively(sampler, typed_lines("> "), args.prompt_end, args.num_samples, sys.stdout)
+        print(f"A prompt ends with {config.prompt_end!r}. Ctrl-C stops an answer, Ctrl-D the program.")
+    generate_interactively(sampler, typed_lines("> "), config.prompt_end, config.num_samples, sys.stdout)
 
 
-def _say_where(args: NeoXArgs) -> None:
-    if args.sample_output_file:
-        print(f"samples written to {args.sample_output_file}", file=sys.stderr)
+def _say_where(config: GenerationConfig) -> None:
+    if config.output_file:
+        print(f"samples written to {config.output_file}", file=sys.stderr)
 
 
 def _tolerate_any_text() -> None:

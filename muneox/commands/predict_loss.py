@@ -133,9 +133,10 @@ def _params(options: argparse.Namespace) -> int:
     if options.law != "size" or options.x != "params":
         raise ConfigError("--target-config tells a number of parameters: it goes with --law size and --x params")
     from megatron.neox_arguments import NeoXArgs
+    from megatron.neox_arguments.resolve import cost_config
     from muneox.cost import cost_of
 
-    return cost_of(NeoXArgs.from_ymls(options.target_config, world_size=1)).params
+    return cost_of(cost_config(NeoXArgs.from_ymls(options.target_config, world_size=1))).params
 
 
 def _annealing(options: argparse.Namespace, chosen: Selection) -> Forecast:

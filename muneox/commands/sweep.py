@@ -27,6 +27,7 @@ from megatron.errors import ConfigError, TrainingError, UserError
 from megatron.mappings import differences
 from megatron.monitoring.jsonl import read_metrics, to_plain
 from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.resolve import run_config
 from megatron.neox_arguments.yaml_loader import parse_scalar
 from megatron.processes import counter, process_pool, share_machine
 from muneox.arguments import config_parser
@@ -111,12 +112,13 @@ def _value(text: str) -> Any:
 
 def train_job(job: Job) -> tuple[Job, float | None, str]:
     """Train one run: its loss, or None and what went wrong where it diverged."""
-    from megatron.initialize import initialize_megatron
+    from megatron.initialize import start_worker
     from megatron.training.trainer import train
 
     shutil.rmtree(job.folder, ignore_errors=True)  # of a process that was killed
     try:
-        result = train(job.args, initialize_megatron(job.args.distributed_backend, job.args.seed), console=False)
+        config = run_config(job.args)
+        result = train(config, start_worker(config.launch, config.engine.layout, config.seed), console=False)
     except TrainingError as error:
         return job, None, str(error)
     if result.interrupted:

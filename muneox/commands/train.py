@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from megatron.launch import launch_configured
 from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.resolve import launcher_config
 from muneox.worker import train as worker
 
 
 def main(input_args: Sequence[str] | None = None) -> int:
     """Train as configured; returns the exit code of the workers. Raises ConfigError."""
-    return launch_configured(NeoXArgs.consume_deepy_args(input_args, script=worker.__file__))
+    return launch_configured(launcher_config(NeoXArgs.consume_deepy_args(input_args, script=worker.__file__)))

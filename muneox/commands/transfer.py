@@ -21,6 +21,7 @@ from rich.table import Table
 
 from megatron.errors import ConfigError, UserError
 from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.resolve import cost_config, model_config
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,9 +65,9 @@ def _show_findings(findings: Sequence[Any], console: Console) -> None:
 
 def _show_parameters(args: NeoXArgs, vocab_size: int, console: Console, brief: bool) -> None:
     """Learning rate, initial std, eps factor and weight decay of every parameter, from the plan: nothing is trained."""
-    from megatron.training.from_args import model_plan
+    from megatron.training.model_from_config import model_plan
 
-    plan = model_plan(args, vocab_size)
+    plan = model_plan(model_config(args), vocab_size)
     table = Table("parameter", "role", "shape", "base", "r", "init std", "lr", "weight decay", title="target")
     shown: set[str] = set()
     for name, parameter in plan.parameters.items():
@@ -114,7 +115,7 @@ def _make(options: argparse.Namespace, target: NeoXArgs, console: Console) -> No
         console.print("no train-iters or batch size in the target, so no cost can be told")
         return
     vocab_size = _vocab_size(target, options.vocab_size)
-    one, whole = cost_of(proxy, vocab_size), cost_of(target, vocab_size)
+    one, whole = (cost_of(cost_config(args), vocab_size) for args in (proxy, target))
     console.print(
         f"a trial: {one.params:,} parameters, {one.tokens:,} tokens, {one.flops:.3g} FLOPs, "
         f"{one.flops / whole.flops:.2%} of the target's {whole.flops:.3g}; "

@@ -164,19 +164,20 @@ def train(layout: Layout, corpus: Path, steps: int) -> dict[str, Any]:
     """Losses, gradient norms and digests of the initial weights, in this process of the layout's world."""
     from megatron.initialize import initialize_megatron
     from megatron.neox_arguments import NeoXArgs
+    from megatron.neox_arguments.resolve import run_config
     from megatron.training.full_state import weight_digests
     from megatron.training.trainer import Trainer
 
     args = NeoXArgs.from_dict(configuration(layout, corpus, steps), world_size=layout.world_size)
-    trainer = Trainer(args, initialize_megatron("gloo", args.seed, layout.tensor, layout.pipe))
-    trainee = trainer.trainee
-    digests = weight_digests(trainee)
+    trainer = Trainer(run_config(args), initialize_megatron("gloo", args.seed, layout.tensor, layout.pipe))
+    module = trainer.train_module
+    digests = weight_digests(module)
     batches = trainer.data.train_batches()
     losses, norms = [], []
     for _ in range(steps):
-        losses.append(trainee.train_step(batches)[0])
-        norms.append(trainee.grad_norm())
-    trainee.engine.destroy()
+        losses.append(module.train_step(batches)[0])
+        norms.append(module.grad_norm())
+    module.engine.destroy()
     return {"layout": asdict(layout), "loss": losses, "grad_norm": norms, "digests": digests}
 
 

@@ -11,6 +11,7 @@ from megatron.data.fingerprint import corpus_fingerprint, data_prefixes
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.fields import KEYS
+from megatron.neox_arguments.resolve import cost_config
 from megatron.neox_arguments.transfer import FREE, SEARCH
 from muneox.cost import Cost, cost_of
 from muneox.search.space import Space
@@ -129,9 +130,9 @@ def corpus_of(args: NeoXArgs) -> dict[str, Any]:
 
 def check_target(args: NeoXArgs, space: Space, target: NeoXArgs) -> Cost:
     """The target's cost. Raises ConfigError where a proxy of the search is as large as it."""
-    of_target = cost_of(target)
+    of_target = cost_of(cost_config(target))
     widest = max(runs_of(args, space), key=lambda run: run.hidden_size)
-    of_proxy = cost_of(args.replace(**width_changes(args, widest.hidden_size)))
+    of_proxy = cost_of(cost_config(args.replace(**width_changes(args, widest.hidden_size))))
     if of_proxy.params >= of_target.params:
         raise ConfigError(
             f"the proxy (hidden-size {widest.hidden_size}, {of_proxy.params:,} parameters) is as large as its target "

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import Trial, TrialState
 
 from megatron.errors import TrainingError
+from megatron.neox_arguments.resolve import run_config
 from megatron.processes import share_machine
 from muneox.search.claims import BEAT_SECONDS, Claim, Claims, Worker
 from muneox.search.proxy import TrialRun, trial_args
@@ -130,7 +131,7 @@ def train_run(
 
     Raises TrainingError where the loss is not finite.
     """
-    from megatron.initialize import initialize_megatron
+    from megatron.initialize import start_worker
     from megatron.training.trainer import StopRequest, train
 
     began = time.monotonic()
@@ -139,10 +140,11 @@ def train_run(
         wandb_group=setup.args.wandb_group or setup.name,
         wandb_run_name=f"{setup.name}-{log_dir.parent.name}-{run.name}",
     )
-    runtime = initialize_megatron(args.distributed_backend, args.seed)  # seeds; the process group stays
+    config = run_config(args)
+    runtime = start_worker(config.launch, config.engine.layout, config.seed)  # seeds; the process group stays
     stop = StopRequest()
     watch = Watch(stop, pruning, offset)
-    result = train(args, runtime, console=False, watch=watch, stop=stop)
+    result = train(config, runtime, console=False, watch=watch, stop=stop)
     if result.interrupted and not watch.pruned:
         raise KeyboardInterrupt  # SIGTERM: the trial is free for another worker
     figures = {
@@ -208,12 +210,13 @@ def run_worker(
     among those of its host. parent: the process that must stay alive.
     """
     share_machine(index, setup.workers)
-    from megatron.initialize import initialize_megatron
+    from megatron.initialize import start_worker
 
     stage: Stage | None = search_stage(setup)
     assert stage is not None
     worker, figures, search = Worker.here(), WorkerTimes(), stage
-    initialize_megatron(setup.args.distributed_backend, setup.args.seed)
+    config = run_config(setup.args)
+    start_worker(config.launch, config.engine.layout, config.seed)
     with Heartbeat(search.study, worker, figures, began, parent) as heart:
         while stage is not None:
             claims = stage.claims(setup, worker)

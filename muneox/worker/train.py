@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron.entry import run_script
 from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.resolve import dry_run_config, worker_config
 
 
 def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
@@ -20,10 +21,11 @@ def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str,
     if neox_args.dry_run:
         from megatron.dry_run.main import print_dry_run
 
-        return print_dry_run(neox_args)
+        return print_dry_run(dry_run_config(neox_args))
+    config = worker_config(neox_args)
     from megatron.training.main import run_and_report
 
-    return run_and_report(neox_args)
+    return run_and_report(config, neox_args.notices())
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from megatron.dry_run.run import DryRun, dry_run
 from megatron.errors import ConfigError
 from megatron.mpu import Shard
 from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.resolve import dry_run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 HIDDEN, LAYERS, SEQUENCE, MICRO, STEPS = 64, 4, 32, 2, 6
@@ -43,7 +44,7 @@ def of(**changes: Any) -> DryRun:
         "use_mup": True,
         "mup_base_hidden_size": 16,
     }
-    return dry_run(NeoXArgs.from_dict({**config, **changes}))
+    return dry_run(dry_run_config(NeoXArgs.from_dict({**config, **changes})))
 
 
 def published(layers: int, hidden: int, rows: int) -> int:

@@ -20,6 +20,7 @@ from megatron.checkpointing.integrity import write_bytes, write_manifest, write_
 from megatron.errors import CheckpointError, ConfigError, DataError
 from megatron.model.build import materialise
 from megatron.neox_arguments import NeoXArgs, UsageRequested
+from megatron.neox_arguments.resolve import generation_config, model_config
 from megatron.sampling import Sampling, generate_tokens
 from megatron.text_generation_utils import (
     Sampler,
@@ -28,7 +29,7 @@ from megatron.text_generation_utils import (
     load_model,
 )
 from megatron.tokenizer import build_tokenizer
-from megatron.training.from_args import model_plan
+from megatron.training.model_from_config import model_plan
 from megatron.training.report import mup_section
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +58,7 @@ def home(tmp_path_factory):
     """A folder with model.yml and a checkpoint of step 3 in checkpoints/, written as the trainer does."""
     folder = tmp_path_factory.mktemp("generate")
     (folder / "model.yml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
-    write_checkpoint(folder / "checkpoints", model_plan(NeoXArgs.from_dict(CONFIG), 512))
+    write_checkpoint(folder / "checkpoints", model_plan(model_config(NeoXArgs.from_dict(CONFIG)), 512))
     return folder
 
 
@@ -216,12 +217,12 @@ def test_one_process_of_a_launch_samples(run, monkeypatch):
 
 def load(home, **changes):
     args = NeoXArgs.from_dict({**CONFIG, "load": str(home / "checkpoints"), **changes})
-    return load_model(args, 512)
+    return load_model(generation_config(args), 512)
 
 
 def test_the_loaded_model_gives_the_training_logits(home):
     model, step = load(home)
-    trained = materialise(model_plan(NeoXArgs.from_dict(CONFIG), 512), seed=1)
+    trained = materialise(model_plan(model_config(NeoXArgs.from_dict(CONFIG)), 512), seed=1)
     x = torch.arange(60, 80)[None]
     assert step == 3 and not model.training
     assert torch.equal(model(x), trained(x))
@@ -232,7 +233,7 @@ def test_the_loaded_model_gives_the_training_logits(home):
 def test_padding_is_no_part_of_the_sampled_model(home, divisible_by):
     """Whole weights have 512 rows, whatever padding the configuration asks for."""
     model, _ = load(home, make_vocab_size_divisible_by=divisible_by)
-    trained = materialise(model_plan(NeoXArgs.from_dict(CONFIG), 512), seed=1)
+    trained = materialise(model_plan(model_config(NeoXArgs.from_dict(CONFIG)), 512), seed=1)
     x = torch.arange(60, 80)[None]
     assert model.embedding.word_embeddings.weight.shape == model.readout.weight.shape == (512, 32)
     assert torch.equal(model(x), trained(x))
@@ -241,10 +242,10 @@ def test_padding_is_no_part_of_the_sampled_model(home, divisible_by):
 @pytest.mark.parametrize("vocab_size, divisible_by, tensor", [(97, 128, 2), (500, 128, 1), (501, 1, 2), (512, 1, 1)])
 def test_a_converted_checkpoint_may_hold_the_padding(tmp_path, vocab_size, divisible_by, tensor):
     settings = {**CONFIG, "make_vocab_size_divisible_by": divisible_by * tensor}
-    plan = model_plan(NeoXArgs.from_dict(settings), vocab_size)
+    plan = model_plan(model_config(NeoXArgs.from_dict(settings)), vocab_size)
     write_checkpoint(tmp_path / "checkpoints", plan)
     args = NeoXArgs.from_dict({**settings, "load": str(tmp_path / "checkpoints")})
-    model, _ = load_model(args, vocab_size)
+    model, _ = load_model(generation_config(args), vocab_size)
     x = torch.arange(20, 60)[None]
     assert model.readout.weight.shape == (vocab_size, 32) and model(x).shape == (1, 40, vocab_size)
     assert torch.equal(model(x), materialise(plan, seed=1)(x))
@@ -253,7 +254,7 @@ def test_a_converted_checkpoint_may_hold_the_padding(tmp_path, vocab_size, divis
 def test_a_checkpoint_of_another_vocabulary_is_refused(home):
     args = NeoXArgs.from_dict({**CONFIG, "load": str(home / "checkpoints")})
     with pytest.raises(CheckpointError, match=r"embedding.word_embeddings.weight: \[512, 32\] there, \[300, 32\] here"):
-        load_model(args, 300)
+        load_model(generation_config(args), 300)
 
 
 @pytest.mark.parametrize("precision, dtype", [("bfloat16", torch.bfloat16), ("fp16", torch.float16)])

@@ -23,16 +23,17 @@ def train(
     """Losses and gradient norms of the steps after the loaded checkpoint, which end with a save."""
     from megatron.initialize import initialize_megatron
     from megatron.neox_arguments import NeoXArgs
+    from megatron.neox_arguments.resolve import run_config
     from megatron.training.trainer import Trainer
 
     config = configuration(layout, Path(folder) / "corpus", STEPS)
     args = NeoXArgs.from_dict({**config, "save": save, "load": load, **changes}, world_size=layout.world_size)
-    trainer = Trainer(args, initialize_megatron("gloo", args.seed, layout.tensor, layout.pipe))
+    trainer = Trainer(run_config(args), initialize_megatron("gloo", args.seed, layout.tensor, layout.pipe))
     batches = trainer.data.train_batches(trainer.step * args.train_batch_size)
     losses, norms = [], []
     for _ in range(steps):
-        losses.append(trainer.trainee.train_step(batches)[0])
-        norms.append(trainer.trainee.grad_norm())
+        losses.append(trainer.train_module.train_step(batches)[0])
+        norms.append(trainer.train_module.grad_norm())
         trainer.step += 1
     if save:
         trainer.save()

@@ -37,32 +37,36 @@ def _arguments(layout: Layout, folder: Path, **changes: Any) -> Any:
 def save(layout: Layout, folder: str, name: str) -> str:
     """Write the files of the base model, which has 4 heads of 8 so that four ranks can share them."""
     from megatron.initialize import initialize_megatron
+    from megatron.neox_arguments.resolve import save_base_shapes_config
     from megatron.training.save_base_shapes import run_save_base_shapes
 
     base = {"hidden_size": 32, "num_attention_heads": 8, "num_kv_heads": 4, **dict.fromkeys(BASE_KEYS)}
     args = _arguments(layout, Path(folder), save_base_shapes=True, base_shapes_file=f"{folder}/{name}", **base)
-    return str(run_save_base_shapes(args, initialize_megatron("gloo", 1, layout.tensor, layout.pipe)))
+    runtime = initialize_megatron("gloo", 1, layout.tensor, layout.pipe)
+    return str(run_save_base_shapes(save_base_shapes_config(args), runtime))
 
 
 def multipliers(layout: Layout, folder: str, names: list[str]) -> dict[str, dict[str, Any]]:
     """By file: infshapes (base and global dimensions), and of this rank's parameters lr_mult on the engine."""
     from megatron.initialize import initialize_megatron
-    from megatron.training.engine import build_trainee, learning_rate_schedule
-    from megatron.training.from_args import model_plan
+    from megatron.neox_arguments.resolve import run_config
+    from megatron.training.engine import build_train_module
+    from megatron.training.model_from_config import model_plan
 
     runtime = initialize_megatron("gloo", 1, layout.tensor, layout.pipe)
     found = {}
     for name in names:
         keys = dict.fromkeys(BASE_KEYS)
         args = _arguments(layout, Path(folder), base_shapes_file=f"{folder}/{name}", **keys)
-        plan = model_plan(args, 512)
-        trainee = build_trainee(args, runtime, plan, learning_rate_schedule(args), 1)
-        groups = trainee.engine.optimizer.param_groups
+        config = run_config(args)
+        plan = model_plan(config.model, 512)
+        module = build_train_module(config.engine, runtime, plan, config.schedule, config.batch, seed=1)
+        groups = module.engine.optimizer.param_groups
         found[name] = {
             "infshapes": {n: (p.base_shape, p.shape, p.fan_in_mult) for n, p in plan.parameters.items()},
-            "lr_mult": {n: g["lr"] / trainee.scheduler.get_base_lr() for g in groups for n in g["parameter_names"]},
+            "lr_mult": {n: g["lr"] / module.scheduler.get_base_lr() for g in groups for n in g["parameter_names"]},
         }
-        trainee.engine.destroy()
+        module.engine.destroy()
     return found
 
 
@@ -116,8 +120,10 @@ def test_an_earlier_save_with_more_ranks_leaves_nothing_behind(tmp_path: Path) -
 
 
 def _plan_here(folder: Path) -> Any:
-    from megatron.training.from_args import model_plan
+    from megatron.neox_arguments.resolve import model_config
+    from megatron.training.model_from_config import model_plan
 
     layout = dataclasses.replace(LAYOUTS["tp1"])
     keys = dict.fromkeys(BASE_KEYS)
-    return model_plan(_arguments(layout, folder, base_shapes_file=str(folder / "pp2"), **keys), 512)
+    args = _arguments(layout, folder, base_shapes_file=str(folder / "pp2"), **keys)
+    return model_plan(model_config(args), 512)

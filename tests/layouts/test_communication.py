@@ -24,14 +24,15 @@ def count(layout: Layout, folder: str) -> Counted:
     from megatron.initialize import initialize_megatron
     from megatron.mpu import count_communication
     from megatron.neox_arguments import NeoXArgs
+    from megatron.neox_arguments.resolve import run_config
     from megatron.training.trainer import Trainer
 
     config = configuration(layout, Path(folder) / "corpus", 4)
     args = NeoXArgs.from_dict(config, world_size=layout.world_size)
-    trainer = Trainer(args, initialize_megatron("gloo", args.seed, layout.tensor, layout.pipe))
+    trainer = Trainer(run_config(args), initialize_megatron("gloo", args.seed, layout.tensor, layout.pipe))
     batches = trainer.data.train_batches()
     with count_communication() as counts:
-        trainer.trainee.train_step(batches)
+        trainer.train_module.train_step(batches)
     return {name: (tally.calls, tally.sent_bytes) for name, tally in counts.tallies.items()}
 
 

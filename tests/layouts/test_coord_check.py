@@ -19,6 +19,7 @@ def slopes(layout: Layout, folder: str) -> tuple[bool, bool, dict[str, float]]:
     """Whether muP passes, whether SP fails, and muP's slopes by module, statistic and t."""
     from megatron.initialize import initialize_megatron
     from megatron.neox_arguments import NeoXArgs
+    from megatron.neox_arguments.resolve import coordinate_check_config
     from megatron.training.coord_check_run import CoordinateCheck
     from mup.slopes import verdict
 
@@ -27,7 +28,9 @@ def slopes(layout: Layout, folder: str) -> tuple[bool, bool, dict[str, float]]:
     config = {**configuration(layout, Path(folder) / "corpus", 4), **model, "num_layers": 2}
     config |= {"coord_check": True, "coord_check_widths": [32, 64, 128, 256], "coord_check_seeds": 3}
     args = NeoXArgs.from_dict(config, world_size=layout.world_size)
-    check = CoordinateCheck(args, initialize_megatron("gloo", args.seed, layout.tensor, layout.pipe))
+    check = CoordinateCheck(
+        coordinate_check_config(args), initialize_megatron("gloo", args.seed, layout.tensor, layout.pipe)
+    )
     up, sp = check.records(use_mup=True), check.records(use_mup=False)
     outcome = verdict(up, reference=sp)
     found = {f"{row.module} {row.statistic} {row.t}": row.slope for row in outcome.rows}

@@ -22,20 +22,21 @@ def rates(layouts: list[Layout], folder: str, steps: int = 4) -> list[Rates]:
     """For each layout and step, the learning rate of every parameter that this rank holds."""
     from megatron.initialize import initialize_megatron
     from megatron.neox_arguments import NeoXArgs
+    from megatron.neox_arguments.resolve import run_config
     from megatron.training.trainer import Trainer
 
     found = []
     for layout in layouts:
         values = {**configuration(layout, Path(folder) / "corpus", steps), "warmup": 0.5, "min_lr": 0.002}
         args = NeoXArgs.from_dict(values, world_size=layout.world_size)
-        trainer = Trainer(args, initialize_megatron("gloo", args.seed, layout.tensor, layout.pipe))
+        trainer = Trainer(run_config(args), initialize_megatron("gloo", args.seed, layout.tensor, layout.pipe))
         batches = trainer.data.train_batches()
         by_step: Rates = []
         for _ in range(steps):
-            groups = trainer.trainee.engine.optimizer.param_groups
+            groups = trainer.train_module.engine.optimizer.param_groups
             by_step.append({name: group["lr"] for group in groups for name in group["parameter_names"]})
-            trainer.trainee.train_step(batches)
-        trainer.trainee.engine.destroy()
+            trainer.train_module.train_step(batches)
+        trainer.train_module.engine.destroy()
         found.append(by_step)
     return found
 

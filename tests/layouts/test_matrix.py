@@ -47,7 +47,7 @@ def _replicated(layouts: list[Layout], folder: str, changes: dict[str, Any]) -> 
     for layout in layouts:
         trained: list[Any] = []
         train(layout, folder, 3, inspect=trained.append, **changes)
-        parameters = dict(trained[0].trainee.model.global_named_parameters())
+        parameters = dict(trained[0].train_module.model.global_named_parameters())
         kept = {name: p.detach() for name, p in parameters.items() if shard_of(p) is None}
         found.append({name: hashlib.sha256(p.numpy().tobytes()).hexdigest() for name, p in kept.items()})
     return found

@@ -47,10 +47,7 @@ def offline_records(path):
 def test_without_a_login_wandb_runs_offline_and_records_config_and_steps(tmp_path, logged_out):
     with build_monitors(
         log_dir=tmp_path,
-        use_wandb=True,
-        wandb_project="p",
-        wandb_group="g",
-        wandb_run_name="n",
+        wandb={"project": "p", "group": "g", "run_name": "n"},
         console=False,
     ) as group:
         group.start({"config": {"hidden_size": 64}, "model": {"parameters": 10}})
@@ -106,7 +103,7 @@ def test_mode(tmp_path, logged_out, monkeypatch, argument, environment, key, exp
 @pytest.mark.parametrize(
     ("package", "options", "extra"),
     [
-        ("wandb", {"use_wandb": True}, "wandb"),
+        ("wandb", {"wandb": {"project": "p"}}, "wandb"),
         ("tensorboard", {"tensorboard_dir": "tb"}, "tensorboard"),
     ],
 )

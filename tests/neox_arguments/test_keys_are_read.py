@@ -35,7 +35,7 @@ FOLDED = {
     "is_pipe_parallel": "pipe_parallel_size",
 }
 # Calls that hand a value on as it is.
-CONVERSIONS = {"bool", "deepcopy", "dict", "float", "int", "list", "Path", "str", "tuple"}
+CONVERSIONS = {"bool", "deepcopy", "dict", "float", "int", "known", "list", "Path", "str", "tuple"}
 
 
 def source_files() -> Iterator[Path]:

@@ -55,9 +55,7 @@ def test_all_our_trackers_give_the_same_run(tmp_path, monkeypatch, header):
     log_dir = tmp_path / "run-1"
     with build_monitors(
         log_dir=log_dir,
-        use_wandb=True,
-        wandb_project="p",
-        wandb_group="g",
+        wandb={"project": "p", "group": "g"},
         tensorboard_dir=log_dir / "tb",
         console=False,
     ) as group:

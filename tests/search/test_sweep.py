@@ -18,6 +18,7 @@ from megatron.errors import ConfigError, UserError
 from megatron.initialize import initialize_megatron
 from megatron.monitoring import read_metrics
 from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.resolve import run_config
 from megatron.training.trainer import train
 from muneox.analysis.families import by_parametrization, family
 from muneox.commands import sweep
@@ -61,7 +62,7 @@ def test_every_run_is_trained_once_and_as_by_the_trainer_alone(
         log_dir=str(tmp_path / "alone"),
     )
     loss = final_loss(out / name)
-    assert train(alone, initialize_megatron(seed=2), console=False).valid_loss == loss
+    assert train(run_config(alone), initialize_megatron(seed=2), console=False).valid_loss == loss
 
     # Killed in the middle: that run, and no other, is trained again, to the same loss.
     file = out / name / "metrics.jsonl"

@@ -17,6 +17,7 @@ from megatron.data.indexed_dataset import IndexedDatasetBuilder
 from megatron.initialize import initialize_megatron
 from megatron.monitoring import read_metrics
 from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.resolve import run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,8 +81,8 @@ def train_here(config: Mapping[str, Any], **changes: Any) -> Any:
     from megatron.training.trainer import train
 
     torch.set_num_threads(1)
-    args = arguments(config, **changes)
-    return train(args, initialize_megatron(seed=args.seed))
+    resolved = run_config(arguments(config, **changes))
+    return train(resolved, initialize_megatron(seed=resolved.seed))
 
 
 def free_port() -> int:

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from megatron.errors import BaseShapeError, ConfigError
 from megatron.initialize import initialize_megatron
 from megatron.model import attention
+from megatron.neox_arguments.resolve import audit_config, coordinate_check_config, model_config, save_base_shapes_config
 from megatron.parametrization.base_shapes import canonical_name, load_base_shapes
 from megatron.training.audit_run import run_audit
 from megatron.training.coord_check_run import CoordinateCheck, run_coord_check
-from megatron.training.from_args import model_plan
+from megatron.training.model_from_config import model_plan
 from megatron.training.save_base_shapes import run_save_base_shapes
 from mup import rules
 from mup.slopes import verdict
@@ -36,7 +37,7 @@ def saved(corpus, tmp_path, **changes):
         "base_shapes_file": str(prefix),
     }
     config = {**configuration(corpus, tmp_path), **FILE_ONLY, **base, **changes}
-    file = run_save_base_shapes(arguments(config), initialize_megatron())
+    file = run_save_base_shapes(save_base_shapes_config(arguments(config)), initialize_megatron())
     assert file == tmp_path / "shapes" / "base.0" and file.is_file()
     return prefix
 
@@ -46,7 +47,7 @@ def with_file(corpus, tmp_path, prefix, **changes):
 
 
 def plan_of(args):
-    return {name: plan.scaling for name, plan in model_plan(args, 512).parameters.items()}
+    return {name: plan.scaling for name, plan in model_plan(model_config(args), 512).parameters.items()}
 
 
 def test_a_target_run_reads_the_base_from_the_files(corpus, tmp_path):
@@ -125,22 +126,22 @@ def test_files_that_do_not_fit_are_refused_by_name(corpus, tmp_path, pattern, re
     prefix = saved(corpus, tmp_path)
     edited(prefix, pattern, replacement)
     with pytest.raises(BaseShapeError, match=message):
-        model_plan(with_file(corpus, tmp_path, prefix), 512)
+        model_plan(model_config(with_file(corpus, tmp_path, prefix)), 512)
 
 
 def test_another_models_file_is_refused(corpus, tmp_path):
     prefix = saved(corpus, tmp_path, activation="swiglu")
     with pytest.raises(BaseShapeError, match=r"layers\.0\.mlp"):
-        model_plan(with_file(corpus, tmp_path, prefix), 512)
+        model_plan(model_config(with_file(corpus, tmp_path, prefix)), 512)
     with pytest.raises(BaseShapeError, match="save-base-shapes"):
-        model_plan(with_file(corpus, tmp_path, tmp_path / "nowhere"), 512)
+        model_plan(model_config(with_file(corpus, tmp_path, tmp_path / "nowhere")), 512)
 
 
 def test_keys_and_file_that_disagree_are_an_error(corpus, tmp_path):
     prefix = saved(corpus, tmp_path)
     args = with_file(corpus, tmp_path, prefix, mup_base_hidden_size=32, mup_base_num_attention_heads=2)
     with pytest.raises(BaseShapeError, match=r"mup-base-hidden-size is 32 .* 16 in .*base\.0"):
-        model_plan(args, 512)
+        model_plan(model_config(args), 512)
 
 
 def test_files_of_several_ranks_are_merged(corpus, tmp_path):
@@ -164,13 +165,15 @@ CHECK = {"coord_check": True, "coord_check_seeds": 3, "optimizer": {"type": "Ada
 
 def check(corpus, tmp_path, **changes):
     args = arguments(configuration(corpus, tmp_path, **{**CHECK, **changes}))
-    return run_coord_check(args, initialize_megatron())
+    return run_coord_check(coordinate_check_config(args), initialize_megatron())
 
 
 def caught(corpus, tmp_path, **changes):
     """Whether the verdict alone, without its reference, fails: what a mutation must bring about."""
     args = arguments(configuration(corpus, tmp_path, **{**CHECK, **changes}))
-    return not verdict(CoordinateCheck(args, initialize_megatron()).records(use_mup=True)).passed
+    return not verdict(
+        CoordinateCheck(coordinate_check_config(args), initialize_megatron()).records(use_mup=True)
+    ).passed
 
 
 def with_cell(role, **changes):
@@ -227,7 +230,7 @@ def test_coordinate_check_catches_a_schedule_that_resets_the_groups(corpus, tmp_
 
 
 def audit(corpus, tmp_path, **changes):
-    return run_audit(arguments(configuration(corpus, tmp_path, **changes)), initialize_megatron())
+    return run_audit(audit_config(arguments(configuration(corpus, tmp_path, **changes))), initialize_megatron())
 
 
 @pytest.mark.parametrize(
@@ -262,12 +265,12 @@ def test_audit_catches_a_lost_lr_mult_and_a_second_rescale(corpus, tmp_path, mon
     from megatron.model import build
     from megatron.training import audit_run
 
-    def forget(args, runtime, plan, schedule, seed, build_trainee=audit_run.build_trainee):
-        trainee = build_trainee(args, runtime, plan, schedule, seed)
-        trainee.engine.optimizer.param_groups[2]["lr"] *= 4
-        return trainee
+    def forget(*arguments, build_train_module=audit_run.build_train_module):
+        module = build_train_module(*arguments)
+        module.engine.optimizer.param_groups[2]["lr"] *= 4
+        return module
 
-    monkeypatch.setattr(audit_run, "build_trainee", forget)
+    monkeypatch.setattr(audit_run, "build_train_module", forget)
     rows = audit(corpus, tmp_path).parameters
     assert {row.departures for row in rows if row.role == "hidden"} == {("lr",)} and any(row.passed for row in rows)
 
@@ -316,7 +319,8 @@ def test_fixed_key_value_heads_pass_and_would_drift_as_plain_hidden_values(corpu
     monkeypatch.setattr(rules, "TABLE", with_cell(rules.Role.VALUE, init_std=rules.Power(fan_in=-0.5)))
     drifting = verdict(
         CoordinateCheck(
-            arguments(configuration(corpus, tmp_path, **{**CHECK, **changes})), initialize_megatron()
+            coordinate_check_config(arguments(configuration(corpus, tmp_path, **{**CHECK, **changes}))),
+            initialize_megatron(),
         ).records(use_mup=True)
     )
     worst = max((row for row in drifting.rows if row.statistic == "rms_delta"), key=lambda row: row.slope)

@@ -17,6 +17,7 @@ import torch
 from megatron.errors import CheckpointError, ConfigError, TrainingError
 from megatron.initialize import initialize_megatron
 from megatron.monitoring import read_metrics
+from megatron.neox_arguments.resolve import run_config
 from megatron.training.trainer import StopRequest, Trainer
 from tests.training.harness import (
     ROOT,
@@ -37,7 +38,7 @@ PRECISIONS = {
 
 
 def learning_rates(trainer: Trainer) -> dict[str, float]:
-    return {group["name"]: group["lr"] for group in trainer.trainee.engine.optimizer.param_groups}
+    return {group["name"]: group["lr"] for group in trainer.train_module.engine.optimizer.param_groups}
 
 
 class RecordingTrainer(Trainer):
@@ -53,7 +54,7 @@ class RecordingTrainer(Trainer):
 def run_recording(config, **changes):
     from megatron.monitoring import MonitorGroup
 
-    trainer = RecordingTrainer(arguments(config, **changes), initialize_megatron(seed=1234))
+    trainer = RecordingTrainer(run_config(arguments(config, **changes)), initialize_megatron(seed=1234))
     trainer.rates = []
     trainer.run(MonitorGroup(), StopRequest())
     return trainer.rates
@@ -133,7 +134,7 @@ def test_metrics_hold_what_a_fit_over_a_ladder_needs(corpus, tmp_path):
 
 
 def test_evaluation_reads_the_same_data_every_time(corpus, tmp_path):
-    trainer = Trainer(arguments(configuration(corpus, tmp_path)), initialize_megatron())
+    trainer = Trainer(run_config(arguments(configuration(corpus, tmp_path))), initialize_megatron())
     assert trainer.evaluate("valid") == trainer.evaluate("valid")
     assert trainer.evaluate("valid") != trainer.evaluate("test")
 
@@ -148,15 +149,15 @@ def test_a_resume_that_would_change_mup_is_refused_with_a_table(corpus, tmp_path
 
 
 def test_a_loss_that_is_not_finite_raises_before_the_update(corpus, tmp_path):
-    trainer = Trainer(arguments(configuration(corpus, tmp_path)), initialize_megatron())
+    trainer = Trainer(run_config(arguments(configuration(corpus, tmp_path))), initialize_megatron())
     with torch.no_grad():
-        trainer.trainee.model.readout.weight[0, 0] = math.nan
-    before = {name: p.clone() for name, p in trainer.trainee.model.named_parameters()}
+        trainer.train_module.model.readout.weight[0, 0] = math.nan
+    before = {name: p.clone() for name, p in trainer.train_module.model.named_parameters()}
     from megatron.monitoring import MonitorGroup
 
     with pytest.raises(TrainingError, match="at step 1"):
         trainer.run(MonitorGroup(), StopRequest())
-    for name, parameter in trainer.trainee.model.named_parameters():
+    for name, parameter in trainer.train_module.model.named_parameters():
         assert torch.equal(parameter.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
 
 

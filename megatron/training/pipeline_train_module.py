@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron.training.engine import Trainee, non_finite
 from megatron.training.objective import Batch, Target
+from megatron.training.train_module import TrainModule, non_finite
 
 
 def reduce_norm_once(optimizer: Any) -> None:
@@ -33,7 +33,7 @@ def reduce_norm_once(optimizer: Any) -> None:
     optimizer.scaled_global_norm = over_all_stages
 
 
-class PipelinedTrainee(Trainee):
+class PipelineTrainModule(TrainModule):
     """One stage of a model under training; every stage calls the same methods."""
 
     def __init__(self, *args: Any) -> None:
@@ -42,6 +42,10 @@ class PipelinedTrainee(Trainee):
         self._update = self.engine._take_model_step
         self.engine._take_model_step = self._checked_update
         reduce_norm_once(self.engine.optimizer)
+
+    @property
+    def layer_bounds(self) -> tuple[int, ...]:
+        return tuple(self.engine.module.parts)
 
     def _checked_update(self, *args: Any) -> None:
         loss, engine = self.engine.total_loss, self.engine
@@ -58,13 +62,13 @@ class PipelinedTrainee(Trainee):
         return (self.objective.split(batch) for batch in batches)
 
     def train_step(self, batches: Iterator[Batch], stop: bool = False) -> tuple[float, bool]:
-        """As of Trainee: the whole schedule of one global batch."""
+        """As of TrainModule: the whole schedule of one global batch."""
         loss = self.engine.train_batch(self._pairs(batches))
         stopped = self.runtime.mean(torch.tensor(float(stop), device=self.runtime.device))
         return float(loss), bool(stopped > 0)
 
     def evaluate(self, batches: Iterator[Batch], microbatches: int) -> float:
-        """As of Trainee. The first and the last stage read the data, the others pass activations on."""
+        """As of TrainModule. The first and the last stage read the data, the others pass activations on."""
         was_training = self.engine.training
         try:
             return float(self.engine.eval_batch(self._pairs(batches), num_micro_batches=microbatches))

@@ -1,0 +1,90 @@
+"""What a run reads and writes: data, checkpoints, logs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron.errors import ConfigError
+from megatron.neox_arguments.arguments import NeoXArgs
+from megatron.neox_arguments.resolve.known import known
+from megatron.neox_arguments.run_config import (
+    CorporaConfig,
+    DataConfig,
+    EvaluationConfig,
+    LoadConfig,
+    LoggingConfig,
+    SaveConfig,
+    WandbConfig,
+)
+
+
+def data_is_given(args: NeoXArgs) -> bool:
+    return args.data_path is not None or args.train_data_paths is not None
+
+
+def data_config(args: NeoXArgs) -> DataConfig:
+    args.require("seq_length")
+    if not data_is_given(args):
+        raise ConfigError("neither data-path nor train-data-paths is given; `python prepare_data.py` makes a corpus")
+    return DataConfig(
+        path=args.data_path,
+        split=args.split,
+        train=CorporaConfig(paths=tuple(args.train_data_paths or ()), weights=tuple(args.train_data_weights or ())),
+        valid=CorporaConfig(paths=tuple(args.valid_data_paths or ()), weights=tuple(args.valid_data_weights or ())),
+        test=CorporaConfig(paths=tuple(args.test_data_paths or ()), weights=tuple(args.test_data_weights or ())),
+        weight_by_num_documents=args.weight_by_num_documents,
+        weighted_sampler_alpha=args.weighted_sampler_alpha,
+        seq_length=known(args.seq_length),
+        seed=args.seed,
+        num_workers=args.num_workers,
+    )
+
+
+def evaluation_config(args: NeoXArgs) -> EvaluationConfig:
+    return EvaluationConfig(
+        iters=args.eval_iters, interval=args.eval_interval, valid=bool(args.do_valid), test=bool(args.do_test)
+    )
+
+
+def save_config(args: NeoXArgs) -> SaveConfig | None:
+    if not args.save:
+        return None
+    return SaveConfig(
+        directory=Path(args.save),
+        scale=args.checkpoint_scale,
+        factor=args.checkpoint_factor,
+        extra_steps=tuple(args.extra_save_iters or ()),
+        keep_last=args.keep_last_n_checkpoints,
+        rng=not args.no_save_rng,
+    )
+
+
+def load_config(args: NeoXArgs) -> LoadConfig | None:
+    if not args.load:
+        return None
+    return LoadConfig(
+        directory=Path(args.load),
+        iteration=args.iteration,
+        optimizer=not args.no_load_optim,
+        rng=not args.no_load_rng,
+        finetune=args.finetune,
+    )
+
+
+def logging_config(args: NeoXArgs) -> LoggingConfig:
+    wandb = WandbConfig(
+        project=args.wandb_project,
+        group=args.wandb_group,
+        team=args.wandb_team,
+        run_name=args.wandb_run_name,
+        host=args.wandb_host,
+        mode=args.wandb_mode,
+    )
+    return LoggingConfig(
+        log_dir=Path(args.log_dir) if args.log_dir else None,
+        interval=args.log_interval,
+        param_norms=args.log_param_norm,
+        peak_tflops=args.peak_theoretical_tflops,
+        wandb=wandb if args.use_wandb else None,
+        tensorboard_dir=None if args.tensorboard_dir is None else Path(args.tensorboard_dir),
+    )

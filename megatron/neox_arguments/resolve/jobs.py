@@ -1,0 +1,181 @@
+"""What a process does with a configuration: one function for each job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron.errors import ConfigError
+from megatron.neox_arguments.arguments import NeoXArgs
+from megatron.neox_arguments.job_configs import (
+    AuditConfig,
+    CoordinateCheckConfig,
+    CostConfig,
+    DryRunConfig,
+    GenerationConfig,
+    GenerationKind,
+    LauncherConfig,
+    SaveBaseShapesConfig,
+    WorkerConfig,
+)
+from megatron.neox_arguments.resolve.files import (
+    data_config,
+    data_is_given,
+    evaluation_config,
+    load_config,
+    logging_config,
+    save_config,
+)
+from megatron.neox_arguments.resolve.known import known
+from megatron.neox_arguments.resolve.model import model_config, tokenizer_config
+from megatron.neox_arguments.resolve.training import (
+    batch_config,
+    engine_config,
+    launch_config,
+    layout_config,
+    schedule_config,
+)
+from megatron.neox_arguments.run_config import Provenance, RunConfig
+
+
+def run_config(args: NeoXArgs) -> RunConfig:
+    """A training run."""
+    args.require("train_iters", "train_batch_size", "lr")
+    steps, interval = known(args.train_iters), args.exit_interval
+    return RunConfig(
+        launch=launch_config(args),
+        tokenizer=tokenizer_config(args),
+        model=model_config(args),
+        engine=engine_config(args),
+        schedule=schedule_config(args),
+        batch=batch_config(args),
+        data=data_config(args),
+        evaluation=evaluation_config(args),
+        save=save_config(args),
+        load=load_config(args),
+        logging=logging_config(args),
+        provenance=Provenance(keys=args.to_dict(), files=args.config_files or {}),
+        seed=args.seed,
+        steps=steps,
+        exit_steps=range(interval, steps, interval) if interval else range(0),
+        train=bool(args.do_train),
+    )
+
+
+def coordinate_check_config(args: NeoXArgs) -> CoordinateCheckConfig:
+    lr = args.coord_check_lr or args.lr
+    if lr is None:
+        raise ConfigError("coord-check needs lr (optimizer.params.lr) or coord-check-lr")
+    return CoordinateCheckConfig(
+        launch=launch_config(args),
+        tokenizer=tokenizer_config(args),
+        model=model_config(args),
+        engine=engine_config(args),
+        lr=lr,
+        batch_size=args.train_batch_size or 1,
+        data=data_config(args) if data_is_given(args) else None,
+        hidden_sizes=tuple(sorted(args.coord_check_widths or ())),
+        width_scale=args.mup_width_scale,
+        seeds=tuple(args.seed + i for i in range(args.coord_check_seeds)),
+        output=Path(args.log_dir or "."),
+    )
+
+
+def save_base_shapes_config(args: NeoXArgs) -> SaveBaseShapesConfig:
+    """Base-shape files to write."""
+    args.require("base_shapes_file")
+    return SaveBaseShapesConfig(
+        launch=launch_config(args),
+        tokenizer=tokenizer_config(args),
+        model=model_config(args),
+        layout=layout_config(args),
+        prefix=Path(known(args.base_shapes_file)),
+        width_scale=args.mup_width_scale,
+    )
+
+
+def launcher_config(args: NeoXArgs) -> LauncherConfig | DryRunConfig:
+    """What the configuration asks the launcher for: to start the workers, or to describe them."""
+    if args.dry_run:
+        return dry_run_config(args)
+    return LauncherConfig(arguments=tuple(args.get_deepspeed_main_args()), num_processes=args.num_gpus)
+
+
+def worker_config(args: NeoXArgs) -> WorkerConfig:
+    """What the configuration asks a worker for: base shapes, a coordinate check, or training."""
+    if args.save_base_shapes:
+        return save_base_shapes_config(args)
+    if args.coord_check:
+        return coordinate_check_config(args)
+    return run_config(args)
+
+
+def audit_config(args: NeoXArgs) -> AuditConfig:
+    args.require("lr")
+    return AuditConfig(
+        launch=launch_config(args),
+        tokenizer=tokenizer_config(args),
+        model=model_config(args),
+        engine=engine_config(args),
+        lr=known(args.lr),
+        seed=args.seed,
+    )
+
+
+def cost_config(args: NeoXArgs) -> CostConfig:
+    args.require("train_iters", "train_batch_size")
+    model = model_config(args)
+    return CostConfig(
+        tokenizer=tokenizer_config(args),
+        model=model,
+        tokens=known(args.train_iters) * known(args.train_batch_size) * model.seq_length,
+    )
+
+
+def dry_run_config(args: NeoXArgs) -> DryRunConfig:
+    args.require("train_micro_batch_size_per_gpu")
+    return DryRunConfig(
+        tokenizer=tokenizer_config(args),
+        model=model_config(args),
+        engine=engine_config(args),
+        batch=batch_config(args),
+        world_size=known(args.world_size),
+        gpu=args.dry_run_gpu,
+        peak_tflops=args.peak_theoretical_tflops,
+    )
+
+
+def generation_config(args: NeoXArgs) -> GenerationConfig:
+    """Text from the checkpoint in `load`, else in `save`."""
+    directory = args.load or args.save
+    if directory is None:
+        raise ConfigError("load: missing; it names the checkpoint to sample from, such as --load checkpoints")
+    kind = _generation_kind(args)
+    if kind == "input-file":
+        args.require("sample_input_file")
+    return GenerationConfig(
+        tokenizer=tokenizer_config(args),
+        model=model_config(args),
+        precision=known(args.precision),
+        checkpoint=Path(directory),
+        iteration=args.iteration,
+        seed=args.seed,
+        maximum_tokens=args.maximum_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        use_cache=not args.recompute,
+        kind=kind,
+        num_samples=args.num_samples,
+        input_file=args.sample_input_file or "",
+        output_file=args.sample_output_file,
+        prompt_end=args.prompt_end,
+    )
+
+
+def _generation_kind(args: NeoXArgs) -> GenerationKind:
+    kinds: dict[str | None, GenerationKind] = {
+        "unconditional": "unconditional",
+        "input-file": "input-file",
+        "interactive": "interactive",
+    }
+    return kinds[args.text_gen_type]
