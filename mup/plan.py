@@ -199,7 +199,7 @@ def _part_factor(part: Part, s: float, role: Role, r: float, s_of_all: float, mo
     if part.role is Role.VALUE and model.zero_values:
         return 0.0
     whole = _scaling(role, r, s_of_all, model).init_std
-    return _scaling(part.role, r, s, model).init_std / whole if whole else 1.0
+    return _scaling(part.role, r, s, model).init_std / whole
 
 
 def unscaled_fan_ins(plans: Iterable[ParameterPlan]) -> list[str]:
@@ -207,4 +207,4 @@ def unscaled_fan_ins(plans: Iterable[ParameterPlan]) -> list[str]:
     plans = list(plans)
     if all(plan.shape == plan.base_shape for plan in plans):
         return []
-    return [p.name for p in plans if p.role in FROM_WIDTH and p.fan_in_mult == 1.0 and len(p.shape) > 1]
+    return [p.name for p in plans if p.role in FROM_WIDTH and p.fan_in_mult == 1.0]

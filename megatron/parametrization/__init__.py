@@ -1,1 +1,1 @@
-"""From widths and declared roles to base shapes, initial weights, parameter groups, and the audit of all three."""
+"""muP (the package mup) for a GPT under any layout: global names, padded and sharded weights, files per rank."""

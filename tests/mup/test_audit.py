@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -92,6 +93,18 @@ def test_our_optimizers_pass_by_default(make_optimizer: Any) -> None:
     assert audit(model, torch.optim.AdamW(groups), options=Options(), width_mult=8.0).passed
     groups[0]["weight_decay"] = 0.3
     assert not audit(model, torch.optim.AdamW(groups), options=Options(), weight_decay=0.1, width_mult=8.0).passed
+
+
+@pytest.mark.parametrize(("share", "passes"), [(0.99, True), (-0.99, True), (-1.01, False)])
+def test_a_measured_std_has_two_percent_and_five_standard_errors(share: float, passes: bool) -> None:
+    """Of the smaller sample, here the base's 4 x 8: std / sqrt(2 n) each."""
+    layer, base, delta = (nn.Linear(*sizes, bias=False) for sizes in ((32, 16), (8, 4), (9, 5)))
+    mup.set_base_shapes(layer, base, delta=delta)
+    signs = torch.tensor([1.0, -1.0]).repeat(256).view(16, 32)
+    tolerance = 0.02 + 5 / math.sqrt(2 * 4 * 8)
+    with torch.no_grad():
+        layer.weight.copy_(0.5 / 2 * (1 + share * tolerance) * signs)  # r = 4: half of the base's std of 0.5
+    assert audit(layer, base={"weight": 0.5}).passed is passes
 
 
 def test_a_scheduler_that_resets_the_groups_is_found() -> None:

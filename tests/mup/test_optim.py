@@ -162,7 +162,13 @@ def test_param_groups_follow_the_table() -> None:
     assert (hidden["lr"], hidden["eps"], hidden["weight_decay"]) == (0.25, 2.5e-9, pytest.approx(0.4))
     assert {name.split(".")[0] for name in groups} == {"input", "hidden", "output", "vector"}
     assert all(g["weight_decay"] == 0 for name, g in groups.items() if name.startswith("vector"))
-    assert param_groups(model, lr=1.0, eps=1e-8, width_mult=2.0)[2]["eps"] in (1e-8, 5e-9)
+    of_model = {g["name"]: g for g in param_groups(model, lr=1.0, eps=1e-8, width_mult=2.0)}
+    assert {name: g["eps"] for name, g in of_model.items()} == {
+        name: 5e-9 if name == "hidden.r4" else 1e-8
+        for name in groups  # gradients fall with the model's m, not with r
+    }
+    sgd = param_groups(model, lr=1.0, width_mult=2.0, options=Options(optimizer="sgd"))
+    assert {g["name"]: g["lr"] for g in sgd} == {"input": 4, "vector": 4, "hidden.r4": 1, "output": 4, "vector#1": 1}
     assert "eps" not in param_groups(model, lr=1.0, options=Options(optimizer="lion"))[0]
 
 

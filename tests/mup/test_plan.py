@@ -79,6 +79,7 @@ def test_init_methods_at_the_base_times_the_rule_once(method: str, kind: Any) ->
     declaration = Declaration(Role.HIDDEN, kind)
     at_base = plan((24, 40), (24, 40), declaration, ModelScale(BASE, init=init))
     assert (at_base.init_method, at_base.init_std) == (method, pytest.approx(FORMULAS[method]))
+    assert at_base.scaling == mup.Scaling()
     wide = plan((240, 360), (24, 40), declaration, ModelScale(BASE, width_mult=9.0, init=init, init_scale=0.7))
     assert wide.init_std == pytest.approx(0.7 * FORMULAS[method] / 3)  # r = 9
     weight = wide.draw(generator())
@@ -198,7 +199,7 @@ def test_parts_are_rows_of_every_period() -> None:
 def test_a_layer_of_values_without_a_plan() -> None:
     """8 value rows at every width: init sigma / r, lr eta / r (Adam), eta s / r = eta / r (SGD)."""
 
-    def make(width: int) -> nn.Module:
+    def make(width: int) -> nn.Linear:
         layer = nn.Linear(width, 8)
         mup.declare(layer, "weight", "value")
         return layer
@@ -206,7 +207,8 @@ def test_a_layer_of_values_without_a_plan() -> None:
     torch.manual_seed(0)
     raw = make(64)
     torch.manual_seed(0)
-    layer = mup.set_base_shapes(make(64), make(4), delta=make(8))  # r = 16
+    layer = make(64)
+    mup.set_base_shapes(layer, make(4), delta=make(8))  # r = 16
     torch.testing.assert_close(layer.weight.detach(), raw.weight.detach() / 4)  # torch's own falls as r^-1/2
     for build in (MuAdam, MuSGD):
         groups = build(layer, lr=1.0, weight_decay=0.1).param_groups
@@ -303,6 +305,13 @@ def test_param_groups_know_blocks() -> None:
         "2.bias": False,
     }
     assert not any(p.in_block for _, p in planned(model))
+    flat = param_groups(model, lr=1.0, eps=1.0, options=options, in_block=lambda name: True)  # as deep as the base
+    assert {g["name"]: g["lr"] for g in flat} == {
+        "block.input": 1,
+        "block.vector": 1,
+        "block.hidden.r4": 1 / 4,
+        "block.output": 1,
+    }
 
 
 # ---- the audit of plans ----------------------------------------------------------------------------------------
@@ -335,6 +344,15 @@ def test_the_audit_of_plans_sees_parts_and_each_quantity() -> None:
     assert audited(p, weight * 1.05, [group]) == ("init_std",)
     gain = plan((64,), (16,), Declaration(Role.VECTOR, "ones"))
     assert audited(gain, torch.ones(64), grouped(gain)) == ()
+
+
+@pytest.mark.parametrize(("errors", "departs"), [(5.9, False), (-5.9, False), (-6.1, True)])
+def test_a_std_may_be_six_standard_errors_away(errors: float, departs: bool) -> None:
+    """The standard error of the std of n normal numbers is std / sqrt(2 (n - 1))."""
+    p = plan((50, 40), (50, 40))
+    signs = torch.tensor([1.0, -1.0]).repeat(1000).view(50, 40)
+    weight = 0.02 * (1 + errors / math.sqrt(2 * 1999)) * signs
+    assert audited(p, weight, grouped(p)) == (("init_std",) if departs else ())
 
 
 def test_measured_factors() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -54,6 +55,18 @@ def test_ols_and_interval_agree_with_numpy() -> None:
     means = np.mean(np.random.default_rng(1).choice(per_seed, (20000, 5)), axis=1)
     assert (row.low, row.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.02)
     assert verdict(data) == verdict(data)
+
+
+def test_a_slope_of_seeds_that_lack_a_width_agrees_with_numpy() -> None:
+    data = [r for r in records({"a": 0.1}, noise=0.3) if (r["seed"], r["width"]) != (1, 512)]
+    [row] = verdict(data).rows
+    x, y = [math.log2(r["width"]) for r in data], [math.log2(r["value"]) for r in data]
+    assert row.slope == pytest.approx(np.polyfit(x, y, 1)[0])
+    fits = []
+    for drawn in itertools.product(range(3), repeat=3):  # every way to draw three seeds again
+        points = [(a, b) for s in drawn for r, a, b in zip(data, x, y, strict=True) if r["seed"] == s]
+        fits.append(np.polyfit(*zip(*points, strict=True), 1)[0])
+    assert (row.low, row.high) == pytest.approx(tuple(np.quantile(np.repeat(fits, 100), [0.025, 0.975])), abs=0.01)
 
 
 def test_an_uncertain_slope_does_not_fail() -> None:
