@@ -39,7 +39,7 @@ lint: $(STAMP)  ## ruff and mypy
 	@$(MAKE) --no-print-directory typecheck
 
 typecheck: $(STAMP)  ## mypy alone
-	$(BIN)/mypy --strict --follow-imports=silent mup tools benchmarks *.py
+	$(BIN)/mypy --strict --follow-imports=silent mup muneox tools benchmarks *.py
 	$(BIN)/mypy megatron
 
 format: $(STAMP)  ## let ruff put the code in its form
