@@ -53,13 +53,19 @@ def kind_of(layer: str) -> str:
     return "block" if layer.startswith("layers.") else layer
 
 
-def activation_bytes(layers: Sequence[str], costs: Mapping[str, LayerCost], checkpoint_every: int) -> float:
-    """Activations of one microbatch on a stage with these layers.
+def _held_bytes(layer: str, costs: Mapping[str, LayerCost]) -> int:
+    return costs[layer].peak_bytes if layer == "readout" else costs[layer].saved_bytes
 
-    With recomputation every span of blocks keeps its input, and one span at a time is there in full.
+
+def activation_bytes(layers: Sequence[str], costs: Mapping[str, LayerCost], checkpoint_every: int) -> float:
+    """Activations of one microbatch on a stage with these layers, where they are most.
+
+    That is when the loss is computed and its backward pass begins: all layers' activations are there, and the readout
+    holds several copies of the logits for a moment. With recomputation every span of blocks keeps its input, and one
+    span at a time is there in full.
     """
     blocks = [layer for layer in layers if kind_of(layer) == "block"]
-    others = sum(costs[layer].saved_bytes for layer in layers if kind_of(layer) != "block")
+    others = sum(_held_bytes(layer, costs) for layer in layers if kind_of(layer) != "block")
     block = costs["block"]
     if not checkpoint_every:
         return float(others + len(blocks) * block.saved_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from megatron.model.attention import CoreAttention
 from megatron.mpu import CommunicationCounts, count_communication
@@ -17,11 +21,13 @@ from megatron.mpu import CommunicationCounts, count_communication
 @dataclass(frozen=True)
 class LayerCost:
     """saved_bytes: activations kept for the backward pass. output_bytes: of what goes to the next layer.
+    peak_bytes: most bytes alive at once in the forward and backward pass, activations kept included.
 
     forward, backward: tensor-parallel collectives of this rank.
     """
 
     saved_bytes: int
+    peak_bytes: int
     output_bytes: int
     forward: CommunicationCounts
     backward: CommunicationCounts
@@ -32,7 +38,9 @@ class _FlashFootprint(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = torch.empty_like(q)
+        out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(
+            1, 2
+        )  # as kernels do
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
 
@@ -52,16 +60,65 @@ class _FusedAttention(nn.Module):
         return _FlashFootprint.apply(q, k, v)
 
 
-def _use_fused_attention(layer: nn.Module) -> None:
-    for module in list(layer.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, CoreAttention):
-                setattr(module, name, _FusedAttention())
+class _NormFootprint(torch.autograd.Function):
+    """Keeps what a fused norm keeps: its input and one number a row; computes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, x.new_empty(x.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)
 
 
-def measure(run: Callable[[Tensor], Tensor], layer: nn.Module, x: Tensor) -> LayerCost:
-    """Cost of `run(x)`, which uses `layer`; all on the meta device. Parameters are not counted as activations."""
-    _use_fused_attention(layer)
+class _FusedRMSNorm(nn.Module):
+    """Stands for RMSNorm, which the meta device runs as single operations that keep two fp32 copies of the input."""
+
+    def __init__(self, norm: nn.RMSNorm) -> None:
+        super().__init__()
+        self.weight = norm.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _NormFootprint.apply(x, self.weight)
+
+
+def _use_fused_kernels(layer: nn.Module) -> nn.Module:
+    """The layer with stand-ins for what a GPU runs as one kernel, in place; a norm alone is replaced itself."""
+    for name, child in list(layer.named_children()):
+        setattr(layer, name, _use_fused_kernels(child))
+    if isinstance(layer, CoreAttention):
+        return _FusedAttention()
+    return _FusedRMSNorm(layer) if isinstance(layer, nn.RMSNorm) else layer
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Follows the bytes of all tensors that operations inside it make, and their highest sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._live = 0
+        self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:
+                self._known[storage] = True
+                self._add(storage.nbytes())
+                weakref.finalize(storage, self._add, -storage.nbytes())
+        return result
+
+    def _add(self, size: int) -> None:
+        self._live += size
+        self.peak = max(self.peak, self._live)
+
+
+def measure(layer: nn.Module, x: Tensor, finish: Callable[[nn.Module, Tensor], Tensor] | None = None) -> LayerCost:
+    """Cost of `layer(x)`, or of `finish(layer, x)`; all on the meta device. Parameters are no activations."""
+    layer = _use_fused_kernels(layer)
     parameters = {p.untyped_storage()._cdata for p in layer.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}  # the tensor keeps its storage, and so the key, alive
 
@@ -73,8 +130,11 @@ def measure(run: Callable[[Tensor], Tensor], layer: nn.Module, x: Tensor) -> Lay
 
     if x.is_floating_point():
         x = x.requires_grad_()
-    with count_communication() as forward, saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = run(x)
-    with count_communication() as backward:
-        y.backward(torch.empty_like(y))
-    return LayerCost(sum(size for size, _ in kept.values()), y.nbytes, forward, backward)
+    with _LiveBytes() as live:
+        with count_communication() as forward, saved_tensors_hooks(pack, lambda tensor: tensor):
+            y = layer(x) if finish is None else finish(layer, x)
+        saved = sum(size for size, _ in kept.values())
+        kept.clear()
+        with count_communication() as backward:
+            y.backward(torch.empty_like(y))
+    return LayerCost(saved, live.peak, y.nbytes, forward, backward)

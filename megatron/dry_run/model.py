@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from torch import nn
 
 from megatron.dry_run.layers import LayerCost, measure
 from megatron.errors import ConfigError
@@ -111,16 +112,15 @@ def layer_costs(
         tokens = torch.empty(microbatch, config.seq_length, dtype=torch.long)
         hidden = torch.empty(microbatch, length, config.widths.hidden_size, dtype=dtype)
         embedding = cast(Embedding, layers["embedding"]().to(dtype))
-        costs = {"embedding": measure(embedding, embedding, tokens)}
+        costs = {"embedding": measure(embedding, tokens)}
         for kind, name in (("block", "layers.0"), ("final_norm", "final_norm")):
-            layer = layers[name]().to(dtype)
-            costs[kind] = measure(layer, layer, hidden.detach())
+            costs[kind] = measure(layers[name]().to(dtype), hidden.detach())
         readout = layers["readout"]().to(dtype)
         weight = embedding.word_embeddings.weight.detach() if config.tied_readout else None
 
-        def loss(x: torch.Tensor) -> torch.Tensor:
+        def loss(readout: nn.Module, x: torch.Tensor) -> torch.Tensor:
             logits = readout(x, weight)
             return vocab_parallel_cross_entropy(logits, tokens, tp.group, vocab_size=config.vocab_size).mean()
 
-        costs["readout"] = measure(loss, readout, hidden.detach())
+        costs["readout"] = measure(readout, hidden.detach(), loss)
     return costs
