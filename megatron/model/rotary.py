@@ -22,6 +22,10 @@ class RotaryEmbedding:
         self.base = base
         self._table: tuple[Tensor, Tensor] | None = None
 
+    def prepare(self, length: int, device: torch.device) -> None:
+        """Make the table for `length` positions now, so that a compiled block does not compile again after it."""
+        self._tables(length, device)
+
     def _tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and sin, fp32 [length, dim]."""
         if self._table is None or self._table[0].shape[0] < length or self._table[0].device != device:

@@ -9,6 +9,7 @@ from megatron.monitoring.base import Monitor, MonitorGroup, Record
 from megatron.monitoring.build import build_monitors, default_log_dir
 from megatron.monitoring.flops import PEAK_TFLOPS, flops_per_token, peak_tflops
 from megatron.monitoring.jsonl import JsonlMonitor, read_metrics
+from megatron.monitoring.memory import peak_memory
 from megatron.monitoring.throughput import ThroughputTimer
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "build_monitors",
     "default_log_dir",
     "flops_per_token",
+    "peak_memory",
     "peak_tflops",
     "read_metrics",
 ]

@@ -152,10 +152,14 @@ class LayoutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """What turns a planned model into one that trains. deepspeed: DeepSpeed's JSON, without the batch sizes."""
+    """What turns a planned model into one that trains.
+
+    compile: blocks, readout and loss through torch.compile. deepspeed: DeepSpeed's JSON, without the batch sizes.
+    """
 
     precision: Precision
     zero_stage: int
+    compile: bool
     optimizer: OptimizerConfig
     loss: LossConfig
     layout: LayoutConfig

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from megatron.errors import ConfigError
 from megatron.initialize import Runtime, dropout_streams
 from megatron.model.build import ModelPlan, materialise
+from megatron.model.compilation import compile_layers
 from megatron.model.gpt import GPT
 from megatron.mpu import TensorParallel, global_grad_norm, sync_partial_grads_in_backward
 from megatron.neox_arguments.run_config import BatchConfig, EngineConfig, LayoutConfig, OptimizerConfig, ScheduleConfig
 from megatron.parametrization.groups import parameter_groups
 from megatron.training.learning_rates import LearningRateSchedule, Scheduler
 from megatron.training.objective import Objective, Target
-from megatron.training.optimizer import make_optimizer
+from megatron.training.optimizer import check_overflow_by_norm, hold, make_optimizer
 from megatron.training.train_module import TrainModule
 from mup.groups import learning_rate_multipliers
 
@@ -111,9 +112,18 @@ def build_train_module(
         raise ConfigError(
             f"precision fp16 is not supported on this device ({runtime.device.type}); use bfloat16 or fp32"
         )
+    if config.precision == "fp16" and config.zero_stage == 0:
+        raise ConfigError(
+            "precision fp16 needs ZeRO stage 1 or more: at stage 0 DeepSpeed divides the gradients by a loss scale "
+            "that it never multiplied the loss by. Set zero_optimization.stage to 1, or use bfloat16"
+        )
     groups = runtime.groups
     objective = Objective(plan.config.vocab_size, config.loss.z_loss, masked_token, groups.tensor)
+    if config.compile:
+        objective = objective.compiled()
     model = _make_model(config.layout, runtime, plan, seed, objective)
+    if config.compile:
+        compile_layers(model, plan.config.seq_length, runtime.device)
     sync_partial_grads_in_backward(model, groups.tensor)
     # DeepSpeed's plain path clips without recording the norm: our optimizer does both
     optimizer_clips = config.precision == "fp32" and config.zero_stage == 0
@@ -121,13 +131,15 @@ def build_train_module(
     pipelined = groups.pipe.size > 1
     # a pipeline brings its own; DeepSpeed keeps the last one it saw, so every other layout must pass its own
     mpu = groups if runtime.world_size > 1 and not pipelined else None
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,
-        config=_deepspeed_config(config, batch, optimizer_clips),
-        mpu=mpu,
-        dist_init_required=False,
-    )
+    with hold(optimizer):
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=_deepspeed_config(config, batch, optimizer_clips),
+            mpu=mpu,
+            dist_init_required=False,
+        )
+    check_overflow_by_norm(engine.optimizer)
     scheduler = Scheduler(
         engine.optimizer,
         learning_rate_schedule(schedule),

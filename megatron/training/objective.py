@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +26,16 @@ class Objective:
     z_loss: float = 0.0
     masked_token: int | None = None
     group: Communicator = SINGLE
+    loss_function: Callable[..., Tensor] = next_token_loss
+
+    def compiled(self) -> Objective:
+        """The same objective with a compiled loss, which never writes the fp32 logits to memory.
+
+        A vocabulary that is cut over ranks needs collectives in the middle of the loss: there nothing changes.
+        """
+        if self.group.size > 1:
+            return self
+        return dataclasses.replace(self, loss_function=torch.compile(next_token_loss))
 
     def split(self, batch: Batch) -> tuple[Tensor, Target]:
         """{"text": int64 [b, s + 1]} -> tokens [b, s], and labels [b, s] or (labels, mask)."""
@@ -36,7 +48,7 @@ class Objective:
         """Mean loss in nats a token; z-loss counts in training only."""
         labels, mask = target if isinstance(target, tuple) else (target, None)
         z_loss = self.z_loss if training else 0.0
-        return next_token_loss(logits, labels, mask, z_loss, group=self.group, vocab_size=self.vocab_size)
+        return self.loss_function(logits, labels, mask, z_loss, group=self.group, vocab_size=self.vocab_size)
 
 
 def masked_token(config: LossConfig, tokenizer: Tokenizer) -> int | None:

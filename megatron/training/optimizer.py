@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class _Step:
     `grad_norm` is the norm over all ranks that share the model.
     """
 
+    held: bool = False
     clip_to: float | None = None
     grad_norm: GradNorm = staticmethod(local_grad_norm)
     _global_grad_norm: Tensor | None = None
@@ -37,6 +39,8 @@ class _Step:
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        if self.held:
+            return None
         if self.clip_to is not None:
             parameters = [p for group in self.param_groups for p in group["params"]]
             self._global_grad_norm = self.grad_norm(parameters)
@@ -48,6 +52,33 @@ class _Step:
                     if p.grad is not None:
                         p.mul_(1.0 - decay)
         return super().step(closure)  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def hold(optimizer: Any) -> Iterator[None]:
+    """Let steps of `optimizer` do nothing, while DeepSpeed wraps it.
+
+    Its half-precision wrappers of ZeRO stage 0 make room for the optimizer's state by a step on gradients of zero.
+    Such a step decays the weights at the peak rate, and Adam counts it in its bias correction: the first real update
+    is then a quarter too small.
+    """
+    optimizer.held = True
+    try:
+        yield
+    finally:
+        optimizer.held = False
+
+
+def check_overflow_by_norm(optimizer: Any) -> None:
+    """Keep ZeRO 1 and 2 from searching every gradient for infinities before each update.
+
+    They also refuse an update whose gradient norm is not finite, and no gradient with an infinity or NaN has a finite
+    norm. The search starts several kernels for each parameter: a fifth of a step of a 125M model on one H200.
+    """
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    if isinstance(optimizer, DeepSpeedZeroOptimizer) and optimizer.compute_grad_norm:
+        optimizer.check_overflow = lambda partition_gradients=True: None
 
 
 class AdamW(_Step, torch.optim.AdamW):  # type: ignore[misc]  # torch overloads step for a decorator

@@ -16,7 +16,7 @@ import torch
 
 from megatron.checkpointing import Layout, Target, load_checkpoint, save_checkpoint, save_iterations
 from megatron.initialize import Runtime
-from megatron.monitoring import Monitor, MonitorGroup, ThroughputTimer, build_monitors, default_log_dir
+from megatron.monitoring import Monitor, MonitorGroup, ThroughputTimer, build_monitors, default_log_dir, peak_memory
 from megatron.monitoring.flops import peak_tflops
 from megatron.neox_arguments.run_config import (
     BatchConfig,
@@ -212,7 +212,8 @@ class Trainer:
         return evaluation.valid and (step == self.config.steps or step % evaluation.interval == 0)
 
     def _log(self, monitors: MonitorGroup, values: Mapping[str, Any], timer: ThroughputTimer) -> None:
-        monitors.log({"step": self.step, "tokens": self.tokens, **values, **timer.window(self.step, self.tokens)})
+        speed, memory = timer.window(self.step, self.tokens), peak_memory(self.runtime.device)
+        monitors.log({"step": self.step, "tokens": self.tokens, **values, **speed, **memory})
 
     def _timer(self) -> ThroughputTimer:
         device = self.runtime.device

@@ -210,6 +210,12 @@ class NeoXArgsTraining:
     min_scale: float = supported(
         1.0, "Same as fp16.min_loss_scale.", limit=above(0), same_as="fp16.min_loss_scale", transfer=FREE
     )
+    torch_compile: bool = supported(
+        False,
+        "Compile each block, and the loss where one rank holds the vocabulary, with torch.compile. The first steps"
+        " take longer. Losses differ from those without it by rounding.",
+        transfer=FREE,
+    )
     char_level_ppl: bool = refused(
         False,
         "Also report the perplexity of a character in evaluations.",

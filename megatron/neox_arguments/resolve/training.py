@@ -77,6 +77,7 @@ def engine_config(args: NeoXArgs) -> EngineConfig:
     return EngineConfig(
         precision=known(args.precision),
         zero_stage=args.zero_stage,
+        compile=args.torch_compile,
         optimizer=optimizer_config(args),
         loss=LossConfig(z_loss=args.z_loss, mask_eod=args.eod_mask_loss),
         layout=layout_config(args),

@@ -1,0 +1,22 @@
+"""torch.compile, layer by layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from megatron.model.block import Block
+from megatron.model.embedding import Readout
+
+
+def compile_layers(model: nn.Module, seq_length: int, device: torch.device) -> None:
+    """Compile every block and the readout of `model` in place, for training at `seq_length`.
+
+    Blocks are compiled one by one, as they share one program: compiling takes as long for a deep model as for a
+    shallow one, and activation checkpointing around blocks keeps its meaning. Parameters keep their names.
+    """
+    for module in model.modules():
+        if isinstance(module, Block) and module.attention.rotary is not None:
+            module.attention.rotary.prepare(seq_length, device)
+        if isinstance(module, Block | Readout):
+            module.compile()

@@ -1,0 +1,15 @@
+"""Memory of the device that a run trains on."""
+
+from __future__ import annotations
+
+import torch
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """`peak_memory_gib`: the most that torch's allocator has held on `device` since the process started, in GiB.
+
+    Empty on a CPU. What the driver and the communication library keep for themselves is not counted.
+    """
+    if device.type != "cuda":
+        return {}
+    return {"peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}
