@@ -8,8 +8,9 @@ STAMP  := $(VENV)/.stamp
 export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
+SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo layouts test test-all lint typecheck format bench clean
+.PHONY: help setup demo layouts test test-all gpu lint typecheck format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -46,8 +47,14 @@ format: $(STAMP)  ## let ruff put the code in its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# With the machine's own Python, which brings the torch that fits its device; nothing is installed.
+gpu:  ## the tests that need a GPU and the GPU benchmark, with PYTHON's own torch; the report is runs/gpu.md
+	@mkdir -p runs
+	@set -o pipefail; { $(PYTHON) -m pytest -q -n 6 -m gpu tests/gpu; tests=$$?; \
+	  PYTHONPATH=.:$$PYTHONPATH $(PYTHON) benchmarks/gpu_training.py && exit $$tests; } 2>&1 | tee runs/gpu.md
+
 bench: $(STAMP)  ## run every benchmark
-	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out benchmarks/gpu_%,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 clean:  ## remove caches and build leftovers; .venv, data, runs and checkpoints stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
