@@ -42,6 +42,7 @@ lint: $(STAMP)  ## ruff and mypy
 typecheck: $(STAMP)  ## mypy alone
 	$(BIN)/mypy --strict --follow-imports=silent mup muneox tools benchmarks *.py
 	$(BIN)/mypy megatron
+	$(BIN)/mypy tests
 
 format: $(STAMP)  ## let ruff put the code in its form
 	$(BIN)/ruff check --fix .

@@ -26,17 +26,17 @@ def train(
     from megatron.neox_arguments.resolve import run_config
     from megatron.training.trainer import Trainer
 
-    config = configuration(layout, Path(folder) / "corpus", STEPS)
-    args = NeoXArgs.from_dict({**config, "save": save, "load": load, **changes}, world_size=layout.world_size)
-    trainer = Trainer(run_config(args), initialize_megatron("gloo", args.seed, layout.tensor, layout.pipe))
-    batches = trainer.data.train_batches(trainer.step * args.train_batch_size)
+    keys = {**configuration(layout, Path(folder) / "corpus", STEPS), "save": save, "load": load, **changes}
+    config = run_config(NeoXArgs.from_dict(keys, world_size=layout.world_size))
+    trainer = Trainer(config, initialize_megatron("gloo", config.seed, layout.tensor, layout.pipe))
+    batches = trainer.data.train_batches(trainer.step * config.batch.size)
     losses, norms = [], []
     for _ in range(steps):
         losses.append(trainer.train_module.train_step(batches)[0])
         norms.append(trainer.train_module.grad_norm())
         trainer.step += 1
-    if save:
-        trainer.save()
+    if config.save is not None:
+        trainer.save(config.save)
     if inspect is not None:
         inspect(trainer)
     return losses, norms

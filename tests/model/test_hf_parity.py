@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -74,10 +75,10 @@ def randomise(model: torch.nn.Module) -> None:
 
 
 def gradients(model: torch.nn.Module) -> State:
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def assert_same(model: GPT, oracle: torch.nn.Module, translate) -> None:  # type: ignore[no-untyped-def]
+def assert_same(model: GPT, oracle: Any, translate) -> None:  # type: ignore[no-untyped-def]
     model.load_state_dict(translate(dict(oracle.named_parameters())), strict=True)
     x = tokens(3, LENGTH)
     ours, theirs = model(x), oracle(x).logits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -66,10 +67,10 @@ def _check_all() -> None:
     group = tensor_group()
     shape = (4, 8, 12)
     for function in (copy_to_region, reduce_from_region):
-        _check(group, lambda x, f=function: f(x, group), shape, function.__name__, 0)
+        _check(group, partial(function, group=group), shape, function.__name__, 0)
     for function in EVERY[2:]:
         for dim in (0, 1, 2, -1, -2):
-            _check(group, lambda x, f=function, d=dim: f(x, group, d), shape, function.__name__, dim)
+            _check(group, partial(function, group=group, dim=dim), shape, function.__name__, dim)
     # tensors that are views of others: strides must not matter
     _check(
         group,

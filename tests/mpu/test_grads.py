@@ -116,7 +116,7 @@ def _check_norm(tensor: int, pipe: int) -> None:
         bias.ds_pipe_replicated = groups.pipe.rank > 0  # type: ignore[attr-defined]
         once = pipe * norm**2 - (pipe - 1) * float(bias.grad.double().square().sum())
         assert float(global_grad_norm(net.parameters(), groups)) == pytest.approx(math.sqrt(once), rel=1e-6)
-    frozen = [p.requires_grad_(False) for p in copy.deepcopy(net).parameters()]
+    frozen = list(copy.deepcopy(net).requires_grad_(False).parameters())
     assert float(global_grad_norm(frozen, groups)) == 0.0
     assert float(global_grad_norm([], groups)) == 0.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_a_dimension_that_does_not_divide_is_refused() -> None:
 def test_marks_survive_new_parameters() -> None:
     """Building on the meta device and deepcopy make new Parameters, which have lost their attributes."""
     with torch.device("meta"):
-        model = nn.Sequential(ColumnParallelLinear(4, 8, group=Communicator(0, 2), blocks=2), nn.LayerNorm(4))
+        model: Any = nn.Sequential(ColumnParallelLinear(4, 8, group=Communicator(0, 2), blocks=2), nn.LayerNorm(4))
     expected = {"0.weight": Shard(0, 2), "0.bias": Shard(0, 2)}
     assert tuple(model[0].weight.shape) == (4, 4) and named_shards(model) == expected
     before = model[0].weight

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from megatron import mpu
 from megatron.errors import ConfigError
 from megatron.mpu import Grid, ProcessGroups
+from megatron.mpu.topology import Axis
 from tests.mpu.distributed import run
 
 sizes = st.integers(1, 5)
@@ -52,7 +53,8 @@ def test_rank_order_is_deepspeeds(grid: Grid) -> None:
     for rank in range(grid.world_size):
         place = theirs.get_coord(rank)
         assert grid.coordinate(rank) == (place.pipe, place.data, place.model)
-    for ours, name in (("tensor", "model"), ("pipe", "pipe"), ("data", "data")):
+    axes: tuple[tuple[Axis, str], ...] = (("tensor", "model"), ("pipe", "pipe"), ("data", "data"))
+    for ours, name in axes:
         assert [list(group) for group in grid.groups(ours)] == theirs.get_axis_comm_lists(name)
     assert [list(g) for g in grid.groups("pipe", "tensor")] == [
         sorted(theirs.get_axis_list("data", i)) for i in range(grid.data)

@@ -155,7 +155,8 @@ def build(shape: Shape, mutation: str = "", zero_init: bool = True, branch: floa
             nn.init.normal_(p, std=SIGMA)
     with torch.no_grad():
         if zero_init:
-            for block in model.blocks:
+            blocks: Any = model.blocks
+            for block in blocks:
                 block.attn.q.weight.zero_()
                 if isinstance(block.attn.v, MuReadout):
                     block.attn.v.weight.zero_()
@@ -173,7 +174,7 @@ def optimizer(model: GPT, mutation: str = "", lr: float = LR) -> torch.optim.Opt
     if mutation == "hidden_lr_unscaled":
         return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     if mutation == "embedding_lr_scaled":
-        m = model.embed.weight.infshape.width_mult()
+        m = mup.get_infshapes(model)["embed.weight"].width_mult()
         table = {id(model.embed.weight), id(model.position.weight)}
         groups = [
             {"params": [p for p in group["params"] if (id(p) in table) == special], "lr": lr}
@@ -198,4 +199,5 @@ def records(
     zero_init: bool = True,
 ) -> list[dict[str, Any]]:
     models = {w: (lambda w=w: build(replace(shape, width=w), mutation, zero_init)) for w in widths}
-    return mup.coord_records(models, batch(), lambda model: optimizer(model, mutation), seeds=seeds)
+    make_optimizer: Any = lambda model: optimizer(model, mutation)  # noqa: E731
+    return mup.coord_records(models, batch(), make_optimizer, seeds=seeds)

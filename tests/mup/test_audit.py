@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def audited(shape: Shape = WIDE, mutation: str = "", zero_init: bool = False) ->
         base=base,
         options=Options(),
         forward=lambda: model(batch()[0]),
-        base_head_dim=base.blocks[0].attn.head_dim,
+        base_head_dim=cast(Any, base.blocks[0]).attn.head_dim,
     )
 
 

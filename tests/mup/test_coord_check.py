@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ torch.set_num_threads(1)
 WIDTHS = (8, 16, 32, 64)
 
 
-def mlp(width: int, zero: bool = True) -> nn.Module:
+def mlp(width: int, zero: bool = True) -> Any:
     return nn.Sequential(
         nn.Linear(12, width), nn.ReLU(), nn.Linear(width, width), MuReadout(width, 4, readout_zero_init=zero)
     )
@@ -148,7 +149,7 @@ def test_dict_models_and_several_batches() -> None:
     batches = [{"x": FLAT[0] + i, "y": FLAT[1]} for i in range(5)]
     for as_dict in (True, False):
         df = get_coord_data(
-            {8: lambda as_dict=as_dict: WithLoss(as_dict)}, batches, optimizer=lambda m: MuAdam(m, lr=0.1),
+            {8: partial(WithLoss, as_dict)}, batches, optimizer=lambda m: MuAdam(m, lr=0.1),
             nsteps=3, dict_in_out=True, output_name="my_loss", fix_data=False, show_progress=False,
         )  # fmt: skip
         assert set(df["t"]) == {1, 2, 3}
@@ -209,7 +210,7 @@ def test_outputs_are_known_by_what_they_are_and_not_by_name(tied: bool) -> None:
 
 
 def test_kinds_are_averaged_and_further_tensors_recorded() -> None:
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model: Any = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     x = torch.randn(2, 3)
     coordinates = Coordinates(
         model, lambda: model(x), keep=bool, kind=lambda name: "any" if name.isdigit() else name,
@@ -230,7 +231,7 @@ def test_the_callers_own_step_forward_and_models_are_freed() -> None:
     alive: list[weakref.ref[nn.Module]] = []
     steps: list[int] = []
 
-    def build(width: int) -> nn.Module:
+    def build(width: int) -> Any:
         assert all(ref() is None for ref in alive), "more than one model at a time"
         model = MODELS[width]()
         alive.append(weakref.ref(model))
@@ -271,9 +272,13 @@ def test_hooks_do_not_stay_behind_when_a_step_fails() -> None:
 
 def test_measuring_does_not_change_training() -> None:
     def final(steps: tuple[int, ...]) -> torch.Tensor:
-        kept = []
-        dropout = lambda: kept.append(nn.Sequential(MODELS[8](), nn.Dropout(0.5))) or kept[-1]  # noqa: E731
-        coord_records({8: dropout}, FLAT, lambda m: MuAdam(m, lr=1e-2), steps=steps, seeds=(0,))
+        kept: list[Any] = []
+
+        def with_dropout() -> Any:
+            kept.append(nn.Sequential(MODELS[8](), nn.Dropout(0.5)))
+            return kept[-1]
+
+        coord_records({8: with_dropout}, FLAT, lambda m: MuAdam(m, lr=1e-2), steps=steps, seeds=(0,))
         return kept[0][0][0].weight.detach()
 
     assert torch.equal(final((1, 2, 3)), final((3,)))

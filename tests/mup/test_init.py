@@ -31,8 +31,8 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
 IDS = [f"{name}{kwargs}" for name, kwargs in CALLS]
 
 
-def parameter(base: tuple[int | None, ...], dims: tuple[int, ...], role: Role | None = None) -> nn.Parameter:
-    p = nn.Parameter(torch.zeros(dims))
+def parameter(base: tuple[int | None, ...], dims: tuple[int, ...], role: Role | None = None) -> Any:
+    p: Any = nn.Parameter(torch.zeros(dims))
     p.infshape = InfShape(InfDim(b, d) for b, d in zip(base, dims, strict=True))
     if role is not None:
         p.infshape.declare(role)

@@ -13,11 +13,11 @@ import mup
 from mup import MuAdam, MuAdamW, MuReadout, MuSGD, Options, param_groups
 
 
-def mlp(width: int) -> nn.Module:
+def mlp(width: int) -> Any:
     return nn.Sequential(nn.Linear(5, width), nn.Linear(width, 2 * width), MuReadout(2 * width, 3))
 
 
-def in_mup(width: int = 16) -> nn.Module:
+def in_mup(width: int = 16) -> Any:
     return mup.set_base_shapes(mlp(width), mlp(4), delta=mlp(8))
 
 

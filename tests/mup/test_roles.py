@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ class Conv1D(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.empty(nx, nf)), nn.Parameter(torch.zeros(nf))
 
 
-def fixed_kv(width: int, ffn: int) -> nn.Module:
+def fixed_kv(width: int, ffn: int) -> Any:
     layer = nn.Linear(width, 32)
     mup.declare(layer, "weight", Role.HIDDEN)
     return layer
@@ -68,7 +69,7 @@ CASES: dict[str, tuple[Callable[[int, int], nn.Module], str, Role, float, float]
 }
 
 
-def in_mup(case: str) -> nn.Module:
+def in_mup(case: str) -> Any:
     make = CASES[case][0]
     return mup.set_base_shapes(make(16, 64), make(4, 8), delta=make(8, 24))
 
@@ -95,7 +96,7 @@ def test_learning_rates_follow_role_and_fan_in(case: str) -> None:
 @pytest.mark.parametrize("case", [case for case in CASES if CASES[case][2] is Role.HIDDEN])
 def test_init_follows_role_and_fan_in(case: str) -> None:
     _, name, _, r, _ = CASES[case]
-    p = dict(in_mup(case).named_parameters())[name]
+    p: Any = dict(in_mup(case).named_parameters())[name]
     torch.manual_seed(0)
     mup.normal_(p, std=0.5)
     assert float(p.detach().std()) == pytest.approx(0.5 * r**-0.5, rel=0.15)
@@ -129,14 +130,14 @@ def test_three_growing_dimensions_need_a_declaration() -> None:
     models = [make(w) for w in (16, 4, 8)]
     for model in models:
         del model.__dict__["_mup_declared"]
-    model = mup.set_base_shapes(models[0], models[1], delta=models[2])
+    grown = mup.set_base_shapes(models[0], models[1], delta=models[2])
     with pytest.raises(ShapeError, match="more than 2 infinite dimensions"):
-        MuAdam(model, lr=1.0)
+        MuAdam(grown, lr=1.0)
 
 
 def test_main_set_by_hand_is_the_fan_in() -> None:
     make = lambda w: nn.Linear(w, 4 * w, bias=False)  # noqa: E731
-    model = mup.set_base_shapes(nn.Linear(16, 64, bias=False), make(4), delta=nn.Linear(8, 24, bias=False))
+    model: Any = mup.set_base_shapes(nn.Linear(16, 64, bias=False), make(4), delta=nn.Linear(8, 24, bias=False))
     model.weight.infshape.main = model.weight.infshape[0]
     [(_, p)] = planned(model)
     assert (p.role, p.fan_in_mult) == (Role.HIDDEN, 4)
@@ -145,7 +146,7 @@ def test_main_set_by_hand_is_the_fan_in() -> None:
 
 
 def test_a_declared_output_is_rescaled_as_a_readout() -> None:
-    def make(width: int) -> nn.Module:
+    def make(width: int) -> Any:
         layer = nn.Linear(width, 3)
         mup.declare(layer, role=Role.OUTPUT)
         return layer
@@ -153,5 +154,5 @@ def test_a_declared_output_is_rescaled_as_a_readout() -> None:
     torch.manual_seed(0)
     raw = make(16)
     torch.manual_seed(0)
-    layer = mup.set_base_shapes(make(16), make(4), delta=make(8))
+    layer: Any = mup.set_base_shapes(make(16), make(4), delta=make(8))
     torch.testing.assert_close(layer.weight.detach(), 2 * raw.weight.detach())

@@ -43,6 +43,9 @@ def scaling(role: Role, options: Options, r: float, s: float, m: float, depth: f
     )
 
 
+FOUR = st.tuples(MULT, MULT, MULT, MULT)
+
+
 @given(ROLES, OPTIONS, st.booleans())
 def test_base_size_is_exactly_sp(role: Role, options: Options, block: bool) -> None:
     sp = Options(mup=False, optimizer=options.optimizer)
@@ -50,11 +53,17 @@ def test_base_size_is_exactly_sp(role: Role, options: Options, block: bool) -> N
     assert set(astuple(scaling(role, options, 1, 1, 1, 1, block))) <= {0.0, 1.0}
 
 
-@given(ROLES, OPTIONS, st.booleans(), st.tuples(*[MULT] * 8))
-def test_multipliers_compose(role: Role, options: Options, block: bool, mults: tuple[float, ...]) -> None:
+@given(ROLES, OPTIONS, st.booleans(), FOUR, FOUR)
+def test_multipliers_compose(
+    role: Role,
+    options: Options,
+    block: bool,
+    first: tuple[float, float, float, float],
+    second: tuple[float, float, float, float],
+) -> None:
     """64 -> 128 -> 256 is 64 -> 256."""
-    first, second = mults[:4], mults[4:]
-    both = scaling(role, options, *(a * b for a, b in zip(first, second, strict=True)), block)
+    r, s, m, depth = (a * b for a, b in zip(first, second, strict=True))
+    both = scaling(role, options, r, s, m, depth, block)
     in_two = zip(
         astuple(scaling(role, options, *first, block)),
         astuple(scaling(role, options, *second, block)),
@@ -71,7 +80,7 @@ def test_rules_are_continuous(role: Role, options: Options, r: float, s: float, 
 
 @given(ROLES, OPTIONS, st.tuples(MULT, MULT, MULT))
 def test_scaled_decay_times_lr_does_not_depend_on_the_width(
-    role: Role, options: Options, mults: tuple[float, ...]
+    role: Role, options: Options, mults: tuple[float, float, float]
 ) -> None:
     got = scaling(role, options, *mults, 1.0, False)
     if role is Role.VECTOR:

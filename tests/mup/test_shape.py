@@ -6,6 +6,7 @@ import copy
 import pickle
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import mup
 from mup import ForgottenDimensionWarning, InfDim, InfShape, MuReadout, Role, ShapeError
 
 
-def mlp(width: int, hidden: int | None = None) -> nn.Module:
+def mlp(width: int, hidden: int | None = None) -> Any:
     hidden = hidden or width
     return nn.Sequential(nn.Linear(5, width), nn.Linear(width, hidden), MuReadout(hidden, 3))
 
@@ -63,7 +64,7 @@ def test_wrapper_prefixes_are_removed_exactly(inner: str, wrapped: str, prefix: 
 
 
 def test_data_parallel_model_and_a_module_really_called_module() -> None:
-    model = mup.set_base_shapes(nn.DataParallel(mlp(32)), mlp(4), delta=mlp(8))
+    model: Any = mup.set_base_shapes(nn.DataParallel(mlp(32)), mlp(4), delta=mlp(8))
     torch.testing.assert_close(model(torch.ones(2, 5)), model.module(torch.ones(2, 5)))
     mup.set_base_shapes(mlp(32), nn.DataParallel(mlp(4)), delta=nn.DataParallel(mlp(8)))
     really = lambda w: nn.ModuleDict({"module": mlp(w)})  # noqa: E731
@@ -78,7 +79,7 @@ def test_names_on_either_side_are_told() -> None:
 
 def test_a_dimension_forgotten_in_delta_is_reported_by_name(tmp_path: Path) -> None:
     with pytest.warns(ForgottenDimensionWarning, match=r"1\.weight \(dimension 0: 6 in the base, 24 here\)"):
-        model = mup.set_base_shapes(mlp(32, 24), mlp(4, 6), delta=mlp(8, 6), do_assert=False)
+        model: Any = mup.set_base_shapes(mlp(32, 24), mlp(4, 6), delta=mlp(8, 6), do_assert=False)
     assert model[1].weight.infshape.forgotten() == [0]
     path = tmp_path / "x.bsh"  # also when base and delta are known from a file only
     mup.make_base_shapes(mlp(4, 6), mlp(8, 6), path)
@@ -104,7 +105,7 @@ def test_a_models_own_get_shapes() -> None:
             return {"weight": [self.out_features * 2, self.in_features], "bias": [self.out_features * 2]}
 
     make = lambda w: Own(w, w)  # noqa: E731
-    model = mup.set_base_shapes(make(16), make(4), delta=make(8))
+    model: Any = mup.set_base_shapes(make(16), make(4), delta=make(8))
     assert model.weight.infshape == InfShape([InfDim(8, 32), InfDim(4, 16)])
 
 
@@ -124,5 +125,5 @@ def test_missing_infshapes_are_told_by_name() -> None:
 def test_the_base_model_may_be_on_the_meta_device() -> None:
     with torch.device("meta"):
         base, delta = mlp(4), mlp(8)
-    model = mup.set_base_shapes(mlp(16), base, delta=delta)
+    model: Any = mup.set_base_shapes(mlp(16), base, delta=delta)
     assert model[2].width_mult() == 4

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,11 +22,11 @@ from mup import MuAdam, MuReadout, MuSharedReadout
 ROOT = Path(__file__).parents[2]
 
 
-def mlp(width: int) -> nn.Module:
+def mlp(width: int) -> Any:
     return nn.Sequential(nn.Linear(5, width), nn.ReLU(), nn.Linear(width, width), MuReadout(width, 3))
 
 
-def in_mup(width: int = 32) -> nn.Module:
+def in_mup(width: int = 32) -> Any:
     return mup.set_base_shapes(mlp(width), mlp(4), delta=mlp(8))
 
 
@@ -57,11 +58,11 @@ def test_deepcopy_of_a_part_and_of_a_shallow_copy() -> None:
 
 
 def test_tied_weights_stay_tied_in_a_copy() -> None:
-    def make(width: int) -> nn.Module:
+    def make(width: int) -> Any:
         embedding = nn.Embedding(11, width)
         return nn.Sequential(embedding, nn.Linear(width, width), MuSharedReadout(embedding.weight))
 
-    model = copy.deepcopy(mup.set_base_shapes(make(16), make(4), delta=make(8)))
+    model: Any = copy.deepcopy(mup.set_base_shapes(make(16), make(4), delta=make(8)))
     assert model[0].weight is model[2].weight and model[2].width_mult() == 4
     assert model[0].weight.infshape.role is mup.Role.INPUT
 
@@ -133,7 +134,8 @@ def test_compile_without_graph_breaks() -> None:
     model = in_mup()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(X), model(X))
-    again = mup.set_base_shapes(torch.compile(mlp(32), backend="eager"), mlp(4), delta=mlp(8))
+    compiled_first: Any = torch.compile(mlp(32), backend="eager")
+    again = mup.set_base_shapes(compiled_first, mlp(4), delta=mlp(8))
     assert all(name.startswith("_orig_mod.") for name in mup.get_infshapes(again))
 
 
@@ -283,7 +285,7 @@ def test_reset_parameters_of_a_readout_is_in_mup() -> None:
 
 @pytest.mark.parametrize("by_hand", [False, True])
 def test_a_tied_embedding_is_not_rescaled(by_hand: bool) -> None:
-    def make(width: int) -> nn.Module:
+    def make(width: int) -> Any:
         embedding = nn.Embedding(11, width)
         if by_hand:
             readout = MuReadout(width, 11)

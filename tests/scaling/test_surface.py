@@ -12,7 +12,7 @@ from megatron.errors import DataError
 from muneox.scaling.compute import envelope, training_flops
 from muneox.scaling.surface import Surface, fit_surface, sample_surface
 
-HOFFMANN = Surface(1.69, 406.4, 0.34, 410.7, 0.28)  # eq. 10 of arXiv:2203.15556
+HOFFMANN = Surface(*np.array([1.69, 406.4, 0.34, 410.7, 0.28]))  # eq. 10 of arXiv:2203.15556
 N, D = (grid.ravel() for grid in np.meshgrid(np.geomspace(5e7, 2e9, 5), np.geomspace(1e9, 1e11, 5)))
 
 

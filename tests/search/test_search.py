@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -21,6 +22,7 @@ import yaml
 
 from megatron.monitoring import read_metrics
 from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.resolve import cost_config
 from muneox.cost import cost_of
 from muneox.search.lead import is_over
 from muneox.search.progress import Usage, eta, status_line
@@ -83,7 +85,7 @@ def test_a_diverged_trial_is_kept_as_such_and_the_search_goes_on(proxy: Path, tm
     space = "sampler: grid\nparameters: {mup-embedding-mult: [1.0, 1.0e+38], lr: [0.001, 0.01]}"
     _, stage = work(proxy, tmp_path, space)
     trials = stage.study.get_trials()
-    assert [math.isinf(trial.value) for trial in trials] == [False, False, True, True]
+    assert [trial.value is not None and math.isinf(trial.value) for trial in trials] == [False, False, True, True]
     assert all("loss is" in trial.user_attrs["diverged"] for trial in trials[2:])
     assert ranked(trials)[0].number in (0, 1) and "2 diverged" in status_line(trials, 4, None)
 
@@ -116,7 +118,7 @@ def test_the_command_line_searches_reports_and_names_its_use(proxy: Path, tmp_pa
     merged = NeoXArgs.from_ymls([target, out / "best.yml"], world_size=1)
     assert merged.mup_output_temp == study.best_trial.params["mup_output_temp"]
     share = sum(run["flops"] for trial in study.trials for run in trial.user_attrs["runs"].values())
-    assert f"{share / cost_of(merged).flops:.2%} of the target's" in done.stdout
+    assert f"{share / cost_of(cost_config(merged)).flops:.2%} of the target's" in done.stdout
     again = run_search(*command)
     assert again.returncode == 0 and "trials, " not in again.stdout  # nothing is left to train
     other = run_search(*command, "--train-iters", "7")
@@ -132,7 +134,7 @@ def test_the_command_line_searches_reports_and_names_its_use(proxy: Path, tmp_pa
 def test_kill_9_of_everything_changes_no_trial(proxy: Path, tmp_path: Path, store: str) -> None:
     """Leader and workers are killed at random moments ten times; the study ends as an undisturbed one does."""
     space, dice = write_space(tmp_path, SPACE), random.Random(store)
-    common = (proxy, "--space", space, "--trials", "30", "--workers", "2")
+    common: tuple[object, ...] = (proxy, "--space", space, "--trials", "30", "--workers", "2")
     common += ("--train-iters", "150", "--eval-interval", "150", "--log-interval", "10")
     disturbed = (*common, "--out", tmp_path / "killed", "--study", tmp_path / store)
     kills = 0
@@ -143,7 +145,7 @@ def test_kill_9_of_everything_changes_no_trial(proxy: Path, tmp_path: Path, stor
 
     while kills < 10:
         before = activity()
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         process = subprocess.Popen(search_command(*disturbed), env=environment(), start_new_session=True, **quiet)
         while activity() == before and process.poll() is None:
             time.sleep(0.05)
@@ -185,13 +187,14 @@ def postgres() -> Iterator[str]:
     if os.geteuid() == 0:  # the server refuses to run as root
         shutil.chown(folder, "postgres")
         as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-    data, quiet = folder / "data", {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    data = folder / "data"
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     initdb = [*as_user, binaries / "initdb", "-D", data, "-U", "tester", "-A", "trust", "--no-sync"]
     subprocess.run(list(map(str, initdb)), check=True, cwd=folder, **quiet)
     serve = [*as_user, binaries / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses="]
     server = subprocess.Popen(list(map(str, serve)), cwd=folder, **quiet)
     try:
-        while subprocess.run([binaries / "pg_isready", "-h", folder], check=False, **quiet).returncode:
+        while subprocess.run([str(binaries / "pg_isready"), "-h", str(folder)], check=False, **quiet).returncode:
             assert server.poll() is None, "the server ended"
             time.sleep(0.1)
         yield f"postgresql+psycopg://tester@/postgres?host={folder}"
@@ -214,12 +217,12 @@ def _has_driver() -> bool:
 def test_four_workers_on_postgresql_two_of_them_late(proxy: Path, tmp_path: Path, postgres: str) -> None:
     """Two commands with two workers each on one server: every trial once, by all four of them."""
     space = write_space(tmp_path, SPACE)
-    common = (proxy, "--space", space, "--trials", "24", "--workers", "2", "--study", postgres)
+    common: tuple[object, ...] = (proxy, "--space", space, "--trials", "24", "--workers", "2", "--study", postgres)
     common += ("--train-iters", "150", "--eval-interval", "150")
 
     def begin(out: str) -> subprocess.Popen[str]:
         command = search_command(*common, "--out", tmp_path / out)
-        to = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        to: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(command, env=environment(), **to)
 
     one = begin("one")

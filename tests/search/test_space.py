@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
@@ -130,14 +130,15 @@ def test_a_grid_takes_every_point_once(args: NeoXArgs) -> None:
 def test_tpe_depends_on_the_history_and_on_nothing_else(args: NeoXArgs) -> None:
     space = space_of(args, SAMPLED, sampler="tpe")
     plan, kinds = planner(space), distributions(space)
-    trials = []
+    trials: list[FrozenTrial] = []
     for k in range(14):
         params = plan(k, trials)
         assert params == planner(space)(k, trials)
         loss = abs(math.log10(params["lr"]) + 2)
         trials.append(create_trial(params=params, distributions=kinds, value=loss, state=TrialState.COMPLETE))
     worse = [
-        create_trial(params=t.params, distributions=kinds, value=-t.value, state=TrialState.COMPLETE) for t in trials
+        create_trial(params=t.params, distributions=kinds, value=-(t.value or 0.0), state=TrialState.COMPLETE)
+        for t in trials
     ]
     assert plan(14, trials) != plan(14, worse)
 

@@ -153,6 +153,7 @@ def test_the_made_proxy_of_a_published_shape_transfers_to_it(tmp_path: Path, sha
     fitted = target.replace(**made.target_keys)
     assert found(proxy, fitted, Kind.BREAKS) == [] and found(proxy, fitted, Kind.SHIFTS) == []
     assert proxy.num_layers == target.num_layers
+    assert proxy.hidden_size and proxy.num_attention_heads and target.hidden_size and target.num_attention_heads
     assert proxy.hidden_size // proxy.num_attention_heads == target.hidden_size // target.num_attention_heads
     assert proxy.hidden_size < target.hidden_size
 

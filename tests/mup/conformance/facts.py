@@ -23,13 +23,13 @@ from mup.infshape import InfShape
 torch.set_num_threads(1)
 
 
-def mlp(width: int, bias: bool = True) -> nn.Module:
+def mlp(width: int, bias: bool = True) -> Any:
     return nn.Sequential(
         nn.Linear(12, width, bias=bias), nn.ReLU(), nn.Linear(width, 2 * width), mup.MuReadout(2 * width, 7)
     )
 
 
-def cnn(width: int) -> nn.Module:
+def cnn(width: int) -> Any:
     return nn.Sequential(
         nn.Conv2d(3, width, 3),
         nn.BatchNorm2d(width),
@@ -70,14 +70,14 @@ INITS: dict[str, Callable[[torch.Tensor], Any]] = {
 }
 
 
-def build(name: str) -> nn.Module:
+def build(name: str) -> Any:
     make, base, delta, target = MODELS[name]
     torch.manual_seed(0)
     return mup.set_base_shapes(make(*target), make(*base), delta=make(*delta))
 
 
 def shape_facts(shape: InfShape) -> dict[str, Any]:
-    facts = {"width_mult": shape.width_mult(), "ninf": shape.ninf()}
+    facts: dict[str, Any] = {"width_mult": shape.width_mult(), "ninf": shape.ninf()}
     facts |= shape.serialize() | {"main_idx": shape.main_idx}
     if len(shape) >= 2:
         facts["ratio"] = shape.fanin_fanout_mult_ratio()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -11,11 +13,11 @@ import mup.init as mup_init
 from mup.infshape import InfDim, InfShape, zip_infshape
 
 
-def mlp(width: int) -> nn.Module:
+def mlp(width: int) -> Any:
     return nn.Sequential(nn.Linear(5, width), nn.ReLU(), nn.Linear(width, width), mup.MuReadout(width, 3))
 
 
-def in_mup(width: int, base: int = 4) -> nn.Module:
+def in_mup(width: int, base: int = 4) -> Any:
     torch.manual_seed(0)
     return mup.set_base_shapes(mlp(width), mlp(base), delta=mlp(2 * base))
 
@@ -48,7 +50,7 @@ def test_infshape_without_width_has_multiplier_one() -> None:
     with pytest.raises((AssertionError, ValueError)):
         InfShape([InfDim(None, 3)]).fanin_fanout()
     with pytest.raises(ValueError):
-        InfShape([3])
+        InfShape([3])  # type: ignore[list-item]
 
 
 def test_zip_infshape() -> None:
@@ -109,7 +111,7 @@ def test_readout_divides_its_input_and_its_init_is_constant_in_width() -> None:
 def test_output_mult_and_zero_init() -> None:
     readout = mup.MuReadout(4, 3, readout_zero_init=True, output_mult=2.0)
     assert not readout.weight.any() and not readout.bias.any()
-    model = nn.Sequential(nn.Linear(5, 4), mup.MuReadout(4, 3, bias=False, output_mult=2.0))
+    model: Any = nn.Sequential(nn.Linear(5, 4), mup.MuReadout(4, 3, bias=False, output_mult=2.0))
     mup.set_base_shapes(model, None)
     x = torch.randn(2, 4)
     torch.testing.assert_close(model[1](x), 2 * x @ model[1].weight.T)
