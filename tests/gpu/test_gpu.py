@@ -11,7 +11,10 @@ import pytest
 
 from tests.gpu.conftest import MODEL, ROOT, Train, run
 
-HALF = {"bfloat16": {"precision": "bfloat16"}, "fp16": {"precision": "fp16", "zero_optimization": {"stage": 1}}}
+HALF: dict[str, dict[str, Any]] = {
+    "bfloat16": {"precision": "bfloat16"},
+    "fp16": {"precision": "fp16", "zero_optimization": {"stage": 1}},
+}
 
 
 def losses(records: list[dict[str, Any]]) -> list[float]:

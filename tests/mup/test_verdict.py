@@ -65,7 +65,7 @@ def test_a_slope_of_seeds_that_lack_a_width_agrees_with_numpy() -> None:
     fits = []
     for drawn in itertools.product(range(3), repeat=3):  # every way to draw three seeds again
         points = [(a, b) for s in drawn for r, a, b in zip(data, x, y, strict=True) if r["seed"] == s]
-        fits.append(np.polyfit(*zip(*points, strict=True), 1)[0])
+        fits.append(np.polyfit([a for a, _ in points], [b for _, b in points], 1)[0])
     assert (row.low, row.high) == pytest.approx(tuple(np.quantile(np.repeat(fits, 100), [0.025, 0.975])), abs=0.01)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -36,7 +37,9 @@ def trainer_of(corpus: Path, folder: Path, stage: int) -> Trainer:
 
 
 def matrix(trainer: Trainer) -> torch.nn.Parameter:
-    return trainer.train_module.model.layers[0].mlp.dense_h_to_4h.weight
+    model: Any = trainer.train_module.model
+    weight: torch.nn.Parameter = model.layers[0].mlp.dense_h_to_4h.weight
+    return weight
 
 
 def full(parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -66,7 +69,7 @@ def test_a_gradient_that_is_not_finite_makes_no_update(corpus: Path, tmp_path: P
     trainer.train_module.train_step(batches)
     before = full(parameter)
     hook = trainer.train_module.model.final_norm.register_full_backward_hook(
-        lambda module, inputs, outputs: (inputs[0].index_fill(-1, torch.tensor(0), value),)
+        lambda module, inputs, outputs: (cast(Any, inputs)[0].index_fill(-1, torch.tensor(0), value),)
     )
     trainer.train_module.train_step(batches)
     hook.remove()
