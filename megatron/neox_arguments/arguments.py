@@ -28,7 +28,7 @@ from megatron.neox_arguments.fields.textgen import NeoXArgsTextgen
 from megatron.neox_arguments.fields.training import NeoXArgsTraining
 from megatron.neox_arguments.keys import SATISFIED
 from megatron.neox_arguments.merging import Merged, merge, override
-from megatron.neox_arguments.validate_key import as_spelt
+from megatron.neox_arguments.spelling import as_declared
 from megatron.neox_arguments.yaml_loader import ConfigFile, find_config, load_config
 
 _WORKER_OPTIONS = ("megatron_config", "deepspeed_config", "deepspeed", "local_rank")
@@ -63,8 +63,7 @@ class NeoXArgs(
     @classmethod
     def _complete(cls, data: Any, handler: Any) -> NeoXArgs:
         given = {key: value for key, value in (data.kwargs or {}).items() if value is not None}
-        for key, value in given.items():
-            given[key] = as_spelt(value, _TYPES.get(key))
+        given = as_declared(given)
         try:
             args: NeoXArgs = handler(type(data)(data.args, given))
         except ValidationError as error:

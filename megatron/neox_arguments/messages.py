@@ -93,8 +93,6 @@ def _hint(value: Any, annotation: Any) -> str:
         except ValueError:
             return ""
         return f"; write {value} without quotes"
-    if isinstance(value, float) and value.is_integer() and int in accepted:
-        return f"; write {int(value)}"
-    if str in accepted and not isinstance(value, str | list | dict):
+    if str in accepted and not accepted & {int, float} and not isinstance(value, str | list | dict):
         return "; put it in quotes"
     return ""

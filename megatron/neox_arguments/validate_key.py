@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import typing
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -29,17 +28,6 @@ def out_of_range(path: str, value: Any, key: Key) -> str | None:
     if isinstance(value, str) and value.lower() in key.refuse:
         return None  # has a reason of its own
     return f"{path}: expected {key.limit.expected}, got {shown(value)}"
-
-
-def as_spelt(value: Any, annotation: Any) -> Any:
-    """A word of a Literal in any case, as GPT-NeoX accepts it, as the type spells it; anything else as it is."""
-    if isinstance(value, str):
-        for option in (annotation, *typing.get_args(annotation)):
-            if typing.get_origin(option) is Literal:
-                for known in typing.get_args(option):
-                    if isinstance(known, str) and known.lower() == value.lower():
-                        return known
-    return value
 
 
 def has_type(value: Any, annotation: Any) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 from megatron.neox_arguments.fields import FIELDS, KEYS, section_fields
 from megatron.neox_arguments.keys import REFUSED, key_of
 from megatron.neox_arguments.messages import shown, type_problem
-from megatron.neox_arguments.validate_key import as_spelt, has_type, out_of_range, refusal
+from megatron.neox_arguments.spelling import as_spelt
+from megatron.neox_arguments.validate_key import has_type, out_of_range, refusal
 from megatron.neox_arguments.validate_run import Problem
 
 _EXTRA = "deepspeed_extra_args"

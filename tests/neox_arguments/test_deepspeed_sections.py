@@ -80,8 +80,12 @@ def test_extra_args_replace_nothing_of_ours(small, extra, says):
         ({"bf16": {"enabled": 1}}, "bf16.enabled: expected true or false, got 1"),
         ({"zero_optimization": {"overlap_comm": "on"}}, "zero_optimization.overlap_comm: expected true or false, got"),
         (
-            {"zero_optimization": {"reduce_bucket_size": 5e8}},
-            "zero_optimization.reduce_bucket_size: expected a whole number, got 500000000.0; write 500000000",
+            {"zero_optimization": {"reduce_bucket_size": 1.5}},
+            "zero_optimization.reduce_bucket_size: expected a whole number, got 1.5",
+        ),
+        (
+            {"zero_optimization": {"reduce_bucket_size": "5e8"}},
+            "zero_optimization.reduce_bucket_size: expected a whole number, got the text '5e8'; write 5e8 without",
         ),
         (
             {"zero_optimization": {"stage": 1, "offload_optimizer": {"pin": 1}}},
@@ -91,6 +95,24 @@ def test_extra_args_replace_nothing_of_ours(small, extra, says):
 )
 def test_a_section_names_its_wrong_key(small, section, says):
     assert problem({**small, **section}).startswith(says)
+
+
+def test_deepspeed_gets_an_integer_for_a_number_written_as_a_float(write, small):
+    """GPT-NeoX's and DeepSpeed's users write 5e8, which YAML reads as a float."""
+    section = "{stage: 1, reduce_bucket_size: 5e8, allgather_bucket_size: 2.0e+8, offload_param: {buffer_size: 1e8}}"
+    path = write(f"train_batch_size: 4\nzero_optimization: {section}\nflops_profiler: {{profile_step: 5.0}}\n")
+    args = NeoXArgs.from_ymls([path], {"zero_optimization.stage3_max_live_parameters": 1e9})
+    zero = args.deepspeed_config()["zero_optimization"]
+    expected = {
+        "reduce_bucket_size": 500_000_000,
+        "allgather_bucket_size": 200_000_000,
+        "stage3_max_live_parameters": 1_000_000_000,
+    }
+    assert {key: repr(zero[key]) for key in expected} == {key: repr(value) for key, value in expected.items()}
+    assert repr(args.zero_optimization["offload_param"]["buffer_size"]) == "100000000"
+    assert repr(args.zero_reduce_bucket_size) == "500000000" and repr(args.flops_profiler["profile_step"]) == "5"
+    extra = NeoXArgs.from_dict({**small, "deepspeed_extra_args": {"flops_profiler": {"profile_step": 7.0}}})
+    assert repr(extra.deepspeed_config()["flops_profiler"]["profile_step"]) == "7"
 
 
 def test_what_deepspeed_knows_and_we_do_not_set_passes(small):

@@ -22,8 +22,15 @@ from megatron.neox_arguments.keys import SUPPORTED
 ROOT = Path(__file__).resolve().parents[2]
 # In the configuration package these declare, complete or check a key's value; the rest hands it on.
 NO_USERS = {
-    *("keys.py", "limits.py", "transfer.py", "complete.py", "messages.py", "merging.py", "sizes.py", "yaml_loader.py"),
-    *("validate.py", "validate_key.py", "validate_layout.py", "validate_run.py", "validate_sections.py"),
+    *("keys.py", "limits.py", "transfer.py", "complete.py", "messages.py", "merging.py", "sizes.py", "spelling.py"),
+    *(
+        "yaml_loader.py",
+        "validate.py",
+        "validate_key.py",
+        "validate_layout.py",
+        "validate_run.py",
+        "validate_sections.py",
+    ),
 }
 # Keys that are completed into another one, which must be used in their place.
 FOLDED = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.fields import FIELDS, KEYS, section_fields
-from megatron.neox_arguments.keys import REFUSED, key_of
+from megatron.neox_arguments.keys import REFUSED, SUPPORTED, key_of
 from megatron.neox_arguments.limits import Items, OneOf, Pattern, Range, above, at_least, one_of
 from megatron.neox_arguments.messages import kinds
 
@@ -210,6 +210,37 @@ def test_a_value_of_another_type_is_one_error_that_names_the_key(path):
     assert len(problems) == 1 and problems[0].startswith(f"{path}: "), problems
     refused = key_of(field).status == REFUSED and "." in path
     assert ("is refused" if refused else "expected ") in problems[0]
+
+
+INTEGERS = [
+    path
+    for path, field in PATHS.items()
+    if int in kinds(field.type) and float not in kinds(field.type) and key_of(field).status == SUPPORTED
+]
+
+
+@pytest.mark.parametrize("path", INTEGERS)
+def test_an_integer_can_be_written_as_a_float_with_a_whole_value(path):
+    limit = key_of(PATHS[path]).limit
+    number = next(n for n in (4, 2) if limit is None or limit.accepts(n))
+    as_float, as_int = (NeoXArgs.from_dict(config_with(path, value)) for value in (float(number), number))
+    assert json.dumps(as_float.to_dict()) == json.dumps(as_int.to_dict())
+    assert json.dumps(as_float.given) == json.dumps(as_int.given)
+
+
+@pytest.mark.parametrize("path", INTEGERS)
+@pytest.mark.parametrize("fraction", [1.5, 2.0000001])
+def test_a_fraction_for_an_integer_is_one_error_that_names_the_key(path, fraction):
+    [problem] = lines(config_with(path, fraction))
+    assert problem.startswith(f"{path}: expected a whole number") and problem.endswith(f", got {fraction}")
+
+
+@pytest.mark.parametrize("path", ["coord_check_widths", "extra_save_iters"])
+def test_integers_in_a_list_can_be_written_as_floats(path):
+    args = NeoXArgs.from_dict(config_with(path, [6.4e1, 128, 1e3]))
+    assert repr(getattr(args, path)) == "[64, 128, 1000]"
+    [problem] = lines(config_with(path, [64, 128.5]))
+    assert problem.startswith(f"{path}: expected a list of whole numbers")
 
 
 @pytest.mark.parametrize("path", sorted({path.rpartition(".")[0] for path in PATHS if "." in path}))
