@@ -1,1 +1,1 @@
-"""Hyperparameter search on a muP proxy: space, samplers, shared study, warm workers, outcome."""
+"""Hyperparameter search on a muP proxy: search space, samplers, shared study, warm workers and outcome."""

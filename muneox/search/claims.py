@@ -1,8 +1,8 @@
-"""Who works on which trial. Every trial is one worker's at a time; one whose worker died is taken up again.
+"""Ownership of trials. Each trial belongs to one worker at a time; if the worker dies, another one resumes the trial.
 
-All changes of ownership happen under the study's lock, which the operating system or the server frees when its
-holder dies. A worker on this host counts as dead when its process is gone; one elsewhere, when its heartbeat (a
-counter in the study, so that clocks need not agree) has stood still for `stale_after` seconds.
+Ownership changes only under the study's lock. The operating system or the server releases the lock when its holder
+dies. A worker on this host is dead when its process has exited. A worker on another host is dead when its heartbeat
+has not changed for `stale_after` seconds. The heartbeat is a counter in the study, so clocks need not agree.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_ERRORS = 3
 
 
 def host_identity() -> str:
-    """This host, boot and process namespace: a process number means something only within one."""
+    """Identify this host, boot and process namespace. A process id is unique only within one of them."""
 
     def read(path: str) -> str:
         try:
@@ -46,16 +46,16 @@ def host_identity() -> str:
 
 
 def process_start(pid: int) -> str | None:
-    """When a process of this host began (clock ticks since boot), or None if there is none such, or only its zombie.
+    """Start time of a process on this host in clock ticks since boot, or None if it has exited or is a zombie.
 
-    In a container whose first process does not wait for orphans, the zombie of a killed worker stays.
+    The zombie of a killed worker stays in a container if the container's first process does not reap orphans.
     """
     try:
         state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if state in ("Z", "X") else numbers[18]
     except (OSError, IndexError, ValueError):
         pass
-    try:  # no /proc: a number that lives will do
+    try:  # no /proc: accept any live process with this id
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
@@ -85,7 +85,7 @@ class Worker:
 
 @dataclass
 class Liveness:
-    """What an observer knows of other workers: their last heartbeat, and when it saw that."""
+    """The last heartbeat of each other worker, and when it was first seen."""
 
     host: str
     stale_after: float = STALE_SECONDS
@@ -102,7 +102,7 @@ class Liveness:
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this worker may work on: its number, its parameters, and the runs of it that are already done."""
+    """A trial that this worker owns: its number, its parameters and its finished runs."""
 
     trial: Trial
     number: int
@@ -128,7 +128,7 @@ class Claims:
         self._liveness = Liveness(worker.host, stale_after)
 
     def next(self) -> Claim | None:
-        """Claim a trial: first one whose worker died, else the next of the plan. None: nothing to claim now."""
+        """Claim a trial: one whose worker died, otherwise the next of the plan. None if there is nothing to claim."""
         with self._lock():
             trials = self.study.get_trials(deepcopy=False)
             attributes = self.study.user_attrs
@@ -164,7 +164,7 @@ class Claims:
         return len(trials) >= self.total and all(trial.state.is_finished() for trial in trials)
 
     def record_run(self, claim: Claim, name: str, figures: Mapping[str, Any]) -> None:
-        """Keep one run of a trial, so that whoever takes the trial up need not repeat it."""
+        """Store one finished run of a trial. A worker that resumes the trial does not repeat it."""
         claim.runs[name] = dict(figures)
         if self._is_mine(claim):
             claim.trial.set_user_attr("runs", claim.runs)
@@ -172,7 +172,7 @@ class Claims:
     def finish(
         self, claim: Claim, state: TrialState, value: float | None = None, note: Mapping[str, Any] | None = None
     ) -> bool:
-        """Tell the outcome. False, and nothing told, where the trial went to another worker meanwhile."""
+        """Store the outcome of a trial. Returns False, and stores nothing, if another worker now owns the trial."""
         with self._lock():
             if not self._is_mine(claim):
                 return False
@@ -182,9 +182,9 @@ class Claims:
             return True
 
     def give_up(self, claim: Claim, error: str) -> None:
-        """Leave a trial to another worker after an error that is none of its own; the third error ends it as failed.
+        """Leave a trial to another worker after an unexpected error. The third error marks the trial as failed.
 
-        The caller then ends its process: by that the trial becomes free.
+        The caller must then end its process, which frees the trial.
         """
         with self._lock():
             if self._is_mine(claim):
@@ -199,12 +199,12 @@ class Claims:
 
 
 def _claim(study: optuna.Study, trial: FrozenTrial) -> Claim:
-    # Trial's own constructor is Optuna's way to go on with a trial that is in the storage.
+    # Optuna continues a stored trial through the constructor of Trial.
     return Claim(
         Trial(study, trial._trial_id), trial.number, dict(trial.params), dict(trial.user_attrs.get("runs", {}))
     )
 
 
 def live_workers(trials: Sequence[FrozenTrial]) -> int:
-    """Workers that hold a trial now."""
+    """Number of workers that own a running trial."""
     return len({trial.user_attrs[OWNER]["name"] for trial in trials if trial.state == TrialState.RUNNING})

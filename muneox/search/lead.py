@@ -1,4 +1,4 @@
-"""The process that a user starts: checks, starts the workers, shows progress, and tells the result."""
+"""The process that the user starts: it checks the search, starts workers, shows progress and prints the result."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ POLL_SECONDS = 1.0
 
 
 class WorkersGone(UserError):
-    """No worker is left although trials are."""
+    """All workers have exited, but some trials are not finished."""
 
 
 class Workers:
-    """The worker processes of this host. What they say goes to OUT/workers/<number>.log."""
+    """The worker processes of this host. Their output goes to OUT/workers/<number>.log."""
 
     def __init__(self, setup: Setup) -> None:
         self._logs = setup.out / "workers"
@@ -47,7 +47,7 @@ class Workers:
         return self._logs / f"{index}.log"
 
     def deaths(self) -> list[str]:
-        """A sentence for each worker that ended with an error since the last call."""
+        """One message for each worker that has exited with an error since the last call."""
         said = []
         for index, process in enumerate(self._processes):
             if process.poll() and index not in self._reported:
@@ -55,7 +55,7 @@ class Workers:
                 lines = self._log(index).read_text(errors="replace").strip().splitlines()
                 said.append(
                     f"worker {index} ended with exit code {process.returncode}: {lines[-1] if lines else 'no message'}"
-                    f" (all of it: {self._log(index)})"
+                    f" (full log: {self._log(index)})"
                 )
         return said
 
@@ -64,7 +64,7 @@ class Workers:
         return any(process.poll() is None for process in self._processes)
 
     def stop(self) -> None:
-        """End what still runs; a trial in flight stays free for another worker."""
+        """Stop the running workers. Another worker can claim their unfinished trials."""
         for process in self._processes:
             if process.poll() is None:
                 process.terminate()
@@ -86,7 +86,7 @@ def is_over(stage: Stage) -> bool:
 
 
 def lead(setup: Setup) -> int:
-    """Run or join the search and print its outcome. Returns 1 where a trial failed."""
+    """Run or join the search and print its outcome. Returns 1 if a trial failed, otherwise 0."""
     console = Console(width=None if sys.stdout.isatty() else 160)
     check_space(setup.args, setup.space)
     for key in setup.space.dropped:
@@ -114,7 +114,7 @@ def lead(setup: Setup) -> int:
 
 @contextlib.contextmanager
 def _view(stage: Stage, console: Console, target: Cost | None, title: str) -> Iterator[Callable[[], None]]:
-    """A function that brings the display up to date: a live table on a terminal, a line a trial elsewhere."""
+    """Yield a function that refreshes the display: a live table on a terminal, otherwise one line per trial."""
     if console.is_terminal and not console.is_dumb_terminal:
         with Live(console=console, refresh_per_second=2, transient=True) as live:
             yield lambda: live.update(progress.live_view(stage, target, title))
@@ -134,17 +134,17 @@ def _view(stage: Stage, console: Console, target: Cost | None, title: str) -> It
 
 
 def follow(stage: Stage, workers: Workers, console: Console, target: Cost | None, title: str) -> None:
-    """Show a stage until it is over. Raises WorkersGone where nobody works on it any more."""
+    """Show the progress of a stage until it is over. Raises WorkersGone if all workers exit before."""
     with _view(stage, console, target, title) as refresh:
         while True:
-            over, alive = is_over(stage), workers.alive  # in this order: the last may end in between
+            over, alive = is_over(stage), workers.alive  # in this order: the last worker can exit in between
             refresh()
             for death in workers.deaths():
                 console.print(death, style="red", soft_wrap=True)
             if over:
                 return
             if not alive and not is_over(stage):
-                raise WorkersGone("all workers ended before the trials did; start the same command again to go on")
+                raise WorkersGone("all workers ended before the trials did; run the same command again to continue")
             time.sleep(POLL_SECONDS)
 
 
@@ -156,7 +156,7 @@ def print_outcome(
     target: Cost | None,
     target_args: NeoXArgs | None,
 ) -> None:
-    """The result: tables, verdict, warnings, best.yml and the command that uses it."""
+    """Print tables, verdict and warnings, write best.yml, and print the command that uses it."""
     trials = search.study.get_trials(deepcopy=False)
     order = ranked(trials)
     console.print(progress.best_table(search, trials))
@@ -189,7 +189,7 @@ def _shown(values: dict[str, object]) -> str:
 
 
 def _print_worker_times(search: Stage, console: Console) -> None:
-    """Which share of the workers' time training steps took."""
+    """Print the share of the workers' time spent in training steps and in evaluation."""
     figures = [value for key, value in search.study.user_attrs.items() if key.startswith("worker:")]
     wall = sum(figure["wall"] for figure in figures)
     if wall:
@@ -204,7 +204,10 @@ def _print_worker_times(search: Stage, console: Console) -> None:
 def _print_use(
     setup: Setup, path: Path, values: dict[str, object], target_args: NeoXArgs | None, console: Console
 ) -> None:
-    """The command that trains the target with the result; keys that the target's files already have go on the line."""
+    """Print the command that trains the target with the result.
+
+    If the overlay conflicts with the target's files, its keys go on the command line.
+    """
     train = ["python", "deepy.py", "train.py"] if Path("deepy.py").is_file() else ["muneox", "train"]
     if target_args is None:
         console.print(f"use it: {shlex.join([*train, 'target.yml', str(path)])}", soft_wrap=True, highlight=False)

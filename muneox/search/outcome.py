@@ -1,5 +1,4 @@
-"""What a finished search found: the best, whether it is really better than its neighbours, and whether the space
-was wide enough."""
+"""Outcome of a finished search: the best trial, its lead over the others, and whether the space was wide enough."""
 
 from __future__ import annotations
 
@@ -21,12 +20,12 @@ from muneox.search.space import Parameter, Space
 from muneox.search.stages import Stage, ranked
 
 EDGE = 0.1  # share of a range, at each end, that counts as its edge
-TREND = 0.05  # significance level from which loss is said to depend on a parameter
+TREND = 0.05  # significance level below which the loss depends on a parameter
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Standard deviation of a run's loss over seeds, from how many runs beyond the means it was estimated."""
+    """Standard deviation of a run's loss over seeds, and the degrees of freedom of the estimate."""
 
     std: float
     degrees: int
@@ -39,9 +38,9 @@ def loss_of(trial: FrozenTrial) -> float:
 
 
 def seed_noise(stages: Sequence[Stage]) -> Noise | None:
-    """Pooled over all trials and widths that have two seeds or more; None where none has.
+    """Seed noise, pooled over all trials and widths with two or more seeds. None if there are none.
 
-    The first stage's own seed may stand beside the confirming ones: the same parameters, other seeds.
+    Runs of the search and of its confirmation are pooled: they have the same parameters and different seeds.
     """
     squares, degrees = 0.0, 0
     for losses in _losses_by_setting(stages).values():
@@ -67,7 +66,7 @@ def _losses_by_setting(stages: Sequence[Stage]) -> dict[tuple[str, int], list[fl
 def neighbours(
     space: Space, best: FrozenTrial, trials: Sequence[FrozenTrial], number: int = 5
 ) -> list[tuple[float, FrozenTrial]]:
-    """The trials nearest to the best, with their distance: 1 is the whole range of every parameter."""
+    """Return the trials nearest to the best with their distances. Distance 1 is the full range of every parameter."""
 
     def distance(trial: FrozenTrial) -> float:
         squares = [_difference(parameter, trial, best) ** 2 for parameter in space.parameters]
@@ -85,7 +84,7 @@ def _difference(parameter: Parameter, a: FrozenTrial, b: FrozenTrial) -> float:
 
 
 def edge_warnings(space: Space, best: FrozenTrial, trials: Sequence[FrozenTrial]) -> list[str]:
-    """A sentence for each parameter whose best value is at an edge of the space, with the way to widen it."""
+    """One message for each parameter whose best value is at an edge of the space, with a wider range."""
     return [text for parameter in space.parameters if (text := _edge(parameter, best, trials)) is not None]
 
 
@@ -103,7 +102,7 @@ def _edge(parameter: Parameter, best: FrozenTrial, trials: Sequence[FrozenTrial]
     wider = _wider(parameter, upper)
     trend = _trend(parameter, trials)
     if trend is None or abs(trend) < 1e-12 or (trend < 0) != upper:
-        return f"{where}; over all trials the loss does not fall towards it, so a wider space is not pressing ({wider})"
+        return f"{where}; over all trials the loss does not fall towards it, so a wider space is not urgent ({wider})"
     return f"{where}, and the loss falls towards it (rank correlation {trend:+.2f}): widen it, {wider}"
 
 
@@ -118,7 +117,7 @@ def _wider(parameter: Parameter, upper: bool) -> str:
 
 
 def _trend(parameter: Parameter, trials: Sequence[FrozenTrial]) -> float | None:
-    """Spearman's rank correlation of loss with the parameter's value, where it is significant."""
+    """Spearman's rank correlation of loss with the parameter's value, or None if it is not significant."""
     done = ranked(trials)
     values = [trial.params[parameter.key] for trial in done]
     if len(done) < 4 or len(set(values)) < 2:
@@ -128,13 +127,13 @@ def _trend(parameter: Parameter, trials: Sequence[FrozenTrial]) -> float | None:
 
 
 def best_keys(setup: Setup, best: FrozenTrial) -> dict[str, Any]:
-    """What the target takes from the search: the best parameters and what is tied to them."""
+    """Keys that the target takes from the search: the best parameters and the keys tied to them."""
     return {**best.params, **tied_changes(setup.args, best.params)}
 
 
 def write_best(path: Path, setup: Setup, best: FrozenTrial) -> None:
-    """Write the overlay, nested where a key is dotted, with where it comes from in comments."""
-    overlay: dict[str, Any] = {"overlay": True}  # its keys win over those of the target's file
+    """Write the best parameters as an overlay. Dotted keys become nested ones; a comment names the search."""
+    overlay: dict[str, Any] = {"overlay": True}  # its keys override those of the target's file
     for key, value in best_keys(setup, best).items():
         top, *rest = key.split(".")
         section, last = overlay, top.replace("_", "-")
@@ -150,15 +149,15 @@ def write_best(path: Path, setup: Setup, best: FrozenTrial) -> None:
 
 
 def verdict(best: FrozenTrial, second: FrozenTrial | None, noise: Noise | None) -> str:
-    """Whether the winner is real: its lead over the second against the noise of seeds."""
+    """Compare the lead of the best trial over the second with the seed noise."""
     if second is None:
-        return "one trial alone: nothing to compare it with"
+        return "only one trial: nothing to compare it with"
     lead = loss_of(second) - loss_of(best)
     if noise is None:
         return f"the best leads the second by {lead:.4f}; the seed noise is unknown: add --confirm 2, or `seeds`"
     error = noise.std * math.sqrt(2.0 / max(len(best.user_attrs.get("runs", {})), 1))
-    said = "the winner is real" if lead > 2 * error else "the two are level within noise"
+    said = "the lead is significant" if lead > 2 * error else "the two are equal within noise"
     return (
-        f"the best leads the second by {lead:.4f}; seeds alone make {error:.4f} (one standard deviation of a "
+        f"the best leads the second by {lead:.4f}; seed noise is {error:.4f} (one standard deviation of a "
         f"difference, from {noise.degrees} degrees of freedom): {said}"
     )

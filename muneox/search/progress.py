@@ -1,4 +1,4 @@
-"""A search while it runs: a live table of the best trials, how far it is, when it ends, and what it has cost."""
+"""Progress of a running search: a live table of the best trials, the remaining time and the cost so far."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from muneox.search.stages import Stage, ranked
 
 @dataclass(frozen=True)
 class Usage:
-    """What the runs of some trials took: tokens, FLOPs, and seconds of their workers."""
+    """Tokens, FLOPs and worker seconds that the runs of some trials took."""
 
     tokens: int
     flops: float
@@ -36,7 +36,7 @@ class Usage:
 
 
 def eta(trials: Sequence[FrozenTrial], total: int) -> float | None:
-    """Seconds to the end, from the mean time of finished trials and the workers at work; None before the first."""
+    """Seconds to the end, from the mean time of finished trials and the active workers. None before the first."""
     done = [trial for trial in trials if trial.state.is_finished()]
     mean = Usage.of(done).seconds / len(done) if done else 0.0
     workers = live_workers(trials)
@@ -44,7 +44,7 @@ def eta(trials: Sequence[FrozenTrial], total: int) -> float | None:
 
 
 def counts(trials: Sequence[FrozenTrial], total: int) -> str:
-    """How many trials are in which state, in words; only those that are there."""
+    """Number of finished trials, and of trials in each state that occurs, as text."""
     diverged = sum("diverged" in trial.user_attrs for trial in trials)
     by_state = {
         "running": sum(trial.state == TrialState.RUNNING for trial in trials),
@@ -57,7 +57,7 @@ def counts(trials: Sequence[FrozenTrial], total: int) -> str:
 
 
 def status_line(trials: Sequence[FrozenTrial], total: int, target: Cost | None) -> str:
-    """One line: trials, ETA, tokens, FLOPs and their share of the target run's."""
+    """One line with trials, ETA, tokens, FLOPs and the share of the target run's FLOPs."""
     spent, rest = Usage.of(trials), eta(trials, total)
     parts = [counts(trials, total)]
     if rest is not None and rest > 0:
@@ -69,7 +69,7 @@ def status_line(trials: Sequence[FrozenTrial], total: int, target: Cost | None) 
 
 
 def value_text(value: object) -> str:
-    """A parameter's value, short."""
+    """A parameter's value as short text."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -78,7 +78,7 @@ def loss_text(loss: float | None) -> str:
 
 
 def best_table(stage: Stage, trials: Sequence[FrozenTrial], rows: int = 8, title: str = "best trials") -> Table:
-    """The best trials with their parameters, and each run's loss where a trial has several."""
+    """Table of the best trials with their parameters, and with the loss of each run if a trial has several."""
     names = list(trials[0].params) if trials else []
     several = len(stage.runs) > 1
     table = Table("trial", "loss", *names, *(run.name for run in stage.runs if several), title=title)
@@ -91,13 +91,13 @@ def best_table(stage: Stage, trials: Sequence[FrozenTrial], rows: int = 8, title
 
 
 def live_view(stage: Stage, target: Cost | None, title: str) -> RenderableType:
-    """The table and the line beneath it."""
+    """Table of the best trials with the status line below it."""
     trials = stage.study.get_trials(deepcopy=False)
     return Group(best_table(stage, trials, title=title), Text(status_line(trials, stage.total, target)))
 
 
 def trial_line(stage: Stage, trial: FrozenTrial) -> str:
-    """One line on a finished trial, for outputs that are no terminal."""
+    """One line about a finished trial, for output that is not a terminal."""
     params = ", ".join(f"{name} {value_text(value)}" for name, value in trial.params.items())
     outcome = {TrialState.FAIL: "failed", TrialState.PRUNED: "pruned"}.get(
         trial.state, f"loss {loss_text(trial.value)}"

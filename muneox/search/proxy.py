@@ -1,4 +1,4 @@
-"""Variants of the proxy's configuration: at another width, with a trial's parameters; and what they cost."""
+"""Variants of the proxy's configuration at other widths and with a trial's parameters, and their cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from muneox.search.space import Space
 
 @dataclass(frozen=True)
 class TrialRun:
-    """One training of a trial."""
+    """One training run of a trial."""
 
     hidden_size: int
     seed: int
@@ -30,7 +30,7 @@ class TrialRun:
 
 
 def runs_of(args: NeoXArgs, space: Space) -> list[TrialRun]:
-    """The runs of each trial, small widths first."""
+    """Runs of each trial, smallest width first."""
     args.require("hidden_size")
     assert args.hidden_size is not None
     widths, seeds = space.widths or (args.hidden_size,), space.seeds or (args.seed,)
@@ -38,10 +38,11 @@ def runs_of(args: NeoXArgs, space: Space) -> list[TrialRun]:
 
 
 def width_changes(args: NeoXArgs, hidden_size: int) -> dict[str, int]:
-    """The keys that change where `args` is taken to another hidden size.
+    """Keys that change if the model gets another hidden size. Raises ConfigError if a key does not scale evenly.
 
-    Heads grow (at constant head dimension) where mup-base-num-attention-heads is set, and stay otherwise: that is
-    what the key's default, as many as in this model, means. Likewise key and value heads; intermediate_size grows.
+    The number of heads grows, at constant head dimension, if mup-base-num-attention-heads is set. Otherwise it
+    stays, because the key defaults to the model's own number of heads. Key-value heads follow the same rule.
+    intermediate_size always grows.
     """
     if hidden_size == args.hidden_size:
         return {}
@@ -67,7 +68,7 @@ def width_changes(args: NeoXArgs, hidden_size: int) -> dict[str, int]:
 
 
 def tied_changes(args: NeoXArgs, params: Mapping[str, Any]) -> dict[str, Any]:
-    """min-lr keeps its share of lr where lr varies and min-lr does not: the schedule's shape stays."""
+    """Scale min-lr with lr if only lr varies, which keeps the shape of the schedule."""
     lr = params.get("lr")
     if isinstance(lr, int | float) and "min_lr" not in params and args.min_lr and args.lr:
         return {"min_lr": lr * (args.min_lr / args.lr)}
@@ -75,10 +76,10 @@ def tied_changes(args: NeoXArgs, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trial_args(args: NeoXArgs, params: Mapping[str, Any], run: TrialRun, log_dir: Path | None = None) -> NeoXArgs:
-    """The configuration of one run of a trial: no checkpoints, no test at the end. Raises ConfigError.
+    """Configuration of one run of a trial, without checkpoints and without a final test. Raises ConfigError.
 
-    A folder of TensorBoard's cannot hold many runs. Batches are read in the process itself: starting loader processes
-    anew would cost a short run seconds.
+    TensorBoard is off because its folder cannot hold many runs. Batches are read in the training process because
+    starting loader processes again would cost a short run seconds.
     """
     return args.replace(
         **width_changes(args, run.hidden_size),
@@ -94,7 +95,7 @@ def trial_args(args: NeoXArgs, params: Mapping[str, Any], run: TrialRun, log_dir
 
 
 def check_space(args: NeoXArgs, space: Space) -> None:
-    """Build the configuration with every end or choice of every parameter, and at every width. Raises ConfigError."""
+    """Build the configuration at both ends or all choices of each parameter, and at each width. Raises ConfigError."""
     args.require("lr", "train_iters", "hidden_size", "num_attention_heads", "seq_length")
     runs = runs_of(args, space)
     for parameter in space.parameters:
@@ -108,7 +109,7 @@ def check_space(args: NeoXArgs, space: Space) -> None:
 
 
 def describe(args: NeoXArgs, space: Space) -> dict[str, Any]:
-    """What makes two searches the same: the space, and every key that bears on a run's loss and does not vary."""
+    """Identity of a search: its space, and every key that affects a run's loss and does not vary."""
     varied = {parameter.key.split(".")[0] for parameter in space.parameters}
     if "lr" in varied:
         varied |= {"min_lr", "optimizer"} if args.min_lr else {"optimizer"}
@@ -122,20 +123,20 @@ def describe(args: NeoXArgs, space: Space) -> dict[str, Any]:
 
 
 def corpus_of(args: NeoXArgs) -> dict[str, Any]:
-    """Bytes and SHA-256 of the corpus. Raises DataError where it cannot be read."""
+    """Bytes and SHA-256 of the corpus. Raises DataError if it cannot be read."""
     return corpus_fingerprint(
         data_prefixes(args.data_path, args.train_data_paths, args.valid_data_paths, args.test_data_paths)
     )
 
 
 def check_target(args: NeoXArgs, space: Space, target: NeoXArgs) -> Cost:
-    """The target's cost. Raises ConfigError where a proxy of the search is as large as it."""
+    """Cost of the target. Raises ConfigError if a proxy of the search has as many parameters as the target."""
     of_target = cost_of(cost_config(target))
     widest = max(runs_of(args, space), key=lambda run: run.hidden_size)
     of_proxy = cost_of(cost_config(args.replace(**width_changes(args, widest.hidden_size))))
     if of_proxy.params >= of_target.params:
         raise ConfigError(
             f"the proxy (hidden-size {widest.hidden_size}, {of_proxy.params:,} parameters) is as large as its target "
-            f"(hidden-size {target.hidden_size}, {of_target.params:,}): search on a narrower one"
+            f"(hidden-size {target.hidden_size}, {of_target.params:,}): search on a narrower proxy"
         )
     return of_target

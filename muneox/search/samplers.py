@@ -1,7 +1,7 @@
-"""Which parameters trial k has: a function of the space and k alone, except for TPE, which learns from the others.
+"""Parameters of trial k. They depend only on the space and k, except for TPE, which learns from the other trials.
 
-Nothing is drawn from a state that a killed process could lose: trial k of a search that was interrupted has the
-parameters that it would have had anyway. For TPE this holds as long as one worker runs at a time.
+No sampler keeps state that a killed process could lose, so an interrupted search draws the same parameters for
+trial k as an undisturbed one. For TPE this holds as long as one worker runs at a time.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Planner = Callable[[int, Sequence[FrozenTrial]], Params]
 
 
 def grid_size(space: Space) -> int:
-    """Points of the whole grid."""
+    """Number of points of the full grid."""
     return math.prod(len(parameter.grid_values()) for parameter in space.parameters)
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """Optuna's name for each parameter's values."""
+    """Optuna distribution of each parameter."""
     return {parameter.key: _distribution(parameter, space.sampler) for parameter in space.parameters}
 
 
@@ -40,12 +40,12 @@ def _distribution(parameter: Parameter, sampler: str) -> BaseDistribution:
 
 
 def planner(space: Space) -> Planner:
-    """A function from a trial's number and the trials before it to its parameters."""
+    """Return a function that maps a trial's number and the earlier trials to the trial's parameters."""
     return {"grid": _grid, "random": _random, "qmc": _qmc, "tpe": _tpe}[space.sampler](space)
 
 
 def _grid(space: Space) -> Planner:
-    """The full grid in the order of the file, the last parameter varying fastest."""
+    """Full grid in the order of the file. The last parameter varies fastest."""
     names = [parameter.key for parameter in space.parameters]
     points = list(itertools.product(*(parameter.grid_values() for parameter in space.parameters)))
     return lambda k, _: dict(zip(names, points[k], strict=True))
@@ -56,19 +56,19 @@ def _at(space: Space, point: np.ndarray) -> Params:
 
 
 def _random(space: Space) -> Planner:
-    """Random search (Bergstra and Bengio, JMLR 13, 2012): trial k has a generator of its own."""
+    """Random search (Bergstra and Bengio, JMLR 13, 2012): each trial has its own generator."""
     return lambda k, _: _at(space, np.random.default_rng([space.seed, k]).random(len(space.parameters)))
 
 
 def _qmc(space: Space) -> Planner:
-    """Point k of a scrambled Sobol sequence, which covers the space more evenly than random points do."""
+    """Scrambled Sobol sequence, which covers the space more evenly than random points."""
     from scipy.stats.qmc import Sobol
 
     def plan(k: int, _: Sequence[FrozenTrial]) -> Params:
         sequence = Sobol(len(space.parameters), scramble=True, seed=np.random.default_rng(space.seed))
         if k:
             sequence.fast_forward(k)
-        with warnings.catch_warnings():  # SciPy warns that one point is no power of two
+        with warnings.catch_warnings():  # SciPy warns that one point is not a power of two
             warnings.simplefilter("ignore", UserWarning)
             return _at(space, sequence.random(1)[0])
 
@@ -76,10 +76,10 @@ def _qmc(space: Space) -> Planner:
 
 
 def _tpe(space: Space) -> Planner:
-    """Tree-structured Parzen estimator (Bergstra et al., NIPS 2011) on a copy of the study in memory.
+    """Tree-structured Parzen estimator (Bergstra et al., NIPS 2011) on an in-memory copy of the study.
 
-    On a copy, since asking the shared study would write the parameters one by one: a kill in between would leave a
-    trial with half of them, and a sampler whose generator had moved on.
+    Asking the shared study would write the parameters one by one. A process killed in between would leave a trial
+    with only some of its parameters, and a sampler with an advanced generator.
     """
     space_of = distributions(space)
 

@@ -1,4 +1,4 @@
-"""The command line of a search, read alike by the process that shows progress and by its workers."""
+"""Command line of a search. The leading process and its workers parse the same one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT_SPACE = SHIPPED_CONFIGS / "mup" / "space.yml"
 
 @dataclass(frozen=True)
 class Setup:
-    """A search: the proxy's configuration, the space, where the study is, and what to do with it."""
+    """A search: the proxy's configuration, the space, the location of the study and the options."""
 
     args: NeoXArgs
     space: Space
@@ -37,34 +37,34 @@ class Setup:
 
     @property
     def steps(self) -> int:
-        """Updates of one run."""
+        """Training steps of one run."""
         assert self.args.train_iters is not None, "check_space requires train_iters"
         return self.args.train_iters
 
     def target(self) -> NeoXArgs | None:
-        """The target's configuration, where --target names one."""
+        """The target's configuration, or None without --target."""
         return NeoXArgs.from_ymls(self.target_files, world_size=1) if self.target_files else None
 
 
 def parser() -> argparse.ArgumentParser:
-    """Options of the search; whatever else stands on the command line is configuration."""
+    """Parser for the options of the search. All other arguments belong to the configuration."""
     made = config_parser("Search hyperparameters on a muP proxy. The same command on another host joins the study.")
     add = made.add_argument
-    add("--space", type=Path, default=DEFAULT_SPACE, help="what varies; default: configs/mup/space.yml (TP-V, F.4)")
-    add("--trials", type=int, help="how many; a grid's default is all of it")
+    add("--space", type=Path, default=DEFAULT_SPACE, help="space file; default: configs/mup/space.yml (TP-V, F.4)")
+    add("--trials", type=int, help="number of trials; default for a grid: all points")
     add("--study", help="FILE (SQLite), FILE.journal, or postgresql://...; default: OUT/study.db")
-    add("--study-name", default="search", help="name within the study's file or database")
-    add("--out", type=Path, default=Path("runs/search"), help="folder of runs and results")
-    add("--workers", type=int, default=1, help="processes on this host")
-    add("--confirm", type=int, default=0, metavar="K", help="afterwards train the best with K further seeds")
-    add("--confirm-top", type=int, default=3, metavar="N", help="how many of the best to confirm")
-    add("--target", nargs="+", default=[], metavar="CONFIG", help="the model that the search is for")
-    add("--stale-after", type=float, default=90.0, help="seconds until a silent worker elsewhere counts as dead")
+    add("--study-name", default="search", help="name in the study's file or database")
+    add("--out", type=Path, default=Path("runs/search"), help="folder for runs and results")
+    add("--workers", type=int, default=1, help="number of worker processes on this host")
+    add("--confirm", type=int, default=0, metavar="K", help="then train the best trials with K more seeds")
+    add("--confirm-top", type=int, default=3, metavar="N", help="number of best trials to confirm")
+    add("--target", nargs="+", default=[], metavar="CONFIG", help="configuration of the target model")
+    add("--stale-after", type=float, default=90.0, help="seconds until a silent worker on another host counts as dead")
     return made
 
 
 def parse(input_args: Sequence[str], overwrite_values: dict[str, Any] | None = None) -> Setup:
-    """Read the command line and the files that it names. Raises ConfigError."""
+    """Parse the command line and load the files that it names. Raises ConfigError."""
     options, rest = parser().parse_known_args(list(input_args))
     args = NeoXArgs.consume_neox_args(rest, overwrite_values).replace(world_size=1)  # a trial is one process
     space = load_space(options.space, args)
@@ -72,13 +72,13 @@ def parse(input_args: Sequence[str], overwrite_values: dict[str, Any] | None = N
     if space.sampler == "grid":
         trials = min(trials or grid_size(space), grid_size(space))
     if trials is None:
-        raise ConfigError("--trials: say how many trials the search may take")
+        raise ConfigError("--trials is missing: give the number of trials")
     for name in ("trials", "workers", "confirm_top"):
         value = trials if name == "trials" else getattr(options, name)
         if value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}: needs a number from 1, not {value}")
+            raise ConfigError(f"--{name.replace('_', '-')}: expected an integer >= 1, got {value}")
     if options.confirm < 0 or options.stale_after <= 0:
-        raise ConfigError("--confirm and --stale-after must not be negative")
+        raise ConfigError("--confirm must not be negative, and --stale-after must be above 0")
     return Setup(
         args=args,
         space=space,

@@ -1,11 +1,11 @@
-"""The search space: which keys vary, over what, and how trials are drawn from it.
+"""The search space: the keys that vary, their values, and the sampler.
 
 A space file is YAML:
 
     sampler: random            # grid, random, qmc (scrambled Sobol) or tpe
-    seed: 1                    # of the sampler; the trials' own seeds are `seeds`
-    widths: [64]               # hidden sizes of each trial; unset: the configuration's
-    seeds: [1234]              # seeds of each trial; unset: the configuration's
+    seed: 1                    # seed of the sampler; `seeds` are the training seeds
+    widths: [64]               # hidden sizes of each trial; default: the configuration's
+    seeds: [1234]              # training seeds of each trial; default: the configuration's
     pruner: none               # none, median or hyperband
     parameters:
       lr: {low: 1.0e-4, high: 1.0e-1, log: true}
@@ -32,15 +32,16 @@ SAMPLERS = ("grid", "random", "qmc", "tpe")
 PRUNERS = ("none", "median", "hyperband")
 _KEYS = ("sampler", "seed", "widths", "seeds", "pruner", "parameters")
 _RANGE_KEYS = ("low", "high", "log", "points")
-# What a search itself sets in every trial, and so must not vary.
-_OWN = {"seed": "give `seeds` beside `parameters`", "hidden_size": "give `widths` beside `parameters`"}
+# Keys that the search sets in every trial, so a space cannot vary them.
+_OWN = {"seed": "give `seeds` next to `parameters`", "hidden_size": "give `widths` next to `parameters`"}
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One key that varies: over [low, high], in the logarithm where `log`, or over `choices` in their order.
+    """One key that varies over the range [low, high] or over `choices`, in their order.
 
-    points: how many values a grid takes of a range, both ends included.
+    log: sample the range uniformly in the logarithm. points: number of values that a grid takes from the range, both
+    ends included.
     """
 
     key: str
@@ -51,17 +52,17 @@ class Parameter:
     choices: tuple[Any, ...] = ()
 
     def at(self, u: float) -> Any:
-        """The value at u in [0, 1): the quantile of the uniform (or log-uniform) distribution."""
+        """Return the quantile u, in [0, 1), of the uniform (or log-uniform) distribution."""
         if self.choices:
             return self.choices[min(int(u * len(self.choices)), len(self.choices) - 1)]
         if self.log:
             value = math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low)))
         else:
             value = self.low + u * (self.high - self.low)
-        return min(max(value, self.low), self.high)  # exp(log(x)) may miss x by a rounding
+        return min(max(value, self.low), self.high)  # exp(log(x)) can differ from x by rounding
 
     def position(self, value: Any) -> float:
-        """Where a value stands: 0 at the lower end or first choice, 1 at the upper end or last choice."""
+        """Position of a value: 0 at the lower end or first choice, 1 at the upper end or last choice."""
         if self.choices:
             return self.choices.index(value) / max(len(self.choices) - 1, 1)
         if self.log:
@@ -70,19 +71,19 @@ class Parameter:
 
     @property
     def ordered(self) -> bool:
-        """Whether the values have an order, so that the space has edges here."""
+        """Whether the values have an order. The space has edges only along ordered parameters."""
         return not self.choices or all(is_number(choice) for choice in self.choices)
 
     def grid_values(self) -> tuple[Any, ...]:
-        """The values of a grid. Raises ConfigError for a range without `points`."""
+        """Values of the parameter in a grid. Raises ConfigError for a range without `points`."""
         if self.choices:
             return self.choices
         if self.points is None:
-            raise ConfigError(f"parameters: {self.key}: a grid needs a list of values, or `points` beside low and high")
+            raise ConfigError(f"parameters: {self.key}: a grid needs a list of values or a range with `points`")
         return tuple(self.at(k / (self.points - 1)) for k in range(self.points))
 
     def describe(self) -> Any:
-        """The parameter as plain data, as a space file would say it."""
+        """The parameter as plain data, in the form of a space file."""
         if self.choices:
             return list(self.choices)
         return {"low": self.low, "high": self.high, "log": self.log, "points": self.points}
@@ -90,7 +91,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Space:
-    """A space file's content. `widths` and `seeds` are empty where the configuration's own count."""
+    """Content of a space file. Empty `widths` or `seeds` stand for the configuration's value."""
 
     parameters: tuple[Parameter, ...]
     sampler: str = "random"
@@ -101,7 +102,7 @@ class Space:
     dropped: tuple[str, ...] = field(default=(), compare=False)
 
     def describe(self) -> dict[str, Any]:
-        """The space as plain data: two searches fit together where this is equal."""
+        """The space as plain data. Two searches can share a study only if it is equal."""
         return {
             "parameters": {parameter.key: parameter.describe() for parameter in self.parameters},
             "sampler": self.sampler,
@@ -122,20 +123,23 @@ def load_space(path: str | Path, args: NeoXArgs) -> Space:
 
 
 def parse_space(values: Mapping[str, Any], args: NeoXArgs) -> Space:
-    """The space that `values` say. A multiplier of relative positions is dropped where the model has none."""
+    """Build a space from the values of a file. Raises ConfigError naming the key.
+
+    The multiplier of relative positions is dropped if the model has no relative positions.
+    """
     for key in values:
         if key not in _KEYS:
-            raise ConfigError(f"{unknown_key(key, _KEYS)}; a space has {', '.join(_KEYS)}")
+            raise ConfigError(f"{unknown_key(key, _KEYS)}; the keys of a space are {', '.join(_KEYS)}")
     sampler, pruner = values.get("sampler", "random"), values.get("pruner", "none")
     if sampler not in SAMPLERS:
         raise ConfigError(f"sampler: {sampler!r} is not one of {', '.join(SAMPLERS)}")
     if pruner not in PRUNERS:
         raise ConfigError(f"pruner: {pruner!r} is not one of {', '.join(PRUNERS)}")
     if not isinstance(values.get("seed", 1), int):
-        raise ConfigError(f"seed: needs a whole number, not {values['seed']!r}")
+        raise ConfigError(f"seed: expected an integer, got {values['seed']!r}")
     given = values.get("parameters")
     if not isinstance(given, Mapping) or not given:
-        raise ConfigError("parameters: needs at least one key with its range or list of values")
+        raise ConfigError("parameters: expected at least one key with a range or a list of values")
     parameters = [_parameter(key, value, args) for key, value in given.items()]
     names = [parameter.key for parameter in parameters]
     for name in names:
@@ -143,7 +147,7 @@ def parse_space(values: Mapping[str, Any], args: NeoXArgs) -> Space:
             raise ConfigError(f"parameters: {name} is given twice")
     kept = [p for p in parameters if p.key != "mup_rp_embedding_mult" or args.pos_emb == "rpe"]
     if not kept:
-        raise ConfigError("parameters: mup_rp_embedding_mult does nothing here: the model has no relative positions")
+        raise ConfigError("parameters: mup_rp_embedding_mult has no effect: the model has no relative positions")
     if sampler == "grid":
         for parameter in kept:
             parameter.grid_values()
@@ -162,9 +166,9 @@ def _numbers(key: str, value: Any, least: int) -> tuple[int, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not value or not all(type(v) is int and v >= least for v in value):
-        raise ConfigError(f"{key}: needs a list of whole numbers from {least}, not {value!r}")
+        raise ConfigError(f"{key}: expected a list of integers >= {least}, got {value!r}")
     if len(set(value)) < len(value):
-        raise ConfigError(f"{key}: {value} has a number twice")
+        raise ConfigError(f"{key}: {value} contains a number twice")
     return tuple(value)
 
 
@@ -177,17 +181,17 @@ def _parameter(key: Any, value: Any, args: NeoXArgs) -> Parameter:
     name = ".".join([name, *rest])
     name = next((other for other, key in KEYS.items() if rest and name == key.same_as), name)
     if name in _OWN:
-        raise ConfigError(f"parameters: {name} cannot vary by itself; {_OWN[name]}")
+        raise ConfigError(f"parameters: {name} cannot be varied here; {_OWN[name]}")
     if name in KEYS and KEYS[name].mup_only and not args.use_mup:
-        raise ConfigError(f"parameters: {name} does nothing without use-mup: true in the configuration")
+        raise ConfigError(f"parameters: {name} has no effect without use-mup: true in the configuration")
     if isinstance(value, list):
         return _choices(name, value)
     if isinstance(value, Mapping):
         numeric = {int, float} & kinds(fields[normalise(top)].type)
         if not numeric and not rest:
-            raise ConfigError(f"parameters: {name} has no range: it is no number; give a list of its values")
+            raise ConfigError(f"parameters: {name} has no range because it is not a number; give a list of values")
         return _range(name, value)
-    raise ConfigError(f"parameters: {name}: needs a list of values or {{low: ..., high: ..., log: ...}}, not {value!r}")
+    raise ConfigError(f"parameters: {name}: expected a list or {{low: ..., high: ..., log: ...}}, got {value!r}")
 
 
 def _choices(name: str, values: list[Any]) -> Parameter:
@@ -197,7 +201,7 @@ def _choices(name: str, values: list[Any]) -> Parameter:
         if values.count(value) > 1:
             raise ConfigError(f"parameters: {name}: {value!r} is given twice")
         if not isinstance(value, bool | int | float | str):
-            raise ConfigError(f"parameters: {name}: {value!r} is neither a number, text nor a truth value")
+            raise ConfigError(f"parameters: {name}: expected numbers, strings or booleans, got {value!r}")
     return Parameter(name, choices=tuple(sorted(values) if all(map(is_number, values)) else values))
 
 
@@ -209,13 +213,13 @@ def _range(name: str, value: Mapping[str, Any]) -> Parameter:
     high: Any = value.get("high")
     log, points = value.get("log"), value.get("points")
     if not is_number(low) or not is_number(high):
-        raise ConfigError(f"parameters: {name}: low and high need to be numbers")
+        raise ConfigError(f"parameters: {name}: low and high must be numbers")
     if log is not None and not isinstance(log, bool):
-        raise ConfigError(f"parameters: {name}: log needs true or false, not {log!r}")
+        raise ConfigError(f"parameters: {name}: log: expected true or false, got {log!r}")
     if low >= high:
         raise ConfigError(f"parameters: {name}: the range from {low} to {high} is empty; low must be below high")
     if log and low <= 0:
-        raise ConfigError(f"parameters: {name}: a range in the logarithm must begin above 0, not at {low}")
+        raise ConfigError(f"parameters: {name}: low must be above 0 in a logarithmic range, got {low}")
     if points is not None and (type(points) is not int or points < 2):
-        raise ConfigError(f"parameters: {name}: points needs a whole number from 2, not {points!r}")
+        raise ConfigError(f"parameters: {name}: points: expected an integer >= 2, got {points!r}")
     return Parameter(name, float(low), float(high), bool(log), points)

@@ -1,4 +1,4 @@
-"""The studies that one search consists of: the search itself, then, where asked for, its best with further seeds."""
+"""The studies of one search: the search itself, and the optional confirmation of its best trials with more seeds."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from muneox.search.storage import Lock, open_storage, open_study
 
 @dataclass(frozen=True)
 class Stage:
-    """One study with its plan: `total` trials, each of `runs`."""
+    """One study and its plan: `total` trials, each of which trains all `runs`."""
 
     study: optuna.Study
     lock: Lock
     total: int
     runs: tuple[TrialRun, ...]
-    candidates: tuple[Params, ...] | None = None  # of a confirmation: whose parameters
+    candidates: tuple[Params, ...] | None = None  # parameters of the trials to confirm
 
     def claims(self, setup: Setup, worker: Worker) -> Claims:
         plan = planner(setup.space)
@@ -39,13 +39,13 @@ class Stage:
 
 
 def ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Finished trials with a finite loss, the best first; of equals the earlier."""
+    """Finished trials with a finite loss, best first. Of equal trials, the earlier comes first."""
     done = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None and math.isfinite(t.value)]
     return sorted(done, key=lambda trial: (trial.value, trial.number))
 
 
 def search_stage(setup: Setup) -> Stage:
-    """Join or make the study of the search. Raises StudyError."""
+    """Join or create the study of the search. Raises StudyError."""
     storage, lock = open_storage(setup.study)
     description = describe(setup.args, setup.space) | {"corpus": corpus_of(setup.args)}
     study = open_study(storage, lock, setup.name, description, setup.study)
@@ -55,7 +55,7 @@ def search_stage(setup: Setup) -> Stage:
 
 
 def confirm_stage(setup: Setup, search: Stage) -> Stage | None:
-    """The confirmation of a finished search; None where none is asked for or nothing is left to confirm."""
+    """Confirmation of a finished search. None if it was not requested or there is no trial to confirm."""
     best = ranked(search.study.get_trials(deepcopy=False))[: setup.confirm_top]
     if not setup.confirm_seeds or not best:
         return None
@@ -70,7 +70,7 @@ def confirm_stage(setup: Setup, search: Stage) -> Stage | None:
 
 
 def _pruner(setup: Setup) -> optuna.pruners.BasePruner:
-    """Pruners by name. Steps count a trial's updates over all of its runs."""
+    """Build the pruner. Its steps count the training steps of all runs of a trial."""
     steps = setup.steps * len(runs_of(setup.args, setup.space))
     if setup.space.pruner == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=steps // 5)

@@ -1,6 +1,7 @@
-"""Where a study lives, and the lock under which its trials are claimed.
+"""Storage of a study, and the lock under which its trials are claimed.
 
-SQLite (one host), Optuna's journal file (hosts that share a file system with working locks), or PostgreSQL.
+The storage is SQLite (one host), Optuna's journal file (hosts that share a file system with working locks) or
+PostgreSQL.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class StudyError(UserError):
 
 
 class FileLock:
-    """flock on a file of its own: the kernel releases it when the process dies, however it dies.
+    """flock on a separate file. The kernel releases it when the process dies, whatever the cause.
 
-    `acquire` and `release` are what Optuna's journal asks of a lock. Threads may share one object.
+    Optuna's journal calls `acquire` and `release`. Threads can share one object.
     """
 
     def __init__(self, path: Path, journal: Path | None = None) -> None:
@@ -58,7 +59,7 @@ class FileLock:
 
 
 def _drop_torn_line(journal: Path) -> None:
-    """Cut off a last line without an end, as a kill in the middle of a write leaves it."""
+    """Remove an incomplete last line, which a process killed during a write leaves behind."""
     if not journal.is_file() or journal.stat().st_size == 0:
         return
     with journal.open("r+b") as file:
@@ -69,9 +70,9 @@ def _drop_torn_line(journal: Path) -> None:
 
 
 def open_storage(where: str) -> tuple[BaseStorage, Lock]:
-    """Optuna's storage behind a path or URL, and a lock that only one process can hold, on whatever host.
+    """Open Optuna's storage at a path or URL, with a lock that one process at a time can hold, across hosts.
 
-    `NAME.journal` (.log, .jsonl): a journal file; another path: SQLite; postgresql://...: that server.
+    `NAME.journal` (.log, .jsonl) is a journal file, any other path an SQLite file, postgresql://... a server.
     Raises StudyError or ConfigError, naming `where`.
     """
     if where.startswith("sqlite:///"):
@@ -82,23 +83,23 @@ def open_storage(where: str) -> tuple[BaseStorage, Lock]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(path.name + ".claims"))
     try:
-        with lock():  # two processes that begin at once would both make the tables
+        with lock():  # two processes that start at once would both create the tables
             if path.suffix in JOURNAL_SUFFIXES:
                 write_lock = FileLock(path.with_name(path.name + ".writes"), path)
                 backend = JournalFileBackend(str(path), lock_obj=write_lock)  # type: ignore[arg-type]
                 return JournalStorage(backend), lock
             return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 120}}), lock
-    except Exception as error:  # Optuna, SQLAlchemy and JSON each have their own
+    except Exception as error:  # Optuna, SQLAlchemy and JSON each raise their own errors
         raise StudyError(f"{path}: cannot be used as a study: {first_line(error)}") from error
 
 
 def _open_server(url: str) -> tuple[BaseStorage, Lock]:
     if not url.startswith(("postgresql://", "postgresql+")):
-        raise ConfigError(f"--study {url}: needs a file, sqlite:///FILE or postgresql://USER@HOST/DATABASE")
+        raise ConfigError(f"--study {url}: expected a file, sqlite:///FILE or postgresql://USER@HOST/DATABASE")
     import sqlalchemy
 
     try:
-        # AUTOCOMMIT: the lock belongs to the connection, and an open transaction would only hold up vacuuming.
+        # AUTOCOMMIT: the lock belongs to the connection, and an open transaction would delay vacuuming.
         engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool, isolation_level="AUTOCOMMIT")
         lock = _advisory_lock(engine)
         with lock():
@@ -111,7 +112,7 @@ def _open_server(url: str) -> tuple[BaseStorage, Lock]:
 
 
 def _advisory_lock(engine: Any) -> Lock:
-    """PostgreSQL's lock by number: the server releases it when the connection ends."""
+    """PostgreSQL's advisory lock. The server releases it when the connection ends."""
     import sqlalchemy
 
     @contextlib.contextmanager
@@ -124,21 +125,21 @@ def _advisory_lock(engine: Any) -> Lock:
 
 
 def open_study(storage: BaseStorage, lock: Lock, name: str, description: dict[str, Any], where: str) -> optuna.Study:
-    """Join the study `name`, or make it. Raises StudyError where it was made with another space or configuration."""
+    """Join or create the study `name`. Raises StudyError if it belongs to another space or configuration."""
     with lock():
         study = optuna.create_study(
             storage=storage,
             study_name=name,
             direction="minimize",
             load_if_exists=True,
-            sampler=optuna.samplers.RandomSampler(),  # unused: see plan.py
+            sampler=optuna.samplers.RandomSampler(),  # unused: see samplers.py
         )
         stored = study.user_attrs.get("description")
         if stored is None and not study.get_trials(deepcopy=False):
             study.set_user_attr("description", description)
             return study
     if stored is None:
-        raise StudyError(f"{where}: the study {name!r} in it was not made by this search; name another --study")
+        raise StudyError(f"{where}: the study {name!r} in it was not created by this search; name another --study")
     found = differing(stored, description)
     if found:
         shown = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
@@ -147,5 +148,5 @@ def open_study(storage: BaseStorage, lock: Lock, name: str, description: dict[st
 
 
 def differing(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """One phrase for each place where two nested mappings differ."""
+    """Describe each difference between two nested mappings in one phrase."""
     return [f"{name} is {first!r} there and {second!r} here" for name, first, second in differences(stored, wanted)]

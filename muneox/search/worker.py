@@ -1,8 +1,8 @@
-"""A warm worker: one process that trains one trial after another.
+"""A warm worker: one process that trains trials one after another.
 
-Imports, process group and the operating system's cache of the data are paid for once; what a trial costs besides its
-steps (model, optimizer, index) is a tenth of a second at proxy sizes. The worker's figures say which share of its
-time training steps took.
+A worker pays once for imports, the process group and the operating system's cache of the data. In addition to its
+steps, a trial costs a tenth of a second at proxy sizes, for the model, the optimizer and the index. The worker
+records how much of its time training steps took.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ POLL_SECONDS = 1.0
 
 @dataclass
 class WorkerTimes:
-    """Seconds of a worker's life: all of it since the process began, in training steps, in evaluation."""
+    """Seconds since the worker process started, seconds in training steps and in evaluation, and number of runs."""
 
     beat: int = 0
     wall: float = 0.0
@@ -47,7 +47,7 @@ class WorkerTimes:
 
 
 class Heartbeat:
-    """A thread that counts up in the study, and ends the process when the one that started it is gone."""
+    """Thread that updates the worker's heartbeat in the study and ends the process when its parent has exited."""
 
     def __init__(self, study: Any, worker: Worker, figures: WorkerTimes, began: float, parent: int | None) -> None:
         self._study, self._worker, self._figures, self._began = study, worker, figures, began
@@ -76,19 +76,19 @@ class Heartbeat:
         last = time.monotonic()
         while not self._stop.wait(1.0):
             if self._parent is not None and os.getppid() != self._parent:
-                os.kill(os.getpid(), signal.SIGTERM)  # an orphan would go on in the dark
+                os.kill(os.getpid(), signal.SIGTERM)  # an orphan would keep running unnoticed
                 return
             if time.monotonic() - last >= BEAT_SECONDS:
                 last = time.monotonic()
-                with contextlib.suppress(Exception):  # a server that is away for a moment: the next beat tells
+                with contextlib.suppress(Exception):  # the server can be briefly unreachable; the next beat retries
                     self.beat()
 
 
 class Watch:
-    """A monitor that times the steps, and that lets a pruner stop the run.
+    """Monitor that measures step and evaluation time and lets a pruner stop the run.
 
-    A `tick` ends each step, and a record follows an evaluation: so the time up to a tick is a step's, and that
-    between a tick and a record with a validation loss an evaluation's.
+    Each step ends with a `tick`, so the time up to a tick counts as step time. An evaluation ends with a record that
+    has a validation loss, so the time between a tick and such a record counts as evaluation time.
     """
 
     def __init__(self, stop: StopRequest, trial: Trial | None, offset: int) -> None:
@@ -118,7 +118,7 @@ class Watch:
 
     def _report(self, trial: Trial, step: int, loss: float) -> None:
         known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
-        if step not in known:  # a trial that was taken up again repeats its steps
+        if step not in known:  # a resumed trial repeats its steps
             trial.report(loss, step)
         if trial.should_prune():
             self.pruned = self._stop.requested = True
@@ -127,15 +127,16 @@ class Watch:
 def train_run(
     setup: Setup, claim: Claim, run: TrialRun, log_dir: Path, pruning: Trial | None, offset: int
 ) -> tuple[dict[str, Any], Watch]:
-    """Train one run of a trial: its figures (loss in nats a token, tokens, FLOPs, seconds), and how its time went.
+    """Train one run of a trial.
 
-    Raises TrainingError where the loss is not finite.
+    Returns its figures (loss in nats per token, tokens, FLOPs, seconds, log folder) and its step and evaluation
+    times. Raises TrainingError if the loss is not finite.
     """
     from megatron.initialize import start_worker
     from megatron.training.trainer import StopRequest, train
 
     began = time.monotonic()
-    shutil.rmtree(log_dir, ignore_errors=True)  # of a worker that was killed
+    shutil.rmtree(log_dir, ignore_errors=True)  # left over from a killed worker
     args = trial_args(setup.args, claim.params, run, log_dir).replace(
         wandb_group=setup.args.wandb_group or setup.name,
         wandb_run_name=f"{setup.name}-{log_dir.parent.name}-{run.name}",
@@ -146,7 +147,7 @@ def train_run(
     watch = Watch(stop, pruning, offset)
     result = train(config, runtime, console=False, watch=watch, stop=stop)
     if result.interrupted and not watch.pruned:
-        raise KeyboardInterrupt  # SIGTERM: the trial is free for another worker
+        raise KeyboardInterrupt  # SIGTERM: another worker can claim the trial
     figures = {
         "loss": result.loss,
         "train_loss": result.train_loss,
@@ -159,13 +160,13 @@ def train_run(
 
 
 class Trials:
-    """Works off the claims of one stage."""
+    """Trains the claimed trials of one stage."""
 
     def __init__(self, setup: Setup, stage: Stage, claims: Claims, figures: WorkerTimes) -> None:
         self.setup, self.stage, self.claims, self.figures = setup, stage, claims, figures
 
     def work(self, claim: Claim) -> None:
-        """Train what is left of a claimed trial and tell its outcome."""
+        """Train the remaining runs of a claimed trial and record its outcome."""
         steps = self.setup.steps
         prunes = self.setup.space.pruner != "none" and self.stage.candidates is None
         for index, run in enumerate(self.stage.runs):
@@ -185,7 +186,7 @@ class Trials:
                 self.claims.give_up(claim, f"{run.name}: {error!r}")
                 raise
             finally:
-                gc.collect()  # the engine is a cycle of references
+                gc.collect()  # the engine contains reference cycles
             self.figures.steps += watch.steps
             self.figures.evaluation += watch.evaluation
             self.figures.runs += 1
@@ -204,10 +205,10 @@ def run_worker(
     parent: int | None = None,
     poll: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Work off the search and its confirmation, until all trials are finished.
+    """Train trials of the search and of its confirmation until all are finished.
 
-    began: time.monotonic() when the process was started, from which its wall time counts. index: this worker's number
-    among those of its host. parent: the process that must stay alive.
+    began: time.monotonic() when the process was started; wall time counts from it. index: this worker's number on its
+    host. parent: id of the process whose exit ends this worker.
     """
     share_machine(index, setup.workers)
     from megatron.initialize import start_worker

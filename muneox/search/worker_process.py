@@ -1,9 +1,9 @@
-"""A worker as a process of its own, which the search starts.
+"""Entry point of a worker process. The search starts it as:
 
-python -m muneox.search.worker_process INDEX STARTED ARGUMENTS...
+    python -m muneox.search.worker_process INDEX STARTED ARGUMENTS...
 
-STARTED is time.monotonic() when the process was started: the clock is one for all processes of a host. ARGUMENTS are
-those of the search.
+STARTED is time.monotonic() when the process was started; all processes of a host share this clock. ARGUMENTS are
+the arguments of the search.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from muneox.search.worker import run_worker
 
 
 def main(input_args: Sequence[str] | None = None) -> int:
-    """Train trials until the search is over; returns the exit code 0."""
+    """Train trials until the search is over. Returns exit code 0."""
     index, started, *arguments = sys.argv[1:] if input_args is None else input_args
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     run_worker(parse(arguments), float(started), int(index), parent=os.getppid())

@@ -1,4 +1,4 @@
-"""A worker that trains nothing: claims trials, waits a little, and tells a loss that follows from the parameters."""
+"""A worker that does not train: it claims trials, waits briefly and records a loss computed from the parameters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def claims(where: str, total: int) -> Claims:
 
 
 def work(where: str, total: int, seconds: float, record: Path | None = None) -> None:
-    """Work until all trials are finished; `record` gets a line for each trial that this worker finished."""
+    """Work until all trials are finished. `record` receives one line per trial that this worker finished."""
     mine = claims(where, total)
     while not mine.is_over():
         claim = mine.next()

@@ -1,4 +1,4 @@
-"""Every trial exactly once among live workers, and taken up again when its worker died."""
+"""Live workers train every trial exactly once and resume the trials of dead workers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def start(where: Path, total: int, seconds: float, *record: Path) -> subprocess.
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_threads_share_out_the_trials(tmp_path: Path, store: str) -> None:
+def test_threads_share_the_trials(tmp_path: Path, store: str) -> None:
     where, record = str(tmp_path / store), tmp_path / "record"
     fake_worker.claims(where, 5)
     threads = [threading.Thread(target=fake_worker.work, args=(where, 5, 0.01, record)) for _ in range(3)]
@@ -70,7 +70,7 @@ def two(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Claims, Claims]
     return fake_worker.claims(str(tmp_path / request.param), 3), fake_worker.claims(str(tmp_path / request.param), 3)
 
 
-def test_a_live_workers_trial_is_left_alone(two: tuple[Claims, Claims]) -> None:
+def test_the_trial_of_a_live_worker_is_not_claimed(two: tuple[Claims, Claims]) -> None:
     first, second = two
     numbers = [claim.number for claim in (first.next(), second.next(), second.next()) if claim]
     assert numbers == [0, 1, 2] and second.next() is None and not second.is_over()
@@ -78,11 +78,11 @@ def test_a_live_workers_trial_is_left_alone(two: tuple[Claims, Claims]) -> None:
 
 
 def _gone(worker: Worker) -> Worker:
-    """The same worker as if its process number had gone to another process."""
+    """The same worker as if its process id now belonged to another process."""
     return dataclasses.replace(worker, name="gone", started="0")
 
 
-def test_a_dead_workers_trial_is_taken_up_with_its_parameters_and_runs(two: tuple[Claims, Claims]) -> None:
+def test_the_trial_of_a_dead_worker_is_resumed_with_its_parameters_and_runs(two: tuple[Claims, Claims]) -> None:
     first, second = two
     first.worker = _gone(first.worker)
     lost = first.next()
@@ -92,7 +92,7 @@ def test_a_dead_workers_trial_is_taken_up_with_its_parameters_and_runs(two: tupl
     assert found is not None
     assert (found.number, found.params, found.runs) == (0, lost.params, {"w16-s1": {"loss": 1.0}})
     assert second.next().number == 1  # type: ignore[union-attr]
-    # The first was only slow, say a laptop asleep: what it tells now does not count.
+    # The first worker was only slow, for example on a sleeping laptop: its late result does not count.
     assert not first.finish(lost, TrialState.COMPLETE, 9.0)
     assert second.finish(found, TrialState.COMPLETE, 1.0)
     assert first.study.get_trials()[0].value == 1.0
@@ -111,7 +111,7 @@ def test_an_error_leaves_the_trial_to_others_until_the_third(two: tuple[Claims, 
     assert second.next().number == 1  # type: ignore[union-attr]
 
 
-def test_a_worker_elsewhere_is_dead_when_its_heartbeat_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_on_another_host_is_dead_when_its_heartbeat_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(claims_module.time, "monotonic", lambda: now)
     liveness = Liveness("here", stale_after=10.0)
@@ -122,12 +122,12 @@ def test_a_worker_elsewhere_is_dead_when_its_heartbeat_stands_still(monkeypatch:
     assert liveness.is_dead(owner, 2)
 
 
-def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
+def test_a_process_is_distinguished_from_a_later_one_with_the_same_id() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     began = process_start(process.pid)
     assert began and began == process_start(process.pid) and began != process_start(os.getpid())
     process.kill()
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and its zombie stays
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has exited, and its zombie remains
     assert process_start(process.pid) is None
     process.wait()
     assert process_start(process.pid) is None
@@ -142,7 +142,7 @@ def test_another_search_in_the_same_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["study.db", "study.journal"])
-def test_a_file_that_is_no_study_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_not_a_study_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"this is not a database, nor a journal\n" * 40)
     with pytest.raises(StudyError, match=f"{name}: cannot be used as a study"):
         storage, lock = open_storage(str(tmp_path / name))
@@ -150,11 +150,11 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_a_scheme_without_a_lock_is_refused() -> None:
-    with pytest.raises(ConfigError, match="mysql://.*needs a file"):
+    with pytest.raises(ConfigError, match="mysql://.*expected a file"):
         open_storage("mysql://host/base")
 
 
-def test_a_journal_with_a_torn_last_line_goes_on(tmp_path: Path) -> None:
+def test_a_journal_with_an_incomplete_last_line_continues(tmp_path: Path) -> None:
     where = tmp_path / "study.journal"
     fake_worker.work(str(where), 2, 0.0)
     with where.open("ab") as file:
@@ -175,7 +175,7 @@ def test_kill_9_ten_times_changes_nothing(tmp_path: Path, store: str) -> None:
         while len(record.read_text().splitlines()) < goal:
             assert any(worker.poll() is None for worker in workers)
             time.sleep(0.01)
-        time.sleep(dice.random() * 0.1)  # somewhere within a trial
+        time.sleep(dice.random() * 0.1)  # in the middle of a trial
         for worker in workers:
             worker.send_signal(signal.SIGKILL)
         assert [worker.wait() for worker in workers] == [-signal.SIGKILL] * 2

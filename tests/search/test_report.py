@@ -1,4 +1,4 @@
-"""What a finished search says: noise, neighbours, edges, the overlay."""
+"""Report of a finished search: noise, neighbours, edges and the overlay."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class FakeStage:
         return SimpleNamespace(get_trials=lambda deepcopy: self.trials)
 
 
-def test_ranking_leaves_out_what_diverged_or_failed() -> None:
+def test_ranking_excludes_diverged_and_failed_trials() -> None:
     good, inf = (
         trial(1, SPACE, {"lr": 0.01, "mup_output_temp": 1.0}, 2.0),
         trial(0, SPACE, {"lr": 0.1, "mup_output_temp": 1.0}, math.inf),
@@ -68,22 +68,22 @@ def test_ranking_leaves_out_what_diverged_or_failed() -> None:
 
 
 @pytest.mark.parametrize(("bottom", "end"), [(1e-5, "down to"), (2.0, "up to")])
-def test_an_optimum_beyond_the_space_is_told_with_the_way_to_widen(bottom: float, end: str) -> None:
+def test_an_optimum_beyond_the_space_is_reported_with_a_wider_range(bottom: float, end: str) -> None:
     trials = bowl(SPACE, {"lr": bottom, "mup_output_temp": 1.0})
     [said] = outcome.edge_warnings(SPACE, ranked(trials)[0], trials)
     assert said.startswith("lr: the best value") and "the loss falls towards it" in said and end in said
 
 
-def test_an_optimum_inside_is_no_edge() -> None:
+def test_an_optimum_inside_the_space_is_not_an_edge() -> None:
     trials = bowl(SPACE, {"lr": 3e-3, "mup_output_temp": 1.0}, 64)
     assert outcome.edge_warnings(SPACE, ranked(trials)[0], trials) == []
 
 
-def test_an_edge_that_loss_does_not_depend_on_is_not_pressed() -> None:
+def test_an_edge_without_a_trend_in_the_loss_is_not_urgent() -> None:
     trials = bowl(SPACE, {"lr": 3e-3})
     best = trial(99, SPACE, {"lr": 3e-3, "mup_output_temp": 3.9}, 1.9)
     [said] = outcome.edge_warnings(SPACE, best, [*trials, best])
-    assert "mup_output_temp" in said and "not pressing" in said
+    assert "mup_output_temp" in said and "not urgent" in said
 
 
 def test_a_grid_warns_at_its_first_and_last_value_only() -> None:
@@ -95,7 +95,7 @@ def test_a_grid_warns_at_its_first_and_last_value_only() -> None:
     assert outcome.edge_warnings(space, trials[2], trials) == []
 
 
-def test_neighbours_are_near_in_the_spaces_own_measure() -> None:
+def test_neighbours_are_nearest_in_the_scale_of_the_space() -> None:
     best = trial(0, SPACE, {"lr": 1e-2, "mup_output_temp": 1.0}, 2.0)
     near = trial(1, SPACE, {"lr": 2e-2, "mup_output_temp": 1.0}, 2.1)
     far = trial(2, SPACE, {"lr": 1e-2, "mup_output_temp": 4.0}, 2.05)
@@ -120,13 +120,13 @@ def test_seed_noise_is_pooled_within_settings_and_widths() -> None:
     assert outcome.seed_noise([FakeStage(trials, runs[:1])]) is None  # type: ignore[list-item]
 
 
-def test_the_verdict_weighs_the_lead_against_the_noise() -> None:
+def test_the_verdict_compares_the_lead_with_the_noise() -> None:
     best, second = (
         trial(k, SPACE, {"lr": 1e-2, "mup_output_temp": 1.0}, loss, {"w16-s1": loss})
         for k, loss in enumerate((2.0, 2.1))
     )
-    assert "the winner is real" in outcome.verdict(best, second, outcome.Noise(0.01, 8))
-    assert "level within noise" in outcome.verdict(best, second, outcome.Noise(0.1, 8))
+    assert "the lead is significant" in outcome.verdict(best, second, outcome.Noise(0.01, 8))
+    assert "equal within noise" in outcome.verdict(best, second, outcome.Noise(0.1, 8))
     assert "unknown" in outcome.verdict(best, second, None)
 
 

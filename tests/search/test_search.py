@@ -1,4 +1,4 @@
-"""The search as a whole, on a tiny proxy: warm workers, interruption, several hosts' databases, overrides."""
+"""The whole search on a tiny proxy: warm workers, interruption, databases for several hosts, overrides."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_worker_trains_every_width_and_seed_and_confirms_the_best(proxy: Path,
     assert figures["runs"] == 10 and 0 < figures["steps"] + figures["evaluation"] < figures["wall"]
 
 
-def test_a_diverged_trial_is_kept_as_such_and_the_search_goes_on(proxy: Path, tmp_path: Path) -> None:
+def test_a_diverged_trial_is_recorded_and_the_search_continues(proxy: Path, tmp_path: Path) -> None:
     space = "sampler: grid\nparameters: {mup-embedding-mult: [1.0, 1.0e+38], lr: [0.001, 0.01]}"
     _, stage = work(proxy, tmp_path, space)
     trials = stage.study.get_trials()
@@ -102,7 +102,7 @@ def test_pruned_trials_stop_early_and_do_not_win(proxy: Path, tmp_path: Path) ->
 
 @pytest.mark.xdist_group("multiprocess")
 @pytest.mark.slow
-def test_the_command_line_searches_reports_and_names_its_use(proxy: Path, tmp_path: Path) -> None:
+def test_the_command_line_searches_reports_and_prints_the_command_to_use(proxy: Path, tmp_path: Path) -> None:
     target = tmp_path / "target.yml"
     values = {**json.loads(proxy.read_text()), "hidden-size": 64, "num-attention-heads": 8}
     target.write_text(json.dumps({key: value for key, value in values.items() if key not in ("min-lr", "optimizer")}))
@@ -120,7 +120,7 @@ def test_the_command_line_searches_reports_and_names_its_use(proxy: Path, tmp_pa
     share = sum(run["flops"] for trial in study.trials for run in trial.user_attrs["runs"].values())
     assert f"{share / cost_of(cost_config(merged)).flops:.2%} of the target's" in done.stdout
     again = run_search(*command)
-    assert again.returncode == 0 and "trials, " not in again.stdout  # nothing is left to train
+    assert again.returncode == 0 and "trials, " not in again.stdout  # all trials are finished
     other = run_search(*command, "--train-iters", "7")
     assert other.returncode == 1 and "configuration.train_iters is 6 there and 7 here" in other.stderr
     assert len(other.stderr.strip().splitlines()) == 1
@@ -131,8 +131,8 @@ def test_the_command_line_searches_reports_and_names_its_use(proxy: Path, tmp_pa
 @pytest.mark.xdist_group("multiprocess")
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["study.db", "study.journal"])
-def test_kill_9_of_everything_changes_no_trial(proxy: Path, tmp_path: Path, store: str) -> None:
-    """Leader and workers are killed at random moments ten times; the study ends as an undisturbed one does."""
+def test_kill_9_of_all_processes_changes_no_trial(proxy: Path, tmp_path: Path, store: str) -> None:
+    """Kill leader and workers at ten random moments. The study must equal that of an undisturbed search."""
     space, dice = write_space(tmp_path, SPACE), random.Random(store)
     common: tuple[object, ...] = (proxy, "--space", space, "--trials", "30", "--workers", "2")
     common += ("--train-iters", "150", "--eval-interval", "150", "--log-interval", "10")
@@ -167,7 +167,7 @@ def test_kill_9_of_everything_changes_no_trial(proxy: Path, tmp_path: Path, stor
 
 
 def _binaries() -> Path | None:
-    """Where PostgreSQL's server is: on the path, or in Debian's place for it."""
+    """Folder of PostgreSQL's server: on the path, or where Debian installs it."""
     found = shutil.which("initdb")
     places = (
         [Path(found).resolve().parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
@@ -177,11 +177,11 @@ def _binaries() -> Path | None:
 
 @pytest.fixture
 def postgres() -> Iterator[str]:
-    """URL of an empty database on a server of its own, which listens on a socket in a temporary folder only."""
+    """URL of an empty database on a separate server that listens only on a socket in a temporary folder."""
     binaries = _binaries()
     if binaries is None or not _has_driver():
         pytest.skip("needs PostgreSQL's server (Debian: postgresql) and its driver (pip install 'psycopg[binary]')")
-    # Not pytest's own folder: a socket's path must be short, and the server may need another user's rights.
+    # Not pytest's folder: the path of a socket must be short, and the server can require another user.
     folder = Path(tempfile.mkdtemp(prefix="muneox-"))
     as_user: list[str] = []
     if os.geteuid() == 0:  # the server refuses to run as root
@@ -199,7 +199,7 @@ def postgres() -> Iterator[str]:
             time.sleep(0.1)
         yield f"postgresql+psycopg://tester@/postgres?host={folder}"
     finally:
-        server.send_signal(signal.SIGINT)  # fast shutdown: connections are cut
+        server.send_signal(signal.SIGINT)  # fast shutdown: closes connections
         server.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -214,8 +214,8 @@ def _has_driver() -> bool:
 
 @pytest.mark.xdist_group("multiprocess")
 @pytest.mark.slow
-def test_four_workers_on_postgresql_two_of_them_late(proxy: Path, tmp_path: Path, postgres: str) -> None:
-    """Two commands with two workers each on one server: every trial once, by all four of them."""
+def test_four_workers_on_postgresql_two_of_which_start_late(proxy: Path, tmp_path: Path, postgres: str) -> None:
+    """Two commands with two workers each use one server. The four workers train every trial once."""
     space = write_space(tmp_path, SPACE)
     common: tuple[object, ...] = (proxy, "--space", space, "--trials", "24", "--workers", "2", "--study", postgres)
     common += ("--train-iters", "150", "--eval-interval", "150")
@@ -226,7 +226,7 @@ def test_four_workers_on_postgresql_two_of_them_late(proxy: Path, tmp_path: Path
         return subprocess.Popen(command, env=environment(), **to)
 
     one = begin("one")
-    while not (tmp_path / "one" / "search").is_dir() and one.poll() is None:  # the first trial is under way
+    while not (tmp_path / "one" / "search").is_dir() and one.poll() is None:  # the first trial is running
         time.sleep(0.2)
     two = begin("two")
     said = [process.communicate(timeout=280)[0] for process in (one, two)]
@@ -238,14 +238,14 @@ def test_four_workers_on_postgresql_two_of_them_late(proxy: Path, tmp_path: Path
     assert not any("taken_up" in trial.user_attrs for trial in trials)
     folders = [Path(run["log_dir"]) for trial in trials for run in trial.user_attrs["runs"].values()]
     made = [path.parent for out in ("one", "two") for path in (tmp_path / out / "search").glob("*/*/metrics*.jsonl")]
-    assert sorted(made) == sorted(folders)  # nothing was trained twice, not even to be thrown away
+    assert sorted(made) == sorted(folders)  # no run was trained twice, not even to be discarded
     assert len({trial.user_attrs["owner"]["name"] for trial in trials}) == 4
 
 
 @pytest.mark.xdist_group("multiprocess")
 @pytest.mark.slow
 def test_an_agent_loop_of_key_value_arguments_trains_ten_settings(proxy: Path, tmp_path: Path) -> None:
-    """What `wandb agent` does for a sweep: the program with --key=value for every parameter, unmodified."""
+    """Run the unmodified program with --key=value for every parameter, as `wandb agent` does for a sweep."""
     command = [sys.executable, "train.py", str(proxy)]
     rates = [10 ** (-3 + 0.2 * k) for k in range(10)]
     for number, lr in enumerate(rates):

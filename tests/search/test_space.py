@@ -1,4 +1,4 @@
-"""The space file, the plan, and the configurations of trials."""
+"""The space file, the samplers and the configurations of trials."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def space_of(args: NeoXArgs, parameters: dict[str, Any], **rest: Any) -> Space:
         ({"parameters": {"lr": {"low": 1e-2, "high": 1e-3, "log": True}}}, "lr: the range from 0.01 to 0.001 is empty"),
         ({"parameters": {"lr": {"low": 1e-3, "high": 1e-3}}}, "is empty"),
         ({"parameters": {"lr": {"low": 0.0, "high": 1.0, "log": True}}}, "above 0"),
-        ({"parameters": {"lr": {"low": "a", "high": 1.0}}}, "lr: low and high need to be numbers"),
+        ({"parameters": {"lr": {"low": "a", "high": 1.0}}}, "lr: low and high must be numbers"),
         ({"parameters": {"lr": {"low": 1e-3, "hihg": 1.0}}}, "did you mean 'high'"),
         ({"parameters": {"lr": []}}, "lr: the list is empty"),
         ({"parameters": {"lr": [1e-3, 1e-3]}}, "given twice"),
         ({"parameters": {"lr": [1e-3], "optimizer.params.lr": [1e-3]}}, "lr is given twice"),
-        ({"parameters": {"lr": 1e-3}}, "needs a list of values or"),
+        ({"parameters": {"lr": 1e-3}}, "expected a list or {low"),
         ({"parameters": {"activation": {"low": 1, "high": 2}}}, "activation has no range"),
         ({"parameters": {"hidden-size": [16, 32]}}, "give `widths`"),
         ({"parameters": {"seed": [1, 2]}}, "give `seeds`"),
@@ -54,7 +54,7 @@ def space_of(args: NeoXArgs, parameters: dict[str, Any], **rest: Any) -> Space:
         ({"parameters": {"lr": [1e-3]}, "pruner": "asha"}, "'asha' is not one of"),
         ({"parameters": {"lr": [1e-3]}, "width": [64]}, "did you mean 'widths'"),
         ({"parameters": {"lr": [1e-3]}, "widths": [64, 64]}, "twice"),
-        ({"parameters": {"lr": [1e-3]}, "seeds": "1"}, "seeds: needs a list"),
+        ({"parameters": {"lr": [1e-3]}, "seeds": "1"}, "seeds: expected a list"),
     ],
 )
 def test_a_wrong_space_is_refused_with_its_key(args: NeoXArgs, values: dict[str, Any], said: str) -> None:
@@ -70,7 +70,7 @@ def test_the_error_names_the_file(args: NeoXArgs, tmp_path: Path) -> None:
 
 
 def test_mup_keys_are_refused_in_sp(args: NeoXArgs) -> None:
-    with pytest.raises(ConfigError, match="does nothing without use-mup"):
+    with pytest.raises(ConfigError, match="has no effect without use-mup"):
         space_of(args.replace(use_mup=False), {"mup-output-temp": [1.0, 2.0]})
 
 
@@ -88,7 +88,7 @@ def test_the_default_space_is_that_of_tensor_programs_v(args: NeoXArgs) -> None:
     u=st.floats(0, 1, exclude_max=True),
     log=st.booleans(),
 )
-def test_a_range_is_never_left_and_positions_are_the_inverse(low: float, factor: float, u: float, log: bool) -> None:
+def test_values_stay_in_the_range_and_position_inverts_at(low: float, factor: float, u: float, log: bool) -> None:
     parameter = Parameter("lr", low, low * factor, log)
     value = parameter.at(u)
     assert low <= value <= low * factor
@@ -112,7 +112,7 @@ def test_trial_k_does_not_depend_on_the_trials_before_it(args: NeoXArgs, sampler
 def test_log_uniform_is_uniform_in_the_logarithm(args: NeoXArgs) -> None:
     plan = planner(space_of(args, SAMPLED, sampler="qmc"))
     logs = [math.log10(plan(k, [])["lr"]) for k in range(64)]
-    for edge in (-4, -3, -2):  # Sobol puts a third of 64 points in each decade, to a point or so
+    for edge in (-4, -3, -2):  # Sobol puts a third of 64 points in each decade, up to about one point
         assert abs(sum(edge <= x < edge + 1 for x in logs) - 64 / 3) <= 2
 
 
@@ -127,7 +127,7 @@ def test_a_grid_takes_every_point_once(args: NeoXArgs) -> None:
     assert points == [(pytest.approx(lr), temp) for lr, temp in expected]
 
 
-def test_tpe_depends_on_the_history_and_on_nothing_else(args: NeoXArgs) -> None:
+def test_tpe_depends_only_on_the_history(args: NeoXArgs) -> None:
     space = space_of(args, SAMPLED, sampler="tpe")
     plan, kinds = planner(space), distributions(space)
     trials: list[FrozenTrial] = []
@@ -159,12 +159,12 @@ def test_a_trial_keeps_the_shape_of_the_schedule(args: NeoXArgs) -> None:
     assert args.lr == 0.01
 
 
-def test_a_value_that_cannot_be_trained_is_told_before_the_search(args: NeoXArgs) -> None:
+def test_a_value_that_cannot_be_trained_is_refused_before_the_search(args: NeoXArgs) -> None:
     with pytest.raises(ConfigError, match="warmup: 1.5 cannot be trained"):
         check_space(args, space_of(args, {"warmup": [0.1, 1.5]}))
 
 
-def test_descriptions_tell_searches_apart_and_ignore_logging(args: NeoXArgs) -> None:
+def test_descriptions_distinguish_searches_and_ignore_logging(args: NeoXArgs) -> None:
     space = space_of(args, SAMPLED)
     same = describe(args.replace(log_dir="elsewhere", save="x", lr=0.5, log_interval=1), space)
     assert differing(describe(args, space), same) == []

@@ -1,4 +1,4 @@
-"""A sweep: every run of the grid once, each as the trainer alone would train it, and nothing twice."""
+"""A sweep trains every run of the grid once, with the same result as the trainer alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def kill(job: sweep.Job) -> tuple[sweep.Job, float | None, str]:
 
 
 @pytest.mark.xdist_group("multiprocess")
-def test_every_run_is_trained_once_and_as_by_the_trainer_alone(
+def test_every_run_is_trained_once_and_equals_the_trainer_alone(
     proxy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "sweep"
@@ -64,7 +64,7 @@ def test_every_run_is_trained_once_and_as_by_the_trainer_alone(
     loss = final_loss(out / name)
     assert train(run_config(alone), initialize_megatron(seed=2), console=False).valid_loss == loss
 
-    # Killed in the middle: that run, and no other, is trained again, to the same loss.
+    # Only the run that was killed is trained again, and it reaches the same loss.
     file = out / name / "metrics.jsonl"
     file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
     others = {path: path.stat().st_mtime_ns for path in out.glob("*/metrics.jsonl") if path != file}
@@ -74,7 +74,7 @@ def test_every_run_is_trained_once_and_as_by_the_trainer_alone(
     assert others == {path: path.stat().st_mtime_ns for path in others}
     with pytest.raises(ConfigError, match="holds a run with eval_iters 2, this sweep has 1; choose another --out"):
         sweep.main([*command, "--eval-iters", "1"])
-    # A key that went back to its default is another configuration too.
+    # A key that returns to its default also makes another configuration.
     plain = tmp_path / "plain.yml"
     plain.write_text(json.dumps({k: v for k, v in json.loads(proxy.read_text()).items() if k != "lr-decay-style"}))
     with pytest.raises(ConfigError, match="holds a run with lr_decay_style 'cosine', this sweep has"):
@@ -88,7 +88,7 @@ def test_every_run_is_trained_once_and_as_by_the_trainer_alone(
 
 
 @pytest.mark.xdist_group("multiprocess")
-def test_divergence_is_told_and_the_others_go_on(
+def test_divergence_is_reported_and_the_other_runs_continue(
     proxy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid = ("--grid", "mup-embedding-mult=1.0,1e38")
@@ -99,7 +99,7 @@ def test_divergence_is_told_and_the_others_go_on(
 
 
 @pytest.mark.xdist_group("multiprocess")
-def test_a_killed_process_is_said_instead_of_waited_for(
+def test_a_killed_process_is_reported_instead_of_awaited(
     proxy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "train_job", kill)
@@ -128,7 +128,7 @@ def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
 
 
 def is_alive_group(group: int) -> bool:
-    """Whether a process of the group runs; one that merely waits to be reaped does not."""
+    """Whether a process of the group is running. Zombies do not count."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]

@@ -1,4 +1,4 @@
-"""transfer.py: what breaks the transfer, what shifts the optimum, and the proxy of a target."""
+"""transfer.py: differences that break the transfer or shift the optimum, and the proxy of a target."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def found(proxy: NeoXArgs, target: NeoXArgs, kind: Kind) -> list[str]:
     return [finding.key for finding in compare(proxy, target) if finding.kind is kind]
 
 
-def test_the_demos_proxy_and_target_fit(pair: tuple[NeoXArgs, NeoXArgs]) -> None:
+def test_the_demos_proxy_transfers_to_its_target(pair: tuple[NeoXArgs, NeoXArgs]) -> None:
     assert found(*pair, Kind.BREAKS) == [] and found(*pair, Kind.SHIFTS) == []
     assert {"hidden_size", "num_attention_heads"} <= set(found(*pair, Kind.GROWS))
 
@@ -54,7 +54,7 @@ def test_the_demos_proxy_and_target_fit(pair: tuple[NeoXArgs, NeoXArgs]) -> None
         ({"tokenizer_type": "CharLevelTokenizer"}, "tokenizer_type"),
     ],
 )
-def test_what_breaks_the_transfer_is_refused(pair: tuple[NeoXArgs, NeoXArgs], changes: dict, key: str) -> None:
+def test_what_breaks_the_transfer_is_reported(pair: tuple[NeoXArgs, NeoXArgs], changes: dict, key: str) -> None:
     assert key in found(pair[0], pair[1].replace(**changes), Kind.BREAKS)
 
 
@@ -73,7 +73,7 @@ def test_what_breaks_the_transfer_is_refused(pair: tuple[NeoXArgs, NeoXArgs], ch
         ({"intermediate_size": 512, "mup_base_intermediate_size": 256}, "intermediate_size"),
     ],
 )
-def test_what_shifts_the_optimum_is_warned_of_with_a_source(
+def test_differences_that_shift_the_optimum_are_reported_with_a_source(
     pair: tuple[NeoXArgs, NeoXArgs], changes: dict, key: str
 ) -> None:
     target = pair[1].replace(**changes)
@@ -86,11 +86,11 @@ def test_what_shifts_the_optimum_is_warned_of_with_a_source(
     "changes",
     [{"save": "x"}, {"log_interval": 3}, {"seed": 5}, {"zero_stage": 1}, {"checkpoint_activations": True}],
 )
-def test_what_does_not_matter_is_not_mentioned(pair: tuple[NeoXArgs, NeoXArgs], changes: dict) -> None:
+def test_irrelevant_differences_are_not_reported(pair: tuple[NeoXArgs, NeoXArgs], changes: dict) -> None:
     assert compare(*pair) == compare(pair[0], pair[1].replace(**changes))
 
 
-def test_the_same_batch_cut_otherwise_is_the_same(pair: tuple[NeoXArgs, NeoXArgs]) -> None:
+def test_the_same_batch_in_other_micro_batches_is_the_same(pair: tuple[NeoXArgs, NeoXArgs]) -> None:
     cut = pair[1].replace(train_micro_batch_size_per_gpu=4, gradient_accumulation_steps=2)
     assert found(pair[0], cut, Kind.SHIFTS) == [] == found(pair[0], cut, Kind.BREAKS)
 
@@ -104,14 +104,14 @@ def test_a_proxy_as_wide_as_its_target_is_refused(pair: tuple[NeoXArgs, NeoXArgs
     assert "hidden_size" in found(pair[1], pair[1], Kind.BREAKS)
 
 
-def test_depth_is_warned_of_even_with_a_rule_that_covers_it(pair: tuple[NeoXArgs, NeoXArgs]) -> None:
+def test_depth_is_reported_even_with_a_rule_that_covers_it(pair: tuple[NeoXArgs, NeoXArgs]) -> None:
     proxy, target = (args.replace(mup_depth_alpha=1.0, mup_base_num_layers=3) for args in pair)
     [finding] = [f for f in compare(proxy, target.replace(num_layers=6)) if f.key == "num_layers"]
     assert finding.kind is Kind.SHIFTS and "alpha 1 covers it" in finding.why
     assert found(proxy, target.replace(num_layers=6), Kind.BREAKS) == []
 
 
-# Stated by hand: what the papers and the design say of these keys.
+# Written by hand: what the papers and the design say about these keys.
 CLASSES = {
     TransferClass.GROWS: {"hidden_size", "num_attention_heads", "num_kv_heads", "intermediate_size"},
     TransferClass.SHIFTS: {
@@ -131,7 +131,7 @@ CLASSES = {
 }
 
 
-def test_the_important_keys_have_their_class() -> None:
+def test_important_keys_have_the_expected_class() -> None:
     for kind, names in CLASSES.items():
         assert {name: KEYS[name].transfer.kind for name in names} == dict.fromkeys(names, kind)
 
@@ -164,7 +164,7 @@ def test_a_width_that_does_not_fit_is_refused(pair: tuple[NeoXArgs, NeoXArgs]) -
             make_proxy(pair[1], [str(TARGET)], width)
 
 
-def test_the_script_judges_makes_and_keeps_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_compares_makes_a_proxy_keeps_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert transfer.main([str(BASE), str(TARGET), "--vocab-size", "512"]) == 0
     assert "transfer: holds" in capsys.readouterr().out
     made = tmp_path / "proxy.yml"

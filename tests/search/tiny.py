@@ -1,4 +1,4 @@
-"""A tiny byte-level corpus and the search on it, for tests that start processes."""
+"""A tiny byte-level corpus and helpers that search on it, for tests that start processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCRIPT = ROOT / "tools" / "mup" / "search.py"
 
 
 def make_corpus(folder: Path) -> None:
-    """A corpus with some order in it, so that a model learns."""
+    """Write a corpus with regularities that a model can learn."""
     from megatron.data.indexed_dataset import IndexedDatasetBuilder
 
     generator = np.random.default_rng(0)
@@ -27,7 +27,7 @@ def make_corpus(folder: Path) -> None:
 
 
 def write_proxy(folder: Path, **changes: object) -> Path:
-    """A configuration that trains in well under a second."""
+    """Write a configuration that trains in well under a second."""
     values = {
         "num-layers": 1,
         "hidden-size": 16,
