@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megatron.initialize import initialize_megatron
-from megatron.neox_arguments.resolve import run_config
+from megatron.neox_arguments.resolve import audit_config, coordinate_check_config, run_config
 from megatron.training.trainer import Trainer
 from tests.training.harness import arguments, configuration, losses, train_here
 
@@ -85,3 +85,9 @@ def test_compiled_layers_give_the_losses_of_eager_ones(corpus: Path, tmp_path: P
     train_here(eager)
     train_here(compiled)
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-5)
+
+
+def test_jobs_that_watch_modules_through_hooks_do_not_compile(corpus: Path, tmp_path: Path):
+    args = arguments(configuration(corpus, tmp_path, torch_compile=True))
+    assert run_config(args).engine.compile
+    assert not coordinate_check_config(args).engine.compile and not audit_config(args).engine.compile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from megatron.errors import ConfigError
@@ -34,7 +35,7 @@ from megatron.neox_arguments.resolve.training import (
     layout_config,
     schedule_config,
 )
-from megatron.neox_arguments.run_config import Provenance, RunConfig
+from megatron.neox_arguments.run_config import EngineConfig, Provenance, RunConfig
 
 
 def run_config(args: NeoXArgs) -> RunConfig:
@@ -61,6 +62,11 @@ def run_config(args: NeoXArgs) -> RunConfig:
     )
 
 
+def _eager(config: EngineConfig) -> EngineConfig:
+    """The same engine without torch.compile, for a job that watches modules through hooks over a few steps."""
+    return dataclasses.replace(config, compile=False)
+
+
 def coordinate_check_config(args: NeoXArgs) -> CoordinateCheckConfig:
     lr = args.coord_check_lr or args.lr
     if lr is None:
@@ -69,7 +75,7 @@ def coordinate_check_config(args: NeoXArgs) -> CoordinateCheckConfig:
         launch=launch_config(args),
         tokenizer=tokenizer_config(args),
         model=model_config(args),
-        engine=engine_config(args),
+        engine=_eager(engine_config(args)),
         lr=lr,
         batch_size=args.train_batch_size or 1,
         data=data_config(args) if data_is_given(args) else None,
@@ -115,7 +121,7 @@ def audit_config(args: NeoXArgs) -> AuditConfig:
         launch=launch_config(args),
         tokenizer=tokenizer_config(args),
         model=model_config(args),
-        engine=engine_config(args),
+        engine=_eager(engine_config(args)),
         lr=known(args.lr),
         seed=args.seed,
     )
