@@ -40,8 +40,7 @@ lint: $(STAMP)  ## ruff and mypy
 	@$(MAKE) --no-print-directory typecheck
 
 typecheck: $(STAMP)  ## mypy alone
-	$(BIN)/mypy --strict --follow-imports=silent mup muneox tools benchmarks *.py
-	$(BIN)/mypy megatron
+	$(BIN)/mypy --strict mup megatron muneox tools benchmarks *.py
 	$(BIN)/mypy tests
 
 format: $(STAMP)  ## let ruff put the code in its form

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch._C._distributed_c10d import HashStore
 
 from megatron.mpu import DropoutStreams, Grid, ProcessGroups
 from megatron.mpu import registry as mpu_registry
@@ -71,7 +72,7 @@ def initialize_megatron(
     if not torch.distributed.is_initialized():
         atexit.register(shutdown)  # not at the end of a run: one process may make several, on one group
         if world_size == 1:  # in memory: needs no port, which another process could take before it is used
-            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+            torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     groups = _process_groups(Grid.for_world(world_size, model_parallel_size, pipe_parallel_size))
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")

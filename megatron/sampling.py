@@ -102,7 +102,8 @@ class _Context:
     def next_logits(self) -> Tensor:
         """[b, v] of the token to come."""
         with torch.inference_mode():
-            return self.model(self.unread, self.caches)[:, -1].float()
+            logits: Tensor = self.model(self.unread, self.caches)
+            return logits[:, -1].float()
 
     def append(self, chosen: Tensor) -> None:
         """chosen: int64 [b]."""

@@ -88,7 +88,7 @@ def _cross_entropy_step(model: nn.Module, optimizer: Any, batch: Any) -> None:
     inputs, targets = batch
     optimizer.zero_grad()
     logits = model(inputs)
-    F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)).backward()  # type: ignore[no-untyped-call]
+    F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)).backward()
     optimizer.step()
 
 

@@ -165,7 +165,7 @@ def apply_infshapes(model: nn.Module, infshapes: Mapping[str, InfShape]) -> None
         if isinstance(module, MuOutput):
             module._width_mult = infshape_of(module.weight, "weight").width_mult()
     if not any(hook is attach_after_load for hook in model._load_state_dict_post_hooks.values()):
-        model.register_load_state_dict_post_hook(attach_after_load)  # type: ignore[no-untyped-call]
+        model.register_load_state_dict_post_hook(attach_after_load)
 
 
 def set_base_shapes(

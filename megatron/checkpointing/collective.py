@@ -43,24 +43,24 @@ def from_rank_0(action: Callable[[], T]) -> T:
             result = action()
         except Exception as caught:
             error = caught
-    result, problem = gather((result, describe(error) if error else None))[0]
-    if problem is not None:
-        raise CheckpointError(problem) from error
-    return result
+    outcome: tuple[T, str | None] = gather((result, describe(error) if error else None))[0]
+    if outcome[1] is not None:
+        raise CheckpointError(outcome[1]) from error
+    return outcome[0]
 
 
 def on_all_ranks(action: Callable[[], T]) -> T:
     """Run `action` on each rank and return each its own result. Collective: where one raises, all raise."""
-    result: Any = None
+    results: list[T] = []
     error: Exception | None = None
     try:
-        result = action()
+        results.append(action())
     except Exception as caught:
         error = caught
     problems = sorted({p for p in gather(describe(error) if error else None) if p is not None})
     if problems:
         raise CheckpointError("; ".join(problems)) from error
-    return result
+    return results[0]
 
 
 def describe(error: BaseException) -> str:

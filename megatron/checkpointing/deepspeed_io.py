@@ -1,5 +1,8 @@
 """DeepSpeed's file access made safe: hashed, fsynced writing and `weights_only` reading."""
 
+# mypy: allow-subclassing-any
+# DeepSpeed's classes carry no types.
+
 from __future__ import annotations
 
 import os
@@ -77,7 +80,8 @@ def install(engine: Any) -> VerifiedCheckpointEngine:
     if engine.load_universal_checkpoint():
         # That path calls torch.load(weights_only=False) inside DeepSpeed, past any checkpoint engine.
         raise CheckpointError("load_universal_checkpoint reads files that may run code: refused")
-    engine.checkpoint_engine = VerifiedCheckpointEngine()
+    verified = VerifiedCheckpointEngine()
+    engine.checkpoint_engine = verified
     # The recovery script would be one more file that can fail outside our reach, and it unpickles anything.
     engine._copy_recovery_script = lambda save_path: None
-    return engine.checkpoint_engine
+    return verified

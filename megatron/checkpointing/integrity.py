@@ -142,7 +142,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        manifest = json.loads(content)
+        manifest: dict[str, Any] = json.loads(content)
         body = {key: value for key, value in manifest.items() if key != "sha256"}
         intact = _render_manifest(body) == content
     except (ValueError, AttributeError):

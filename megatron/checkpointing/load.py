@@ -167,7 +167,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     files = sorted(path.glob("mp_rank_*_model_states.pt")) or sorted(path.glob("*_model_states.pt"))
     if not files:
         raise CheckpointError(f"{path} holds no model states")
-    header = load_safely(files[0], mmap=True)
+    header: dict[str, Any] = load_safely(files[0], mmap=True)
     if "client_state" not in header:
         raise CheckpointError(f"{files[0]} was not saved by this trainer: it has no client_state")
     return header
@@ -177,7 +177,8 @@ def _read_own(path: Path) -> dict[str, Any]:
     """This rank's generators and state; empty where fewer processes saved the checkpoint."""
     file = path / rng_file(collective.rank())
     if file.exists():
-        return load_safely(file)
+        own: dict[str, Any] = load_safely(file)
+        return own
     logger.warning("%s is missing: rank %d goes on with fresh random generators", file, collective.rank())
     return {"rng": None, "rank_state": {}}
 

@@ -61,7 +61,8 @@ def load_whole(engine: Any, target: Target, checkpoint: WholeCheckpoint, *, opti
 
 
 def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    return getattr(optimizer, "optimizer", optimizer)
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
 
 
 def _create_states(optimizer: Any, moments: Sequence[str], step: float) -> None:

@@ -11,7 +11,7 @@ import torch
 
 def rng_state() -> dict[str, Any]:
     """State of Python's, NumPy's (global) and torch's generators, and of this process's CUDA device."""
-    name, keys, position, has_gauss, cached = cast(tuple, np.random.get_state(legacy=True))
+    name, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": [

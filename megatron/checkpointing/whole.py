@@ -208,7 +208,8 @@ class WholeCheckpoint:
     def _model_weights(self, tensor: int, name: str) -> Mapping[str, Tensor]:
         """Weights by global name, from the file that holds `name`."""
         if self.layout.pipe == 1:
-            return self._model_states(tensor)["module"]
+            weights: Mapping[str, Tensor] = self._model_states(tensor)["module"]
+            return weights
         layer = self._layer(name)
         file = self.path / f"layer_{layer:02d}-model_{tensor:02d}-{_MODEL}"
         states = self._load(file)
@@ -216,7 +217,9 @@ class WholeCheckpoint:
 
     def _model_states(self, model_rank: int) -> Mapping[str, Any]:
         plain = self.path / f"mp_rank_{model_rank:02d}_{_MODEL}"
-        return self._load(plain if plain.exists() else self.path / f"zero_pp_rank_0_mp_rank_{model_rank:02d}_{_MODEL}")
+        cut = self.path / f"zero_pp_rank_0_mp_rank_{model_rank:02d}_{_MODEL}"
+        states: Mapping[str, Any] = self._load(plain if plain.exists() else cut)
+        return states
 
     def _load(self, file: Path) -> Any:
         if file not in self._cache:
@@ -247,7 +250,8 @@ class WholeCheckpoint:
                     break
             shapes = self._model_states(model_rank).get("param_shapes") or []
             self._cache[key] = _Flat(files, self.layout, shapes)
-        return self._cache[key]
+        flat: _Flat = self._cache[key]
+        return flat
 
     def _local_shape(self, tensor: int, name: str) -> tuple[int, ...]:
         if self.layout.zero_stage == 3:

@@ -86,4 +86,5 @@ class BlendedDataset:
         return len(self.dataset_index)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.datasets[self.dataset_index[index]][int(self.sample_index[index])]
+        dataset = self.datasets[int(self.dataset_index[index])]
+        return dataset[int(self.sample_index[index])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -119,7 +120,7 @@ def _open(path: str | Path, vocab_size: int | None) -> IndexedDataset:
 
 
 def _split_one(
-    path: str | Path, split: str, num_samples: Sequence[int], vocab_size: int | None, options: dict
+    path: str | Path, split: str, num_samples: Sequence[int], vocab_size: int | None, options: dict[str, Any]
 ) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
     indexed = _open(path, vocab_size)
     bounds = split_documents(split, len(indexed))
@@ -139,7 +140,7 @@ def _split_one(
     return built[0], built[1], built[2]
 
 
-def _blend(corpora: list[IndexedDataset], weights: list[float], count: int, options: dict) -> Dataset:
+def _blend(corpora: list[IndexedDataset], weights: list[float], count: int, options: dict[str, Any]) -> Dataset:
     """Blend whole corpora; each gives its share of `count` samples, and half a percent more as in
     Megatron-LM.
     """

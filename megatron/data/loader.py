@@ -72,7 +72,7 @@ def collate(samples: list[np.ndarray]) -> dict[str, torch.Tensor]:
 
 def build_loader(
     dataset: object, sampler: GlobalBatchSampler, num_workers: int = 0, pin_memory: bool = False
-) -> DataLoader:
+) -> DataLoader[dict[str, torch.Tensor]]:
     """A loader of `{"text": int64 [micro_batch_size, seq_length + 1]}` in the sampler's order, for any
     `num_workers`.
 

@@ -50,6 +50,9 @@ class _FlashFootprint(torch.autograd.Function):
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
+_flash_footprint: Callable[[Tensor, Tensor, Tensor], Tensor] = _FlashFootprint.apply
+
+
 class _FusedAttention(nn.Module):
     """Stands for CoreAttention, whose kernel on the meta device would keep all scores."""
 
@@ -57,7 +60,7 @@ class _FusedAttention(nn.Module):
         groups = q.shape[1] // k.shape[1]
         if groups > 1:
             k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
-        return _FlashFootprint.apply(q, k, v)
+        return _flash_footprint(q, k, v)
 
 
 class _NormFootprint(torch.autograd.Function):
@@ -74,6 +77,9 @@ class _NormFootprint(torch.autograd.Function):
         return torch.empty_like(x), torch.empty_like(weight)
 
 
+_norm_footprint: Callable[[Tensor, Tensor], Tensor] = _NormFootprint.apply
+
+
 class _FusedRMSNorm(nn.Module):
     """Stands for RMSNorm, which the meta device runs as single operations that keep two fp32 copies of the input."""
 
@@ -82,7 +88,7 @@ class _FusedRMSNorm(nn.Module):
         self.weight = norm.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return _NormFootprint.apply(x, self.weight)
+        return _norm_footprint(x, self.weight)
 
 
 def _use_fused_kernels(layer: nn.Module) -> nn.Module:
@@ -98,7 +104,8 @@ class _LiveBytes(TorchDispatchMode):
     """Follows the bytes of all tensors that operations inside it make, and their highest sum."""
 
     def __init__(self) -> None:
-        super().__init__()
+        initialise: Callable[[], None] = super().__init__
+        initialise()
         self.peak = self._live = 0
         self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 

@@ -113,4 +113,5 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(k, v)
         context = self.core(q, k, v).transpose(1, 2).reshape(b, s, -1)  # [b, s, h]
-        return self.dense(context)
+        y: Tensor = self.dense(context)
+        return y

@@ -112,7 +112,8 @@ class GPT(nn.Module):
         x = self.embedding(tokens, offset)
         x = self._run_checkpointed(x) if self.config.checkpoint_every and self.training else self._run(x, caches)
         tied = self.embedding.word_embeddings.weight if self.config.tied_readout else None
-        return self.readout(self.final_norm(x), tied)
+        logits: Tensor = self.readout(self.final_norm(x), tied)
+        return logits
 
     def global_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(layout-independent name, parameter), as a pipeline stage also tells them."""

@@ -55,5 +55,8 @@ class MLP(nn.Module):
         x = self.dense_h_to_4h(x)
         if self.gated:
             up, gate = x.chunk(2, dim=-1)
-            return self.dense_4h_to_h(self.activation(gate) * up)
-        return self.dense_4h_to_h(self.activation(x))
+            x = self.activation(gate) * up
+        else:
+            x = self.activation(x)
+        y: Tensor = self.dense_4h_to_h(x)
+        return y

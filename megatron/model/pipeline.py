@@ -1,5 +1,8 @@
 """The GPT cut into pipeline stages, for DeepSpeed's pipeline engine."""
 
+# mypy: allow-subclassing-any
+# DeepSpeed's classes carry no types.
+
 from __future__ import annotations
 
 import contextlib
@@ -47,7 +50,8 @@ class _TiedLayer(TiedLayerSpec):
 
 
 def _tied_logits(readout: Readout, embedding: Embedding, x: Tensor) -> Tensor:
-    return readout(x, embedding.word_embeddings.weight)
+    logits: Tensor = readout(x, embedding.word_embeddings.weight)
+    return logits
 
 
 class PipelinedGPT(PipelineModule):

@@ -34,8 +34,13 @@ class _WithAdjoint(torch.autograd.Function):
         return ctx.adjoint(grad), None, None
 
 
+_with_adjoint: Callable[[Tensor, _Operation, _Operation], Tensor] = _WithAdjoint.apply
+
+
 def _apply(x: Tensor, group: Communicator, operation: _Operation, adjoint: _Operation) -> Tensor:
-    return x if group.size == 1 else _WithAdjoint.apply(x, operation, adjoint)
+    if group.size == 1:
+        return x
+    return _with_adjoint(x, operation, adjoint)
 
 
 def _same(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,6 +45,9 @@ class _VocabParallel(torch.autograd.Function):
         return grad, None, None
 
 
+_vocab_parallel: Callable[[Tensor, Tensor, Communicator], tuple[Tensor, Tensor]] = _VocabParallel.apply
+
+
 def cross_entropy_and_logsumexp(
     logits: Tensor, labels: Tensor, group: Communicator, *, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
@@ -60,7 +64,7 @@ def cross_entropy_and_logsumexp(
     if group.size == 1:
         flat = F.cross_entropy(kept.flatten(0, -2), labels.flatten(), reduction="none")
         return flat.view(labels.shape), torch.logsumexp(kept, dim=-1)
-    loss, logsumexp = _VocabParallel.apply(kept, labels - start, group)
+    loss, logsumexp = _vocab_parallel(kept, labels - start, group)
     known = (labels >= 0) & (labels < vocab_size)
     return loss.masked_fill(~known, torch.nan), logsumexp
 

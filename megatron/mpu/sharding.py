@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch import stack as torch_stack
@@ -55,7 +56,8 @@ def shard(full: Tensor, spec: Shard, rank: int, size: int) -> Tensor:
     dim = spec.dim % full.ndim
     length = local_shape(full.shape, spec, size)[dim] // spec.blocks
     cut = full.unflatten(dim, (spec.blocks, size, length))
-    return cut.select(dim + 1, rank).flatten(dim, dim + 1)
+    part: Tensor = cut.select(dim + 1, rank).flatten(dim, dim + 1)
+    return part
 
 
 def unshard(parts: Sequence[Tensor], spec: Shard) -> Tensor:
@@ -63,7 +65,8 @@ def unshard(parts: Sequence[Tensor], spec: Shard) -> Tensor:
     dim = spec.dim % parts[0].ndim
     length = parts[0].shape[dim] // spec.blocks
     cut = [part.unflatten(dim, (spec.blocks, length)) for part in parts]
-    return torch_stack(cut, dim + 1).flatten(dim, dim + 2)
+    full: Tensor = torch_stack(cut, dim + 1).flatten(dim, dim + 2)
+    return full
 
 
 def shard_of(parameter: nn.Parameter) -> Shard | None:
@@ -95,13 +98,15 @@ class ShardedModule(nn.Module):
             parameter.shard = spec
             parameter.model_parallel = True
 
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        super()._apply(fn, recurse)
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        apply: Callable[..., nn.Module] = super()._apply
+        apply(fn, recurse)
         self._mark()
         return self
 
-    def __setstate__(self, state):  # type: ignore[no-untyped-def]
-        super().__setstate__(state)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        restore: Callable[[dict[str, Any]], None] = super().__setstate__
+        restore(state)
         self._mark()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ class TensorParallel:
         """Whether hidden states outside the regions are [b, s / n, h]."""
         return self.sequence_parallel and self.group.size > 1
 
-    def inside(self):  # type: ignore[no-untyped-def]
+    def inside(self) -> AbstractContextManager[None]:
         """Context for dropout where the ranks hold different activations."""
         return self.streams.inside() if self.streams is not None else nullcontext()
 

@@ -96,7 +96,8 @@ def _new_groups(own: Ranks, groups: Callable[[], list[Ranks]]) -> dist.ProcessGr
     # every process makes every group: torch's local synchronisation names a group by how many a process has, and
     # waits for ever where the members have different numbers, as after DeepSpeed made some
     made = {ranks: dist.new_group(list(ranks)) for ranks in groups()}
-    return made[own]
+    group: dist.ProcessGroup = made[own]
+    return group
 
 
 @dataclass(frozen=True, eq=False)

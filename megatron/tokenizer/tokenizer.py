@@ -65,7 +65,7 @@ class HFTokenizer:
         if not vocab:
             raise DataError(f"vocab-file {source} holds an empty vocabulary")
         self.vocab_size = max(vocab.values()) + 1
-        self._eod = next((vocab[token] for token in _EOD_TOKENS if token in vocab), None)
+        self._eod: int | None = next((vocab[token] for token in _EOD_TOKENS if token in vocab), None)
 
     @property
     def eod(self) -> int:
@@ -74,13 +74,15 @@ class HFTokenizer:
         return self._eod
 
     def tokenize(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
-        return self._tokenizer.decode([int(i) for i in token_ids])
+        text: str = self._tokenizer.decode([int(i) for i in token_ids])
+        return text
 
 
 class TransformersTokenizer:
@@ -94,17 +96,19 @@ class TransformersTokenizer:
     def eod(self) -> int:
         if self._tokenizer.eos_token_id is None:
             raise DataError("vocab-file: the tokenizer has no end-of-text token")
-        return self._tokenizer.eos_token_id
+        return int(self._tokenizer.eos_token_id)
 
     def tokenize(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
 
     def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         known = [int(i) for i in token_ids if 0 <= i < self.vocab_size]
-        return self._tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = self._tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
 
 
 class SPMTokenizer:
@@ -116,7 +120,7 @@ class SPMTokenizer:
         self._processor = processor
         self.vocab_size = processor.get_piece_size()
         eod = processor.piece_to_id(_EOD_TOKENS[0])
-        self._eod = processor.eos_id() if eod == processor.unk_id() else eod
+        self._eod: int = processor.eos_id() if eod == processor.unk_id() else eod
 
     @property
     def eod(self) -> int:
@@ -125,13 +129,16 @@ class SPMTokenizer:
         return self._eod
 
     def tokenize(self, text: str) -> list[int]:
-        return self._processor.encode(text)
+        ids: list[int] = self._processor.encode(text)
+        return ids
 
     def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._processor.encode(list(texts))
+        ids: list[list[int]] = self._processor.encode(list(texts))
+        return ids
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
-        return self._processor.decode([int(i) for i in token_ids if 0 <= i < self.vocab_size])
+        text: str = self._processor.decode([int(i) for i in token_ids if 0 <= i < self.vocab_size])
+        return text
 
 
 class TiktokenTokenizer:
@@ -145,10 +152,12 @@ class TiktokenTokenizer:
         self.eod = encoding.eot_token
 
     def tokenize(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(text)
+        ids: list[int] = self._encoding.encode_ordinary(text)
+        return ids
 
     def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._encoding.encode_ordinary_batch(list(texts))
+        ids: list[list[int]] = self._encoding.encode_ordinary_batch(list(texts))
+        return ids
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         pieces = []
@@ -248,8 +257,8 @@ def _gpt2_bpe(vocab_file: str | Path | None, merge_file: str | Path | None) -> T
     what = f"a GPT-2 vocabulary that fits the merge-file {merges}"
     model = _read(lambda: models.BPE.from_file(vocab, merges), "vocab-file", vocab, what)
     tokenizer = RustTokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     return HFTokenizer(tokenizer, "GPT2BPETokenizer", vocab)
 
 

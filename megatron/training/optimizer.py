@@ -51,7 +51,8 @@ class _Step:
                 for p in group["params"]:
                     if p.grad is not None:
                         p.mul_(1.0 - decay)
-        return super().step(closure)  # type: ignore[misc]
+        loss: float | None = super().step(closure)  # type: ignore[misc]  # of the torch optimizer next in line
+        return loss
 
 
 @contextlib.contextmanager
@@ -130,4 +131,5 @@ def make_optimizer(
     else:
         fused = _external("apex.optimizers", "FusedAdam", "apex.FusedAdam")
     mixed = type("FusedAdamW", (_Step, fused), {"clip_to": clip_to, "grad_norm": staticmethod(grad_norm)})
-    return mixed(groups, lr=groups[0]["lr"], betas=betas, adam_w_mode=True)
+    adam_w: torch.optim.Optimizer = mixed(groups, lr=groups[0]["lr"], betas=betas, adam_w_mode=True)
+    return adam_w
