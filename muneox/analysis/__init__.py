@@ -1,1 +1,1 @@
-"""What a family of runs shows: best learning rates, curves over the width, and what transfers to a target."""
+"""Analysis of families of runs: best learning rates, training curves by width, and transfer to a target."""

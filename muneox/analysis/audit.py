@@ -1,4 +1,4 @@
-"""The static audit as data: what the command prints, its JSON, and the report's section."""
+"""The static audit as data, shared by the command's tables, its JSON file and the report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MEASURES = ("init_std", "lr", "eps", "weight_decay")
 
 
 def as_dict(audit: ModelAudit) -> dict[str, Any]:
-    """Plain data, fit for JSON: `passed`, `parameters`, `factors`, `notes`."""
+    """The audit as plain data for JSON: `passed`, `parameters`, `factors`, `notes`."""
     return {
         "passed": audit.passed,
         "parameters": [_row(row) for row in audit.parameters],
@@ -37,7 +37,7 @@ def _row(row: AuditRow) -> dict[str, Any]:
 
 
 def one_per_kind(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for the same parameter of all blocks, as long as it passes: `layers.*.mlp.weight`."""
+    """Merge the rows of one parameter over all blocks (`layers.*.mlp.weight`) if their departures agree."""
     first: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         name = re.sub(r"\.\d+\.", ".*.", row["name"])
@@ -46,17 +46,17 @@ def one_per_kind(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """64x64."""
+    """A shape as text, for example `64x64`."""
     return "x".join(map(str, shape))
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """`ok`, or the quantities that depart from their rule."""
+    """`ok`, or the measures that depart from the rule."""
     return "DEPARTS: " + ", ".join(row["departures"]) if row["departures"] else "ok"
 
 
 def measure_text(row: dict[str, Any], measure: str) -> str:
-    """A measured value, with the rule's where it departs; `-` where there is none, as SGD has no eps."""
+    """The measured value, with the rule's value if they differ. `-` if there is none: SGD has no eps."""
     measured, expected = row["measured"].get(measure), row["expected"].get(measure)
     if measured is None or expected is None:
         return "-"

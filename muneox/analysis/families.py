@@ -1,4 +1,4 @@
-"""Runs of one family: the same recipe at several widths, learning rates, seeds, in muP or standard parametrization."""
+"""Families of runs: one recipe at several widths, learning rates and seeds, in muP or standard parametrization."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ RunStatus = Literal["ok", "diverged", "stopped"]
 WIDTH = "hidden_size"
 LEARNING_RATES = ("optimizer.params.lr", "lr", "learning_rate")
 SEED = "seed"
-# What must be alike for two losses to be comparable, by our keys and by the names that other trainers log.
+# Keys that must be equal for losses to be comparable, by our names and by those that other trainers log.
 RECIPE = (*shared_by(FAMILY), "dataset", "vocab_size")
-# What all runs in muP share besides.
+# Additional keys that must be equal in all muP runs.
 MUP_RECIPE = ("mup.base.hidden_size", *shared_by(MUP_FAMILY))
 NAMES = {True: "muP", False: "SP", None: "runs"}
 
 
 @dataclass(frozen=True)
 class Member:
-    """A run and its place in the family. parametrization: `muP`, `SP`, or `runs` where it is not told."""
+    """A run and its place in the family. parametrization: `muP`, `SP`, or `runs` if it is unknown."""
 
     run: Run
     parametrization: str
@@ -45,10 +45,10 @@ def family(
     lr_key: str | None = None,
     also_alike: Sequence[str] = (),
 ) -> list[Member]:
-    """Every run with its width, learning rate and seed, in that order.
+    """Return every run with its width, learning rate and seed, sorted in that order.
 
-    Raises DataError for a run without a width, and for runs that differ in what must be alike: the corpus, the recipe,
-    `also_alike` within each parametrization, and, in muP, the base and the multipliers.
+    Raises DataError for a run without a width, and for runs that differ in the corpus or the recipe, within one
+    parametrization in `also_alike`, or, in muP, in the base or the multipliers.
     """
     members = []
     for run in runs:
@@ -73,7 +73,7 @@ def _parametrization(run: Run) -> str:
 
 
 def by_parametrization(members: Sequence[Member]) -> dict[str, list[Member]]:
-    """muP first."""
+    """Group members by parametrization, muP first."""
     groups: dict[str, list[Member]] = defaultdict(list)
     for member in members:
         groups[member.parametrization].append(member)
@@ -81,7 +81,7 @@ def by_parametrization(members: Sequence[Member]) -> dict[str, list[Member]]:
 
 
 def default_metric(runs: Sequence[Run]) -> str:
-    """`valid/loss` if every run has it, else `train/loss`, else the one of their common names. Raises DataError."""
+    """Return the first of `valid/loss`, `train/loss` and `loss` that every run has logged. Raises DataError."""
     for name in ("valid/loss", "train/loss", "loss"):
         if all(name in run.series for run in runs):
             return name
@@ -91,7 +91,7 @@ def default_metric(runs: Sequence[Run]) -> str:
 
 
 def final_step(members: Sequence[Member], metric: str) -> int:
-    """The step that runs of this family end at: the last one that any of them logged the metric at."""
+    """Last step of the family: the last one at which any run has logged the metric. Raises DataError."""
     steps = [int(series.steps[-1]) for m in members if (series := m.run.series.get(metric)) is not None and len(series)]
     if not steps:
         raise DataError(f"no run has logged `{metric}`; name another with --metric")
@@ -99,10 +99,10 @@ def final_step(members: Sequence[Member], metric: str) -> int:
 
 
 def outcome(run: Run, metric: str, step: int) -> tuple[float | None, RunStatus, str]:
-    """Loss at a step, how the run came there, and in words what went wrong.
+    """Return the loss at a step, the run's status and a description of the problem, if any.
 
-    diverged: the loss or the training loss is not finite, or ends above where it began. stopped: it did not get there
-    for another reason, or that cannot be told.
+    diverged: the loss or the training loss is not finite, or the training loss ends above its start. stopped: the run
+    did not reach the step for another or an unknown reason.
     """
     series = run.series.get(metric)
     training = run.series.get("train/loss", series)
@@ -114,12 +114,12 @@ def outcome(run: Run, metric: str, step: int) -> tuple[float | None, RunStatus, 
             return (
                 _value(run, metric, step),
                 "diverged",
-                f"training loss {kept[-1]:.3f}, {kept[0]:.3f} at the beginning",
+                f"training loss {kept[-1]:.3f}, {kept[0]:.3f} at the start",
             )
     value = _value(run, metric, step)
     if value is None:
         last = int(training.steps[-1]) if training is not None and len(training) else 0
-        return None, "stopped", f"no `{metric}` at step {step}; the last of its {run.state} run is {last}"
+        return None, "stopped", f"no `{metric}` at step {step}; the last step of the {run.state} run is {last}"
     if not np.isfinite(value):
         return None, "diverged", f"a loss of {value}"
     return value, "ok", ""

@@ -1,7 +1,7 @@
-"""The learning-rate landscape: where the loss is lowest at each width, how surely, and how that moves with the width.
+"""The learning-rate landscape: the best learning rate at each width, its interval, and its drift with the width.
 
-In muP the best learning rate stays where it is as the model widens; in the standard parametrization Adam's falls about
-in proportion (Tensor Programs V, arXiv:2203.03466, Figure 1).
+In muP the best learning rate does not change with the width. In the standard parametrization, Adam's best learning
+rate falls about in inverse proportion to the width (Tensor Programs V, arXiv:2203.03466, Figure 1).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Outcome = Literal["still", "moves", "unclear"]
 Floats = NDArray[np.float64]
 
 RESAMPLES = 2000
-REACH = 1.0  # octaves around the best rate in which a loss is taken for a parabola in log lr
-DRIFT_LIMIT = 0.15  # octaves a doubling of the width, below which a basin counts as standing still
+REACH = 1.0  # octaves around the best rate in which the loss is modelled as a parabola in log lr
+DRIFT_LIMIT = 0.15  # octaves per doubling of the width, below which a basin counts as stable
 
 
 @dataclass(frozen=True)
 class LandscapePoint:
-    """One run. loss: final, nats a token; None where it did not get there."""
+    """One run. loss: final loss in nats per token, or None if the run did not reach the step."""
 
     parametrization: str
     width: int
@@ -46,9 +46,10 @@ class LandscapePoint:
 class Basin:
     """The minimum of one width's curve.
 
-    log2_lr: of the parabola through the points around the best. low, high: its 95 % interval from seed noise, None
-    without seeds. loss: of the parabola there. edge: the best rate is the lowest or the highest tried, or the next one
-    diverged; then there is no parabola and log2_lr is the grid's.
+    log2_lr: vertex of the parabola through the points around the best one. low, high: 95 % interval of log2_lr from
+    seed noise, None without several seeds. loss: value of the parabola at its vertex. edge: the best rate is the
+    lowest or the highest tried, or a neighbour diverged. At an edge no parabola is fitted and log2_lr is the best
+    rate of the grid.
     """
 
     parametrization: str
@@ -64,10 +65,10 @@ class Basin:
 
 @dataclass(frozen=True)
 class Drift:
-    """Octaves that the minimum moves for each doubling of the width. low, high: 95 % interval, None if not known.
+    """Octaves that the minimum moves per doubling of the width. low, high: 95 % interval, None if unknown.
 
-    widths: those with a minimum inside the grid; slope is None with fewer than two. outcome: `moves` or `still` only
-    where the interval is known and leaves no doubt.
+    widths: the widths with a minimum inside the grid; slope is None with fewer than two of them. outcome: `moves` or
+    `still` if the interval is known and decides it, otherwise `unclear`.
     """
 
     parametrization: str
@@ -82,10 +83,11 @@ class Drift:
 
 @dataclass(frozen=True)
 class Landscape:
-    """Runs, minima and drifts, and the judgement that every figure and table of them shows.
+    """Runs, minima and drifts, and the result that every figure and table shows.
 
-    passed: muP's minimum stays within `max_drift` octaves per doubling where that is given; else whether it stands
-    still, None where that is unclear. loss_range: lowest loss, and the ceiling of a figure: nine of ten runs lie below.
+    passed: with `max_drift`, whether muP's minimum moves at most that many octaves per doubling; otherwise whether it
+    is stable, or None if that is unclear. loss_range: the lowest loss, and the upper limit of a figure, below which
+    nine of ten runs lie.
     """
 
     metric: str
@@ -110,11 +112,11 @@ def landscape(
     resamples: int = RESAMPLES,
     max_drift: float | None = None,
 ) -> Landscape:
-    """Judge runs over learning rates and widths.
+    """Analyse runs over learning rates and widths.
 
-    step: the step whose loss counts, by default the last. max_drift: octaves per doubling that muP's minimum may
-    move. Raises DataError for a run without a learning rate, fewer than three learning rates, or no run that got to
-    the step.
+    step: the step whose loss is used (default: the last). max_drift: limit of the drift of muP's minimum, in octaves
+    per doubling. Raises DataError for a run without a learning rate, for fewer than three learning rates, and if no
+    run reached the step.
     """
     step = final_step(members, metric) if step is None else step
     points = [_point(member, metric, step) for member in members]
@@ -133,13 +135,13 @@ def landscape(
         drifts.append(_drift(name, found))
         warnings += [text for basin, _ in found.values() if (text := edge_warning(basin))]
         if noise[name] is None:
-            warnings.append(f"{name}: one seed only, so the minima have no intervals; train with a second seed")
+            warnings.append(f"{name}: only one seed, so the minima have no intervals; train with a second seed")
     passed = _passed(drifts, max_drift)
     return Landscape(metric, step, points, basins, drifts, passed, max_drift, _loss_range(points), noise, warnings)
 
 
 def _passed(drifts: Sequence[Drift], max_drift: float | None) -> bool | None:
-    """muP is judged where there is one; without a limit, only muP is expected to stand still."""
+    """Apply the limit to muP, or to all runs if none is in muP. Without a limit, only muP must be stable."""
     of_mup = [drift for drift in drifts if drift.parametrization == "muP"]
     if max_drift is not None:
         return all(d.slope is not None and abs(d.slope) <= max_drift for d in of_mup or drifts)
@@ -166,7 +168,7 @@ def _point(member: Member, metric: str, step: int) -> LandscapePoint:
 
 @dataclass(frozen=True)
 class _Curve:
-    """One width. x: log2 of the rates, ascending; losses: of the seeds at each; broken: some seed has none there."""
+    """One width. x: log2 of the rates, ascending. losses: of all seeds by rate. broken: a seed has no loss there."""
 
     x: Floats
     losses: list[list[float]]
@@ -190,7 +192,7 @@ def _curves(points: Sequence[LandscapePoint]) -> dict[int, _Curve]:
     for width, rates in sorted(widths.items()):
         if len(rates) < 3:
             name = f"{points[0].parametrization}, width {width}"
-            raise DataError(f"{name}: {len(rates)} learning rate(s), and a landscape needs three or more")
+            raise DataError(f"{name}: {len(rates)} learning rate(s); a landscape needs three or more")
         cells = [rates[lr] for lr in sorted(rates)]
         good = [[p for p in cell if p.status == "ok" and p.loss is not None] for cell in cells]
         curves[width] = _Curve(
@@ -203,10 +205,10 @@ def _curves(points: Sequence[LandscapePoint]) -> dict[int, _Curve]:
 
 
 def _seed_noise(curves: Sequence[_Curve]) -> float | None:
-    """Standard deviation of one run's loss around its rate's mean and its seed's, over the points near the minima.
+    """Standard deviation of one run's loss around the means of its rate and its seed, over points near the minima.
 
-    A seed that is luckier at every rate does not move the minimum, so its own effect is taken out first. None if there
-    are no seeds to tell.
+    The effect of a seed that is better at every rate does not move the minimum, so it is removed first. Returns None
+    without several seeds.
     """
     squares = freedom = 0.0
     for curve in curves:
@@ -223,12 +225,12 @@ def _seed_noise(curves: Sequence[_Curve]) -> float | None:
 
 
 def _minima(x: Floats, curves: Floats) -> tuple[Floats, Floats]:
-    """log2 rate and loss at the minimum of each of curves[k, rates].
+    """Return the log2 rate and the loss at the minimum of each of curves[k, rates].
 
-    It is the vertex of a parabola of least squares through the rates up to REACH octaves from the best, its neighbours
-    at least (through these alone a finer grid would tell less, its parabola being shorter), and once more around the
-    rate nearest to that vertex; or the best point itself, where that is at an edge of the grid or beside a curve's end
-    (infinite).
+    The minimum is the vertex of a least-squares parabola through the rates up to REACH octaves from the best one, and
+    at least through its two neighbours. With the neighbours alone, a finer grid would give a shorter parabola and a
+    less certain vertex. The fit is repeated around the rate nearest to the first vertex. If the best point is at an
+    edge of the grid or next to an infinite loss, it is the minimum itself.
     """
     best = curves.argmin(1)
     place, loss = x[best], curves[np.arange(len(curves)), best]
@@ -243,7 +245,7 @@ def _minima(x: Floats, curves: Floats) -> tuple[Floats, Floats]:
 
 
 def _vertices(x: Floats, curves: Floats, i: int) -> tuple[Floats, Floats]:
-    """Vertices around the rate x[i] of curves[k, rates]: log2 rates and losses, NaN where it is not enclosed."""
+    """Vertices of curves[k, rates] around the rate x[i]: log2 rates and losses, NaN without an enclosed minimum."""
     none = np.full(len(curves), np.nan)
     finite = np.isfinite(curves[0])
     if not 0 < i < len(x) - 1 or not finite[i - 1 : i + 2].all():
@@ -264,7 +266,7 @@ def _edge(means: Floats) -> Edge:
 
 
 def _basin(name: str, width: int, curve: _Curve, noise: float | None, resamples: int) -> tuple[Basin, Floats]:
-    """The minimum, and where it lies in resamples of the seeds (empty without seed noise)."""
+    """The minimum, and its position in resamples of the seeds (empty without seed noise)."""
     means = curve.means
     if not np.isfinite(means).any():
         raise DataError(f"{name}, width {width}: every learning rate diverged or stopped")
@@ -272,7 +274,7 @@ def _basin(name: str, width: int, curve: _Curve, noise: float | None, resamples:
     drawn = np.zeros(0)
     low = high = None
     if noise is not None:
-        # Noise is pooled over all rates and widths: two or three seeds of one point say too little of its own.
+        # Noise is pooled over all rates and widths because one point has only two or three seeds.
         rng = np.random.default_rng(width)
         draws = means + noise / np.sqrt(curve.counts) * rng.standard_normal((resamples, len(means)))
         drawn, _ = _minima(curve.x, draws)
@@ -286,7 +288,7 @@ def _drift(name: str, found: dict[int, tuple[Basin, Floats]]) -> Drift:
     inside = {width: pair for width, pair in found.items() if not pair[0].edge}
     if len(inside) < 2:
         verdict = _edge_verdict(name, [basin for basin, _ in found.values()])
-        return Drift(name, None, None, None, tuple(inside), "unclear", "drift not known", verdict)
+        return Drift(name, None, None, None, tuple(inside), "unclear", "drift unknown", verdict)
     x = np.log2(list(inside))
     x = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
     slope = float(x @ np.array([basin.log2_lr for basin, _ in inside.values()]))
@@ -313,27 +315,27 @@ def _verdict(name: str, slope: float, low: float | None, high: float | None, out
     verdict = f"{name}: the best learning rate moves {slope:+.2f} octaves per doubling of the width{within}"
     far = abs(slope) >= DRIFT_LIMIT
     if outcome != "unclear":
-        verdict += ": it moves" if outcome == "moves" else ": it stands still"
+        verdict += ": it moves" if outcome == "moves" else ": it is stable"
     elif not within:
-        verdict += ": it moves" if far else ": it stands still, as far as one seed tells"
+        verdict += ": it moves" if far else ": it is stable, judging from one seed"
     else:
         verdict += (
-            f": it seems to {'move' if far else 'stand still'}; to tell, add seeds or refine the grid around the minima"
+            f": it seems to {'move' if far else 'be stable'}; to decide, add seeds or refine the grid around the minima"
         )
-    return verdict + (f"; {left_out} width(s) left out whose minimum is at the grid's edge" if left_out else "")
+    return verdict + (f"; {left_out} width(s) left out with a minimum at the edge of the grid" if left_out else "")
 
 
 def _edge_verdict(name: str, basins: Sequence[Basin]) -> str:
     if len(basins) < 2:
-        return f"{name}: one width only, so no drift to tell"
-    return f"{name}: the drift cannot be told: fewer than two widths have their minimum inside the grid of rates"
+        return f"{name}: only one width, so the drift is unknown"
+    return f"{name}: the drift is unknown: fewer than two widths have their minimum inside the grid of rates"
 
 
 def edge_warning(basin: Basin) -> str:
-    """What to do where a minimum is not enclosed; empty where it is."""
+    """Advice for a minimum at an edge of the grid, otherwise an empty string."""
     where = f"{basin.parametrization}, width {basin.width}: the best learning rate, {basin.best_lr:.3g},"
     if basin.edge == "divergence":
         return f"{where} has a neighbour that diverged: add rates between the two"
     if basin.edge:
-        return f"{where} is the {basin.edge} that was tried: try {'lower' if basin.edge == 'lowest' else 'higher'} ones"
+        return f"{where} is the {basin.edge} one tried: try {'lower' if basin.edge == 'lowest' else 'higher'} rates"
     return ""

@@ -1,4 +1,4 @@
-"""The proxy of a target: the same configuration, narrower, and its own base."""
+"""Make the proxy of a target: the same configuration at a smaller width. The proxy is its own muP base."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ LEAST_HEADS = 2
 
 @dataclass(frozen=True)
 class Proxy:
-    """A proxy: the values of its file, and the keys that the target needs beside its own."""
+    """A proxy: the values of its file, and the keys that the target must add to match it."""
 
     values: Mapping[str, Any]
     target_keys: Mapping[str, Any]
 
 
 def make_proxy(target: NeoXArgs, files: Sequence[str], width: int | None) -> Proxy:
-    """The proxy of `target`, whose own keys `files` hold.
+    """Make the proxy of `target`, which was loaded from `files`.
 
-    Depth, head dimension, ratio of the MLP and everything else stay; heads are dropped. width: the proxy's hidden
-    size; unset, the target's base, else an eighth of its width. Raises ConfigError where a width does not fit.
+    The proxy has fewer heads. Depth, head dimension, MLP ratio and all other keys stay the same. width: hidden size of
+    the proxy (default: the target's base, or an eighth of its width). Raises ConfigError if the width does not fit.
     """
     target.require("hidden_size", "num_attention_heads", "num_layers")
     target_width, target_heads = target.hidden_size, target.num_attention_heads
@@ -39,9 +39,9 @@ def make_proxy(target: NeoXArgs, files: Sequence[str], width: int | None) -> Pro
         width = target.mup_base_hidden_size or heads * head_dim
     heads, rest = divmod(width, head_dim)
     if rest or not heads:
-        raise ConfigError(f"--width {width}: needs a multiple of the head dimension {head_dim}, which stays")
+        raise ConfigError(f"--width {width}: expected a multiple of the head dimension {head_dim}, which is kept")
     if width >= target_width:
-        raise ConfigError(f"--width {width}: the target is {target_width} wide; the proxy must be narrower")
+        raise ConfigError(f"--width {width}: the target's hidden-size is {target_width}; the proxy must be narrower")
     dims: dict[str, Any] = {"hidden_size": width, "num_attention_heads": heads}
     base: dict[str, Any] = {"use_mup": True, "mup_base_hidden_size": width, "mup_base_num_attention_heads": heads}
     if target.num_kv_heads is not None and target.num_kv_heads != target_heads:
@@ -63,7 +63,7 @@ def make_proxy(target: NeoXArgs, files: Sequence[str], width: int | None) -> Pro
 
 
 def _kv_heads(queries_per_key: int, heads: int) -> int:
-    """As many queries to a key as in the target, or one key for all."""
+    """Number of key-value heads: as many queries per key as in the target, or one key for all queries."""
     return max(heads // queries_per_key, 1) if heads % queries_per_key == 0 or heads < queries_per_key else heads
 
 

@@ -1,4 +1,4 @@
-"""What the pictures of tools/mup share: matplotlib without a display, and the colours of widths."""
+"""Helpers of the muP tools' figures: matplotlib without a display, and colours by width."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from muneox.output import write_atomically
 
 
 def new_figure(columns: int, rows: int = 1, width: float = 6.0, height: float = 4.6) -> tuple[Figure, list[Any]]:
-    """A figure, and its axes in reading order, sharing x within and y across columns."""
+    """Create a figure. Returns it with its axes in reading order; the axes of a row share y."""
     figure = Figure(figsize=(max(width * columns, 7.0), height * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, sharey="row")
@@ -23,14 +23,14 @@ def new_figure(columns: int, rows: int = 1, width: float = 6.0, height: float = 
 
 
 def width_colours(widths: Sequence[int]) -> dict[int, Any]:
-    """Dark for narrow to bright for wide, told apart without colour vision too."""
+    """Colours from dark (narrow) to bright (wide), distinguishable without colour vision."""
     shades = colormaps["viridis"]
     ordered = sorted(set(widths))
     return {width: shades(0.9 * i / max(len(ordered) - 1, 1)) for i, width in enumerate(ordered)}
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As PNG, whole or not at all."""
+    """Write the figure as PNG, atomically."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     write_atomically(path, buffer.getvalue())

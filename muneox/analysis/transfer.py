@@ -1,4 +1,4 @@
-"""Proxy against target, key by key: what breaks the transfer, what shifts the optimum, what carries over."""
+"""Compare proxy and target key by key: differences break the transfer, shift the optimum or grow with the width."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron.neox_arguments.transfer import SCHEDULE, TPV, TransferClass
 
 
 class Kind(Enum):
-    """How a difference bears on the transfer."""
+    """Effect of a difference on the transfer."""
 
     BREAKS = "breaks the transfer"
     SHIFTS = "shifts the optimum"
@@ -22,7 +22,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One difference: what it is on both sides, what follows, and who says so."""
+    """One difference: its values in proxy and target, its effect, the reason and the source."""
 
     kind: Kind
     key: str
@@ -33,7 +33,7 @@ class Finding:
 
 
 def compare(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
-    """All differences that bear on the transfer from proxy to target, the worst first."""
+    """All differences that affect the transfer from proxy to target, most severe first."""
     findings: list[Finding] = []
     for check in (_parametrization, _base, _widths, _head_dimension, _depth, _schedule, _optimizer, _keys):
         findings += check(proxy, target)
@@ -42,7 +42,7 @@ def compare(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
 
 
 def _numbers(key: str, proxy: NeoXArgs, target: NeoXArgs) -> tuple[int, int]:
-    """A key's values on both sides. Raises ConfigError where one has none."""
+    """A key's values in proxy and target. Raises ConfigError if one of them lacks the key."""
     for args in (proxy, target):
         args.require(key)
     return int(getattr(proxy, key)), int(getattr(target, key))
@@ -61,7 +61,7 @@ def _parametrization(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
 
 
 def _base(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
-    """Base dimensions, resolved from keys and files: each hyperparameter is meant at the base."""
+    """Base dimensions, resolved from keys and files. Hyperparameters refer to the base model."""
     if not (proxy.use_mup and target.use_mup):
         return []
     from megatron.training.model_from_config import resolve_base_widths
@@ -81,12 +81,12 @@ def _base(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
             key,
             getattr(of_proxy, name),
             getattr(of_target, name),
-            "the two have different base models, so the same number means different things",
+            "the base models differ, so the same value has another meaning",
             f"{TPV}, appendix B",
         )
         for name, key in names.items()
         if getattr(of_proxy, name) != getattr(of_target, name)
-        # unset base heads mean as many as in the model itself: the head dimension grows, on both sides of the base
+        # unset base heads default to the model's own number of heads: the head dimension grows in both models
         and not ("heads" in name and heads is None)
     ]
 
@@ -99,12 +99,12 @@ def _widths(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
     ]
     widths = _numbers("hidden_size", proxy, target)
     if widths[0] >= widths[1]:
-        why = "the proxy is as wide as its target: search on a narrower one"
+        why = "the proxy is not narrower than its target: search on a narrower proxy"
         findings.append(_breaks("hidden_size", proxy.hidden_size, target.hidden_size, why, "nothing to transfer"))
     ratios = [(w := model_config(args).widths).ffn_hidden_size / w.hidden_size for args in (proxy, target)]
-    if abs(ratios[0] / ratios[1] - 1) > 0.02:  # rounding to mlp_multiple_of aside
+    if abs(ratios[0] / ratios[1] - 1) > 0.02:  # allows for rounding to mlp_multiple_of
         shown = [f"{ratio:.3g} x hidden" for ratio in ratios]
-        why = "the MLP's width is another multiple of the hidden size: aspect ratio, not width, changes with it"
+        why = "the MLP's width is another multiple of the hidden size: the aspect ratio changes, not only the width"
         findings.append(
             Finding(Kind.SHIFTS, "intermediate_size", shown[0], shown[1], why, f"{TPV}, table 1: width alone")
         )
@@ -116,7 +116,7 @@ def _head_dimension(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
     dims = [width // count for width, count in zip(widths, heads)]
     if dims[0] == dims[1]:
         return []
-    why = "the head dimension grows; the scale sqrt(d_base)/d covers it, but a proxy with small heads is a rough guide"
+    why = "the head dimension grows; the scale sqrt(d_base)/d covers it, but a proxy with small heads is less accurate"
     return [Finding(Kind.SHIFTS, "head dimension", dims[0], dims[1], why, f"{TPV}, appendix E.2")]
 
 
@@ -126,7 +126,7 @@ def _depth(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
     if target.mup_depth_alpha:
         why = f"the depth rule alpha {target.mup_depth_alpha:g} covers it"
         if target.mup_depth_alpha < 1:
-            why += " in part: only alpha 1 was found to carry the learning rate over"
+            why += " partly: only alpha 1 was found to transfer the learning rate"
     else:
         why = "without a depth rule the optimum moves with depth: set mup-depth-alpha and mup-base-num-layers"
     source = "Dey et al. 2025 (CompleteP), arXiv:2505.01618"
@@ -134,7 +134,7 @@ def _depth(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
 
 
 def _schedule(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
-    """Where decay ends and how low, each as a share of the run."""
+    """End of the decay as a share of the run, and minimum learning rate as a share of the peak."""
     findings = []
     shape = SCHEDULE.why
     decays = (proxy.lr_decay_iters, target.lr_decay_iters)
@@ -161,7 +161,7 @@ def _optimizer(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
             f"optimizer.params.{key}",
             given[0].get(key),
             given[1].get(key),
-            "it is part of what was tuned: carry it over",
+            "it was tuned together with the other hyperparameters: use the proxy's value",
         )
         for key in sorted({*given[0], *given[1]} - {"lr", "weight_decay"})
         if given[0].get(key) != given[1].get(key)
@@ -169,7 +169,7 @@ def _optimizer(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
 
 
 def _keys(proxy: NeoXArgs, target: NeoXArgs) -> list[Finding]:
-    """Every key that is compared on its own, by its class."""
+    """Every key that is compared independently of others, by its class."""
     kinds = {TransferClass.SHIFTS: Kind.SHIFTS, TransferClass.MUST_MATCH: Kind.BREAKS}
     return [
         Finding(kinds[key.transfer.kind], name, a, b, key.transfer.why, key.transfer.source)

@@ -1,7 +1,7 @@
-"""Is wider better at every logged step? Training curves of neighbouring widths, against the noise of their seeds.
+"""Check that wider models are better at every logged step, given the seed noise of their training curves.
 
 In muP, with the same hyperparameters, a wider model should do at least as well at any point of the training (Tensor
-Programs V, arXiv:2203.03466, section 8 and Figure 7); where it does not, something is not scaled as it should be.
+Programs V, arXiv:2203.03466, section 8 and Figure 7). If it does not, some quantity is scaled incorrectly.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from muneox.runs import Smoothing, common_steps, smooth
 Floats = NDArray[np.float64]
 
 NOT_SMOOTHED = Smoothing()
-ERROR_RATE = 0.05  # of a whole comparison, over all its steps
+ERROR_RATE = 0.05  # of a whole comparison over all its steps
 NEIGHBOURS = 5  # logged points on either side that the noise at a step is pooled over
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A width and the next one. difference: wide minus narrow; error: its standard error, by step, in nats.
+    """Comparison of a width with the next wider one.
 
-    worse, better: steps where the wider one is so beyond noise. margin: the difference that noise can make there.
+    difference: wide minus narrow by step, in nats. error: its standard error. margin: the difference that noise can
+    cause. worse, better: steps where the wider model is worse or better beyond noise. paired: differences were taken
+    seed by seed.
     """
 
     parametrization: str
@@ -51,7 +53,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class TrainingCurve:
-    """One run, or the mean of a width's seeds where `run` is empty."""
+    """Training curve of one run, or the mean over a width's seeds if `run` is empty."""
 
     parametrization: str
     width: int
@@ -63,7 +65,11 @@ class TrainingCurve:
 
 @dataclass(frozen=True)
 class WidthCheck:
-    """passed: in the parametrization that is judged (muP where there is one) no wider model is worse anywhere."""
+    """Result of a width check.
+
+    judged: muP if any run is in muP, otherwise the first parametrization. passed: in `judged`, no wider model is worse
+    at any step.
+    """
 
     metric: str
     smoothing: str
@@ -89,9 +95,9 @@ def width_check(
 ) -> WidthCheck:
     """Compare each width with the next wider one at every step that both have logged.
 
-    from_step: steps before it do not count; by default the warm-up does not, as the widths begin with different losses
-    that say nothing of the training. tolerance: nats that a wider model may be worse by, beside the noise.
-    Raises DataError for fewer than two widths in every parametrization, or steps that do not meet.
+    from_step: earlier steps are ignored. The default ignores the warm-up: widths start with different losses, which
+    say nothing about the training. tolerance: nats by which a wider model can be worse in addition to the noise.
+    Raises DataError if no parametrization has two widths, or if two widths share no step.
     """
     curves: list[TrainingCurve] = []
     comparisons: list[Comparison] = []
@@ -111,10 +117,10 @@ def width_check(
         pairs = list(zip(widths, widths[1:]))
         comparisons += [_compare(name, a, b, tables[a], tables[b], tolerance, len(pairs)) for a, b in pairs]
         if pairs and any(len(table.seeds) < 2 for table in tables.values()):
-            warnings.append(f"{name}: a width has one seed, so noise is estimated from step to step only")
+            warnings.append(f"{name}: a width has one seed, so noise is estimated only from step to step")
     if not comparisons:
         widths = sorted({member.width for member in members})
-        raise DataError(f"a width check needs two or more widths, and the runs have {', '.join(map(str, widths))}")
+        raise DataError(f"a width check needs two or more widths; the runs have only {', '.join(map(str, widths))}")
     judged = "muP" if any(c.parametrization == "muP" for c in comparisons) else comparisons[0].parametrization
     verdicts = [_verdict(comparison) for comparison in comparisons]
     passed = all(c.passed for c in comparisons if c.parametrization == judged)
@@ -122,7 +128,7 @@ def width_check(
 
 
 def warmup_end(members: Sequence[Member]) -> int:
-    """The first step after the warm-up, as the configurations tell it; 2 at least: step 1 shows the loss at init."""
+    """First step after the warm-up of all runs, and at least 2: step 1 logs the loss at initialisation."""
     ends = [2]
     for member in members:
         share, steps = (
@@ -135,7 +141,7 @@ def warmup_end(members: Sequence[Member]) -> int:
 
 @dataclass(frozen=True)
 class _Table:
-    """Curves of one width. values: [seeds, steps], each over the steps that all its seeds have."""
+    """Curves of one width. values: [seeds, steps], over the steps that all seeds have logged."""
 
     seeds: list[float]
     runs: list[str]
@@ -147,7 +153,7 @@ def _table(members: Sequence[Member], metric: str, smoothing: Smoothing, from_st
     steps = common_steps([member.run for member in members], metric)
     steps = steps[steps >= from_step]
     if not len(steps):
-        raise DataError(f"width {members[0].width} has logged `{metric}` at no step from {from_step} on")
+        raise DataError(f"width {members[0].width} has not logged `{metric}` at any step from {from_step} on")
     rows = []
     for member in members:
         series = smooth(member.run.series_of(metric), smoothing)
@@ -171,7 +177,7 @@ def _compare(name: str, narrow: int, wide: int, a: _Table, b: _Table, tolerance:
     x, y = a.values[:, np.isin(a.steps, steps)], b.values[:, np.isin(b.steps, steps)]
     shared = [seed for seed in a.seeds if seed in b.seeds]
     paired = len(shared) == len(a.seeds) == len(b.seeds) == len(set(shared))
-    if paired:  # the same seed draws the same batches, so that much of the noise is common to both
+    if paired:  # the same seed draws the same batches, so both runs share much of the noise
         difference = y[[b.seeds.index(seed) for seed in a.seeds]] - x
         mean, error, freedom = _pooled(difference)
     else:
@@ -189,9 +195,9 @@ def _compare(name: str, narrow: int, wide: int, a: _Table, b: _Table, tolerance:
 
 
 def _pooled(values: Floats) -> tuple[Floats, Floats, int]:
-    """Mean over seeds [steps], its standard error, and degrees of freedom; the variance pooled over nearby steps.
+    """Mean over seeds [steps], its standard error and degrees of freedom. Variance is pooled over nearby steps.
 
-    With one seed the variance is that of successive differences (von Neumann), which a slow trend does not enter.
+    With one seed, the variance comes from successive differences (von Neumann), which a slow trend does not affect.
     """
     seeds, steps = values.shape
     mean = values.mean(0)

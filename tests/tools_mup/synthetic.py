@@ -21,7 +21,7 @@ def config(width, lr, seed, use_mup=True, iters=100, corpus="a" * 64, **changes)
 
 
 def curve(final, steps, start=5.0):
-    """From `start` at step 1 down to `final`."""
+    """Parabola that falls from `start` to `final`."""
     x = np.asarray(steps) / max(steps)
     return start + (final - start) * (1 - (1 - x) ** 2)
 
@@ -48,7 +48,7 @@ def sweep(minimum, widths=(64, 128, 256), log2_lrs=range(-11, -3), seeds=(1, 2, 
 
 
 def write(runs, folder):
-    """As the trainer writes them."""
+    """Write runs in the trainer's format."""
     for one in runs:
         path = folder / one.name / "metrics.jsonl"
         path.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""tools/mup/audit.py as a user runs it: its help, its JSON, and that the report reads the JSON and nothing else."""
+"""tools/mup/audit.py as a user runs it: its help and its JSON. The report reads only the JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run(*arguments, **variables):
 
 @pytest.fixture(scope="module")
 def audits(tmp_path_factory):
-    """What is printed and what is written, on a plain UTF-8 output, on an ASCII one, and with colours forced."""
+    """Printed text and JSON with UTF-8 output, with ASCII output and with forced colours."""
     folder = tmp_path_factory.mktemp("audit")
     config = configuration(make_corpus(folder / "text_document"), folder / "log", init_method_std=0.05)
     (folder / "config.json").write_text(json.dumps(config))
@@ -32,7 +32,7 @@ def audits(tmp_path_factory):
     return folder
 
 
-def test_the_help_is_the_tools_own():
+def test_the_help_belongs_to_the_tool():
     done = run("--help")
     text = done.stdout.decode()
     assert done.returncode == 0 and text.startswith("usage: audit.py CONFIG... [options] [--key value ...]")
@@ -40,7 +40,7 @@ def test_the_help_is_the_tools_own():
 
 
 def test_the_json_holds_every_parameter_with_its_measures(audits):
-    """Base width 16, width 64: hidden weights have a quarter of the rate and of the variance (Tensor Programs V)."""
+    """From base width 16 to width 64, hidden weights get a quarter of the rate and of the variance (TP-V)."""
     content = json.loads((audits / "plain.json").read_text())
     assert content["passed"] is True
     rows = {row["name"]: row for row in content["parameters"]}
@@ -52,7 +52,7 @@ def test_the_json_holds_every_parameter_with_its_measures(audits):
     assert {row["name"] for row in content["factors"]} >= {"embedding", "logits"}
 
 
-def test_the_report_shows_the_same_whatever_the_terminal_was(audits, tmp_path):
+def test_the_report_does_not_depend_on_the_terminal(audits, tmp_path):
     pages = {}
     for name in ("plain", "ascii", "colours"):
         report.main(["--audit", str(audits / f"{name}.json"), "--out", str(tmp_path / f"{name}.html")])

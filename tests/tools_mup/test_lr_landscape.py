@@ -1,4 +1,4 @@
-"""The landscape finds minima and drifts that are known, says how surely, and says what it cannot tell."""
+"""The landscape finds known minima and drifts with their intervals, and reports what it cannot decide."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_minima_and_drift_of_parabolas_are_exact():
     assert [drift.parametrization for drift in result.drifts] == ["muP", "SP"]
     assert result.drifts[0].slope == pytest.approx(0, abs=1e-9)
     assert result.drifts[1].slope == pytest.approx(-0.8, abs=1e-9)
-    assert "stands still" in result.drifts[0].verdict and "it moves" in result.drifts[1].verdict
+    assert "it is stable" in result.drifts[0].verdict and "it moves" in result.drifts[1].verdict
     for basin in result.basins:
         expected = (mup if basin.parametrization == "muP" else sp)(basin.width)
         assert basin.log2_lr == pytest.approx(expected, abs=1e-9) and not basin.edge
@@ -40,7 +40,7 @@ def test_uneven_grids_have_the_right_vertex():
 
 
 def test_intervals_from_seeds_cover_the_truth():
-    """90 basins with noise: the 95 % interval holds the true minimum about as often as it says."""
+    """Of 90 noisy basins, about 95 % have the true minimum within their 95 % interval."""
     draw, hits, total = np.random.default_rng(3), 0, 0
     for _ in range(45):
         place = -7.5 + draw.uniform(-0.5, 0.5)
@@ -51,7 +51,7 @@ def test_intervals_from_seeds_cover_the_truth():
     assert 0.88 * total <= hits < total
 
 
-def test_a_finer_grid_tells_more():
+def test_a_finer_grid_narrows_the_interval():
     spreads = []
     for rates in (np.arange(-10, -4.9), np.arange(-10, -4.9, 0.5), np.arange(-10, -4.9, 0.25)):
         draw = np.random.default_rng(5)
@@ -60,32 +60,32 @@ def test_a_finer_grid_tells_more():
     assert spreads[0] > 1.15 * spreads[1] > 1.3 * spreads[2], spreads
 
 
-def test_noise_that_hides_the_drift_is_said():
+def test_noise_that_hides_the_drift_is_reported():
     runs = synthetic.sweep(lambda width: -7.3, widths=(64, 128), noise=0.08, seeds=(1, 2))
     result = judged(runs)
     drift = result.drifts[0]
-    assert drift.low < 0 < drift.high and "to tell, add seeds" in drift.verdict
+    assert drift.low < 0 < drift.high and "to decide, add seeds" in drift.verdict
 
 
-def test_one_seed_has_no_interval_and_says_so():
+def test_one_seed_gives_no_interval_and_a_warning():
     result = judged(synthetic.sweep(lambda width: -7.0, seeds=(1,)))
     assert result.basins[0].low is None and result.drifts[0].low is None
     assert any("second seed" in text for text in result.warnings)
-    assert "as far as one seed tells" in result.drifts[0].verdict
+    assert "stable, judging from one seed" in result.drifts[0].verdict
 
 
 @pytest.mark.parametrize("place, edge, advice", [(-13, "lowest", "try lower"), (-2, "highest", "try higher")])
-def test_minima_at_the_edge_are_told_and_not_fitted(place, edge, advice):
+def test_minima_at_the_edge_are_reported_and_not_fitted(place, edge, advice):
     minimum = {64: -7.0, 128: -7.0, 256: place}
     result = judged(synthetic.sweep(minimum.get))
     assert [basin.edge for basin in result.basins] == ["", "", edge]
     assert result.drifts[0].widths == (64, 128) and "left out" in result.drifts[0].verdict
     assert any(advice in text and "width 256" in text for text in result.warnings)
     alone = judged(synthetic.sweep(lambda width: place))
-    assert alone.drifts[0].slope is None and "cannot be told" in alone.drifts[0].verdict
+    assert alone.drifts[0].slope is None and "the drift is unknown: fewer than two" in alone.drifts[0].verdict
 
 
-def test_diverged_runs_are_kept_and_fence_the_minimum():
+def test_diverged_runs_are_kept_and_bound_the_minimum():
     runs = synthetic.sweep(lambda width: -7.0, widths=(64,), log2_lrs=range(-10, -5), seeds=(1, 2))
     steps = (1, 25)
     runs = [r for r in runs if r.value("lr") != 2.0**-6]
@@ -117,13 +117,13 @@ def test_a_run_that_stopped_early_is_not_counted():
         ({"mup_init_scale": 2.0}, "in muP needs .*`mup_init_scale`, which differs"),
     ],
 )
-def test_runs_that_differ_in_what_must_be_equal_are_refused(change, message):
+def test_runs_with_different_recipes_are_refused(change, message):
     runs = [*synthetic.sweep(lambda width: -7.0, widths=(64,)), synthetic.run(64, 2.0**-3, **change)]
     with pytest.raises(DataError, match=message):
         judged(runs)
 
 
-def test_what_is_missing_is_named():
+def test_errors_name_the_missing_value():
     run = synthetic.run(64, 0.1)
     del run.config["model"]
     with pytest.raises(DataError, match="has no width: no number `hidden_size`"):
@@ -138,7 +138,7 @@ def test_what_is_missing_is_named():
         judged([synthetic.run(64, 0.1)], metric="loss")
 
 
-def test_the_tool_writes_picture_table_and_json(tmp_path, capsys):
+def test_the_tool_writes_figure_table_and_json(tmp_path, capsys):
     folder = synthetic.write(synthetic.sweep(lambda width: -7.3, widths=(64, 128), noise=0.005), tmp_path / "runs")
     synthetic.write(synthetic.sweep(lambda width: -7.3 - math.log2(width / 64), use_mup=False), folder)
     out = tmp_path / "out" / "lr"

@@ -1,4 +1,4 @@
-"""The width check passes where wider is better, fails where it is not, and is not fooled by noise."""
+"""The width check passes if wider is better, fails if it is not, and is robust to noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = (1, *range(10, 401, 10))
 
 
 def runs(final, noise=0.01, widths=(64, 128, 256), seeds=(1, 2, 3), draw=None, common=0.0, **options):
-    """Curves whose end is `final(width)`; noise of each run, and noise that the widths of a seed share."""
+    """Curves that end at `final(width)`, with noise per run and `common` noise shared by all widths of a seed."""
     draw = np.random.default_rng(0) if draw is None else draw
     shared = {seed: common * draw.normal(size=len(STEPS)) for seed in seeds}
     return [
@@ -53,7 +53,7 @@ def test_wider_and_better_passes():
     assert all(len(c.better) > 10 and c.paired for c in result.comparisons)
 
 
-def test_a_width_that_is_worse_from_some_step_on_fails_and_is_named():
+def test_a_width_that_becomes_worse_fails_and_is_named():
     made = runs(better)
     for run in made[6:]:  # width 256
         run.series["train/loss"].values[25:] += 0.3
@@ -65,14 +65,14 @@ def test_a_width_that_is_worse_from_some_step_on_fails_and_is_named():
     assert "256 against 128: WORSE" in result.verdicts[1]
 
 
-def test_equal_widths_are_seldom_called_worse():
-    """The error rate of a whole comparison is 5 %: in 60 families of equal widths at most a few fail."""
+def test_equal_widths_rarely_fail():
+    """A whole comparison has an error rate of 5 %, so at most a few of 60 families of equal widths fail."""
     draw = np.random.default_rng(1)
     failed = sum(not checked(runs(lambda width: 3.0, draw=draw, widths=(64, 128))).passed for _ in range(60))
     assert failed <= 8
 
 
-def test_noise_that_the_widths_share_is_taken_out_by_pairing_seeds():
+def test_pairing_seeds_removes_noise_that_the_widths_share():
     made = runs(lambda width: 3 + 0.02 * math.log2(width / 64), noise=0.001, common=0.2)
     assert not checked(made).passed
     unpaired = [run for run in made if not (run.value("hidden_size") == 64 and run.value("seed") == 1)]
@@ -80,7 +80,7 @@ def test_noise_that_the_widths_share_is_taken_out_by_pairing_seeds():
     assert not result.comparisons[0].paired and result.comparisons[0].passed
 
 
-def test_one_seed_uses_the_noise_from_step_to_step():
+def test_one_seed_uses_noise_from_step_to_step():
     result = checked(runs(lambda width: 3.0, seeds=(1,)))
     assert result.passed and any("one seed" in text for text in result.warnings)
     worse = checked(runs(lambda width: 3 + 0.3 * math.log2(width / 64), seeds=(1,)))
@@ -107,12 +107,12 @@ def test_tolerance_smoothing_and_first_step():
     assert not checked(made).passed and checked(made, tolerance=0.1).passed
     assert checked(made, smoothing=Smoothing("mean", 5)).smoothing == "mean over 5 logged points"
     assert checked(made, from_step=350).comparisons[0].steps == [350, 360, 370, 380, 390, 400]
-    with pytest.raises(DataError, match="at no step from 1000 on"):
+    with pytest.raises(DataError, match="has not logged .* at any step from 1000 on"):
         checked(made, from_step=1000)
 
 
 def test_bad_input_is_named(tmp_path):
-    with pytest.raises(DataError, match="two or more widths, and the runs have 64"):
+    with pytest.raises(DataError, match="two or more widths; the runs have only 64"):
         checked(runs(better, widths=(64,)))
     folder = synthetic.write([synthetic.run(64, 0.1), synthetic.run(128, 0.2)], tmp_path / "runs")
     with pytest.raises(
@@ -121,7 +121,7 @@ def test_bad_input_is_named(tmp_path):
         width_check.main([str(folder), "--out", str(tmp_path / "o")])
 
 
-def test_the_tool_writes_everything_and_exits_as_it_judges(tmp_path, capsys):
+def test_the_tool_writes_its_files_and_exits_with_the_result(tmp_path, capsys):
     folder = synthetic.write(runs(better), tmp_path / "good")
     out = tmp_path / "w"
     assert width_check.main([str(folder), "--out", str(out)]) == 0
