@@ -1,4 +1,4 @@
-"""Checkpoints: save, load, verify. GPT-NeoX's layout, written so that a kill at any moment breaks nothing."""
+"""Save, load and verify checkpoints in GPT-NeoX's layout. A process killed at any moment damages no checkpoint."""
 
 from megatron.checkpointing.integrity import verify
 from megatron.checkpointing.layout import step_directories

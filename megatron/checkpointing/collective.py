@@ -1,4 +1,4 @@
-"""Agreement of all processes on what went wrong, so that one rank's failure hangs none of the others."""
+"""Exchange of errors between all processes: the failure of one rank raises on all ranks and hangs none of them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """This process's global rank; 0 without torch.distributed."""
+    """Global rank of this process; 0 without torch.distributed."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes; 1 without torch.distributed."""
+    """Number of processes; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gather(value: T) -> list[T]:
-    """`value` of every rank, in rank order, on every rank. Collective."""
+    """Return the `value` of every rank, in rank order, on every rank. Collective."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -34,7 +34,7 @@ def gather(value: T) -> list[T]:
 def from_rank_0(action: Callable[[], T]) -> T:
     """Run `action` on rank 0 and return its (picklable) result on every rank.
 
-    Collective. Where it raises, every rank raises CheckpointError.
+    Collective. If `action` raises, every rank raises CheckpointError.
     """
     result: Any = None
     error: Exception | None = None
@@ -50,7 +50,7 @@ def from_rank_0(action: Callable[[], T]) -> T:
 
 
 def on_all_ranks(action: Callable[[], T]) -> T:
-    """Run `action` on each rank and return each its own result. Collective: where one raises, all raise."""
+    """Run `action` on each rank and return the rank's result. Collective: if one rank raises, all ranks raise."""
     results: list[T] = []
     error: Exception | None = None
     try:
@@ -64,7 +64,7 @@ def on_all_ranks(action: Callable[[], T]) -> T:
 
 
 def describe(error: BaseException) -> str:
-    """The text for a message: a UserError's own, an OSError's reason and file, else the first line."""
+    """Text of an error for a message: a UserError's text, an OSError's reason and file, otherwise the first line."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

@@ -1,4 +1,4 @@
-"""DeepSpeed's file access made safe: hashed, fsynced writing and `weights_only` reading."""
+"""Safe file access for DeepSpeed: hashed and fsynced writes, `weights_only` reads."""
 
 # mypy: allow-subclassing-any
 # DeepSpeed's classes carry no types.
@@ -16,10 +16,10 @@ from megatron.errors import CheckpointError
 
 
 class VerifiedCheckpointEngine(CheckpointEngine):
-    """What a DeepSpeed engine saves and loads through, in place of its TorchCheckpointEngine.
+    """Checkpoint engine that replaces DeepSpeed's TorchCheckpointEngine.
 
-    A failed write is kept for `finish`, not raised: DeepSpeed meets the other ranks in a barrier after
-    writing, and a rank that never got there would leave them waiting.
+    A failed write does not raise until `finish`. DeepSpeed enters a barrier after writing, and a rank that raised
+    before the barrier would make the other ranks hang.
     """
 
     def __init__(self) -> None:
@@ -30,21 +30,21 @@ class VerifiedCheckpointEngine(CheckpointEngine):
         self._records: dict[str, FileRecord] = {}
 
     def begin(self, root: Path) -> None:
-        """Start a checkpoint: its records are named relative to `root`."""
+        """Start a checkpoint. The names of its records are paths relative to `root`."""
         self._root, self._error, self._records = root, None, {}
 
     def finish(self) -> dict[str, FileRecord]:
-        """Records of the files that this rank wrote since `begin`. Raises the first error met."""
+        """Return the records of the files that this rank wrote since `begin`, or raise the first error."""
         self._root = None
         if self._error is not None:
             raise self._error
         return self._records
 
     def create(self, info: CheckpointCommitInfo) -> None:
-        """Nothing to prepare."""
+        """Do nothing: there is nothing to prepare."""
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
-        """Committing is `save_checkpoint`'s work, once all ranks agree."""
+        """Do nothing: `save_checkpoint` commits once all ranks agree."""
         return True
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
@@ -55,7 +55,7 @@ class VerifiedCheckpointEngine(CheckpointEngine):
 
     def save(self, state_dict: Any, path: str) -> None:
         if self._root is None:
-            raise RuntimeError("call megatron.checkpointing.save_checkpoint, not the engine's own save_checkpoint")
+            raise RuntimeError("the engine's save_checkpoint was called: use megatron.checkpointing.save_checkpoint")
         if self._error is not None:
             return
         target = Path(path)
@@ -68,20 +68,23 @@ class VerifiedCheckpointEngine(CheckpointEngine):
         return load_safely(Path(path), map_location=map_location or "cpu", deepspeed_classes=True)
 
     def preserves_storage_sharing(self) -> bool:
-        """torch.save writes whole storages: DeepSpeed clones slices of flat buffers first."""
+        """Return True: torch.save writes whole storages, so DeepSpeed must clone slices of flat buffers first."""
         return True
 
 
 def install(engine: Any) -> VerifiedCheckpointEngine:
-    """Make a DeepSpeed engine read and write through a VerifiedCheckpointEngine; idempotent."""
+    """Make a DeepSpeed engine read and write through a VerifiedCheckpointEngine. Idempotent."""
     current = engine.checkpoint_engine
     if isinstance(current, VerifiedCheckpointEngine):
         return current
     if engine.load_universal_checkpoint():
-        # That path calls torch.load(weights_only=False) inside DeepSpeed, past any checkpoint engine.
-        raise CheckpointError("load_universal_checkpoint reads files that may run code: refused")
+        # This path calls torch.load(weights_only=False) inside DeepSpeed and bypasses the checkpoint engine.
+        raise CheckpointError(
+            "load_universal_checkpoint is not supported: it reads files that can run code. Remove it from the "
+            "DeepSpeed configuration"
+        )
     verified = VerifiedCheckpointEngine()
     engine.checkpoint_engine = verified
-    # The recovery script would be one more file that can fail outside our reach, and it unpickles anything.
+    # The recovery script unpickles any file, and writing it can fail outside the control of this class.
     engine._copy_recovery_script = lambda save_path: None
     return verified

@@ -1,4 +1,4 @@
-"""Files that can be trusted: hashed while written, listed in a manifest, verified before they are read."""
+"""File integrity: files are hashed while written, listed in a manifest, and verified before they are read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from megatron.checkpointing.layout import LATEST, MANIFEST, read_latest, step_directories, step_of
 from megatron.errors import CheckpointError, first_line
 
-# DeepSpeed's own classes inside ZeRO shards. Everything else that is not plain data is refused.
+# Classes of DeepSpeed inside ZeRO shards. Everything else that is not plain data is refused.
 ALLOWED_CLASSES = (
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
@@ -37,20 +37,23 @@ class FileRecord:
 
 
 class _EnumsByValue(pickle.Pickler):
-    """Python 3.11.0 to 3.11.3 (Debian 12) pickle an enum's member as a call of getattr, which is not loaded safely."""
+    """Pickles enum members by value.
+
+    Python 3.11.0 to 3.11.3 (Debian 12) pickle a member as a call of getattr, which `weights_only` loading refuses.
+    """
 
     def reducer_override(self, obj: Any) -> Any:
         return (type(obj), (obj.value,)) if isinstance(obj, Enum) else NotImplemented
 
 
-_PICKLE = SimpleNamespace(__name__="pickle", Pickler=_EnumsByValue)  # what torch.save takes of a module
+_PICKLE = SimpleNamespace(__name__="pickle", Pickler=_EnumsByValue)  # the attributes that torch.save reads
 
 
 class HashingWriter:
-    """A binary file for writing that hashes what was meant to be written, whatever the disk makes of it.
+    """A binary file for writing that hashes the data passed to it, independently of what the disk stores.
 
-    An OSError is kept for `close`: raised inside torch's zip writer, "no space left" would become "unexpected
-    pos".
+    An OSError is raised by `close`, not when it happens: inside torch's zip writer, "no space left" would become
+    "unexpected pos".
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +73,7 @@ class HashingWriter:
         self._attempt(self._file.flush)
 
     def close(self) -> FileRecord:
-        """Bring the file to the disk itself. Raises the first OSError met since the file was opened."""
+        """Flush and fsync the file, then close it. Raises the first OSError since the file was opened."""
         self.flush()
         self._attempt(lambda: os.fsync(self._file.fileno()))
         try:
@@ -97,7 +100,7 @@ def write_bytes(path: Path, content: bytes) -> FileRecord:
 
 
 def write_torch(path: Path, state: Any) -> FileRecord:
-    """`torch.save` and fsync. Raises OSError, and ValueError where `state` could not be loaded safely."""
+    """Write with `torch.save` and fsync. Raises OSError, and ValueError if `state` could not be loaded safely."""
     writer = HashingWriter(path)
     try:
         torch.save(state, cast(IO[bytes], writer), pickle_module=_PICKLE)
@@ -106,26 +109,27 @@ def write_torch(path: Path, state: Any) -> FileRecord:
     unsafe = _unsafe_classes(path)
     if unsafe:
         raise ValueError(
-            f"{path.name} would hold {', '.join(unsafe)}: save only plain values, lists, dicts and tensors"
+            f"{path.name} would contain {', '.join(unsafe)}: save only plain values, lists, dicts and tensors"
         )
     return record
 
 
 def load_safely(path: Path, *, map_location: Any = "cpu", mmap: bool = False, deepspeed_classes: bool = False) -> Any:
-    """`torch.load` with `weights_only=True`, always: no code in the file runs.
+    """Call `torch.load` with `weights_only=True`: no code in the file runs.
 
-    `deepspeed_classes` admits the few classes of ZeRO shards. Raises CheckpointError naming the file.
+    deepspeed_classes: whether to allow the classes of ZeRO shards (`ALLOWED_CLASSES`).
+    Raises CheckpointError, which names the file.
     """
     allowed = _import_allowed() if deepspeed_classes else []
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
-    except Exception as error:  # a zip, pickle, storage or file-system fault: torch raises many types
+    except Exception as error:  # torch raises many types for faults of zip, pickle, storage and file system
         raise CheckpointError(f"{path} cannot be loaded: {first_line(error)}") from error
 
 
 def write_manifest(directory: Path, iteration: int, records: Mapping[str, FileRecord]) -> None:
-    """Write `manifest.json`: size and SHA-256 by path relative to `directory`, and its own hash.
+    """Write `manifest.json`: size and SHA-256 of each file by path relative to `directory`, and a hash of itself.
 
     Raises OSError.
     """
@@ -135,7 +139,7 @@ def write_manifest(directory: Path, iteration: int, records: Mapping[str, FileRe
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint. Raises CheckpointError where it is missing or any byte of it changed."""
+    """Return the manifest of a checkpoint. Raises CheckpointError if it is missing or any byte of it changed."""
     path = directory / MANIFEST
     try:
         content = path.read_bytes()
@@ -150,15 +154,15 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not intact:
         raise CheckpointError(f"{path} is damaged")
     if manifest["format"] != _MANIFEST_FORMAT:
-        raise CheckpointError(f"{path} has format {manifest['format']}, and this version reads {_MANIFEST_FORMAT}")
+        raise CheckpointError(f"{path} has format {manifest['format']}, but this version reads {_MANIFEST_FORMAT}")
     return manifest
 
 
 def verify(directory: str | Path) -> list[str]:
     """Problems of one checkpoint (`global_step{N}`), or of all steps of a save directory and its `latest`.
 
-    Each problem names its file. An empty list means that each byte is as it was written, and that nothing
-    in it asks to run code.
+    Each problem names its file. An empty list means that every byte is as it was written and that loading runs no
+    code.
     """
     directory = Path(directory).absolute()
     if step_of(directory) is not None:
@@ -168,29 +172,29 @@ def verify(directory: str | Path) -> list[str]:
         return [f"{directory}: holds no checkpoint"]
     problems = [problem for path in steps.values() for problem in verify_share(path)]
     if read_latest(directory) not in steps:
-        problems.append(f"{directory / LATEST}: missing, or names no checkpoint of this directory")
+        problems.append(f"{directory / LATEST}: missing, or does not name a checkpoint of this directory")
     return problems
 
 
 def verify_share(directory: Path, rank: int = 0, world_size: int = 1) -> list[str]:
-    """Like `verify` for one step, with the costly reading of files shared out over `world_size` processes.
+    """Like `verify` for one step, but the processes share the work of hashing.
 
-    Every process checks that every file is there with the right size, so a directory that only some hosts
-    see is found as well; file i is hashed by process i mod `world_size`.
+    Process i mod `world_size` hashes file i. Every process checks that every file exists with the right size, which
+    also detects a directory that only some hosts can see.
     """
     try:
         manifest = read_manifest(directory)
     except CheckpointError as error:
         return [str(error)]
     if manifest["iteration"] != step_of(directory):
-        return [f"{directory / MANIFEST}: is of step {manifest['iteration']}"]
+        return [f"{directory / MANIFEST}: belongs to step {manifest['iteration']}"]
     problems = []
     for index, (name, expected) in enumerate(manifest["files"].items()):
         mine = index % world_size == rank
         problem = _file_problem(directory / name, FileRecord(**expected), read=mine)
         if problem:
             problems.append(f"{directory / name}: {problem}")
-    # DeepSpeed finds files by pattern, so one that nobody vouches for could take part in a load.
+    # DeepSpeed finds files by pattern and could load a file that is not in the manifest.
     strangers = {path.name for path in directory.glob("*.pt")} - manifest["files"].keys()
     return problems + [f"{directory / name}: not in the manifest" for name in sorted(strangers)]
 
@@ -209,11 +213,11 @@ def _file_problem(path: Path, expected: FileRecord, *, read: bool) -> str | None
     if digest != expected.sha256:
         return "SHA-256 differs from the manifest"
     unsafe = _unsafe_classes(path) if path.suffix == ".pt" else []
-    return f"asks to run or build {', '.join(unsafe)}: refused" if unsafe else None
+    return f"refused, because loading it would call {', '.join(unsafe)}" if unsafe else None
 
 
 def _unsafe_classes(path: Path) -> list[str]:
-    """Names of functions and classes in a torch file, less plain data's and DeepSpeed's; runs nothing."""
+    """Names of functions and classes in a torch file, except plain data and `ALLOWED_CLASSES`. Runs no code."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception as error:

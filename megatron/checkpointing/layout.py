@@ -1,9 +1,9 @@
-"""Names inside a save directory: GPT-NeoX's layout, and the hidden names a save passes through.
+"""Names inside a save directory: GPT-NeoX's layout, and the temporary names used during a save.
 
-<save_dir>/latest                       the step to resume from, such as "global_step100"
-<save_dir>/global_step100/...           one complete checkpoint, with `manifest.json`
+<save_dir>/latest                       the step to resume from, for example "global_step100"
+<save_dir>/global_step100/...           a complete checkpoint, with `manifest.json`
 <save_dir>/.tmp-global_step100/...      being written, or left by a crash
-<save_dir>/.old-global_step100/...      the former checkpoint of a step that is being replaced
+<save_dir>/.old-global_step100/...      the previous checkpoint of a step that is being replaced
 <save_dir>/.trash-global_step50/...     being deleted
 """
 
@@ -26,7 +26,7 @@ def step_name(iteration: int) -> str:
 
 
 def step_of(directory: Path) -> int | None:
-    """Step number of a checkpoint directory, or None where `directory` is not named like one."""
+    """Step number of a checkpoint directory, or None if `directory` does not have such a name."""
     match = _STEP.fullmatch(directory.name)
     return int(match[1]) if match else None
 
@@ -34,8 +34,8 @@ def step_of(directory: Path) -> int | None:
 def step_directories(save_dir: Path) -> dict[int, Path]:
     """Every checkpoint in `save_dir` by step, oldest first, complete or damaged.
 
-    A crash in the middle of replacing a step leaves the former one as `.old-global_step{N}`: it counts as
-    step N until a `global_step{N}` stands in its place.
+    A crash while a step is being replaced leaves the previous checkpoint as `.old-global_step{N}`. It counts as
+    step N as long as `global_step{N}` does not exist.
     """
     if not save_dir.is_dir():
         return {}
@@ -48,7 +48,7 @@ def step_directories(save_dir: Path) -> dict[int, Path]:
 
 
 def read_latest(save_dir: Path) -> int | None:
-    """Step named by `latest`; None where the file is missing or names no step."""
+    """Step named by `latest`, or None if the file is missing or names no step."""
     try:
         text = (save_dir / LATEST).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -58,7 +58,7 @@ def read_latest(save_dir: Path) -> int | None:
 
 
 def locate(directory: Path, iteration: int | None = None) -> tuple[Path, int | None]:
-    """Split what a user points at: `save/global_step100` is step 100 of `save`."""
+    """Split a path into save directory and step: `save/global_step100` is step 100 of `save`."""
     directory = Path(directory).absolute()
     step = step_of(directory)
     if iteration is None and step is not None and directory.is_dir():

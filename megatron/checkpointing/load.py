@@ -1,4 +1,4 @@
-"""Reading a checkpoint: verified first, never running code, falling back where a step is damaged."""
+"""Load a checkpoint: files are verified first, run no code, and a damaged step falls back to an earlier one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """What `load_checkpoint` restored. `iteration` is 0 when finetuning; `rank_state` is this rank's own."""
+    """Result of `load_checkpoint`. `iteration` is 0 when finetuning; `rank_state` belongs to this rank."""
 
     iteration: int
     path: Path
@@ -35,10 +35,10 @@ class LoadedCheckpoint:
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """Model weights on the CPU by name, memory-mapped from the checkpoint, and what was saved with them.
+    """Model weights on the CPU by name, memory-mapped from the checkpoint, with its state and configurations.
 
-    Weights are whole and without vocabulary padding. A checkpoint that does not record its layout, such as a converted
-    one, may hold padding: its weights are as its file has them.
+    Weights are whole and without vocabulary padding. The weights of a checkpoint that does not record its layout
+    (for example a converted one) are returned as stored and can contain padding.
     """
 
     weights: dict[str, torch.Tensor]
@@ -49,11 +49,11 @@ class LoadedWeights:
 
 
 def find_intact(load_dir: str | Path, iteration: int | None = None) -> Path | None:
-    """The verified checkpoint directory to read; None where `load_dir` holds no checkpoint at all.
+    """Return the verified checkpoint directory to read, or None if `load_dir` holds no checkpoint.
 
-    Collective if torch.distributed runs. Without `iteration`: the step in `latest`, else, with a warning that
-    names the damaged files, the newest intact step. Raises CheckpointError where none is intact, or where
-    the `iteration` asked for is missing or damaged.
+    Collective if torch.distributed is initialised. Without `iteration` this is the step in `latest`. If that step
+    is damaged, it is the newest intact step, and a warning names the damaged files. Raises CheckpointError if no
+    step is intact, or if the requested `iteration` is missing or damaged.
     """
     load_dir, iteration = locate(Path(load_dir), iteration)
     candidates: list[Path] = collective.from_rank_0(lambda: _candidates(load_dir, iteration))
@@ -63,33 +63,33 @@ def find_intact(load_dir: str | Path, iteration: int | None = None) -> Path | No
         problems = sorted({problem for part in collective.gather(share) for problem in part})
         if not problems:
             if damage and collective.rank() == 0:
-                logger.warning("falling back to %s, because of damage:\n  %s", path, "\n  ".join(damage))
+                logger.warning("falling back to %s, because files are damaged:\n  %s", path, "\n  ".join(damage))
             return path
         damage += problems
     if damage:
-        raise CheckpointError("no intact checkpoint to load:\n  " + "\n  ".join(damage))
+        raise CheckpointError("there is no intact checkpoint to load:\n  " + "\n  ".join(damage))
     return None
 
 
 def _candidates(load_dir: Path, iteration: int | None) -> list[Path]:
-    """Step directories in the order to try them."""
+    """Step directories in the order in which to try them."""
     steps = step_directories(load_dir)
     if iteration is not None:
         if iteration not in steps:
             there = ", ".join(map(str, steps)) or "none"
-            raise CheckpointError(f"{load_dir} holds no checkpoint of step {iteration} (steps there: {there})")
+            raise CheckpointError(f"{load_dir} holds no checkpoint of step {iteration} (available steps: {there})")
         return [steps[iteration]]
     latest = read_latest(load_dir)
     names_step = (load_dir / LATEST).exists()
     if not steps:
         if names_step:
             raise CheckpointError(
-                f"{load_dir / LATEST} is there, but no checkpoint is: restore one, or delete the file"
+                f"{load_dir / LATEST} exists, but there is no checkpoint: restore one, or delete the file"
             )
         return []
     if latest not in steps:
-        state = "names no checkpoint that is there" if names_step else "is missing"
-        logger.warning("%s %s: taking the newest intact step", load_dir / LATEST, state)
+        state = "does not name an existing checkpoint" if names_step else "is missing"
+        logger.warning("%s %s: loading the newest intact step", load_dir / LATEST, state)
     order = sorted(steps, key=lambda step: (step != latest, -step))
     return [steps[step] for step in order]
 
@@ -105,16 +105,17 @@ def load_checkpoint(
     mup: Mapping[str, Any] | None = None,
     target: Target | None = None,
 ) -> LoadedCheckpoint | None:
-    """Restore a DeepSpeed engine from `load_dir`; None where it holds no checkpoint at all.
+    """Restore a DeepSpeed engine from `load_dir`. Returns None if it holds no checkpoint.
 
-    Collective: every rank calls it. `finetune` takes the weights alone and starts at iteration 0. Without
-    `load_optimizer`, the optimizer and the schedule start anew from the saved weights. `mup`, if given, is
-    compared with the saved `client_state["mup"]` before anything is touched, unless finetuning. With `target`, a
-    checkpoint that another layout of processes saved is taken apart and put together anew; its random generators
-    then start afresh.
+    Collective: every rank must call it.
+    load_optimizer: with False, the optimizer and the schedule start from scratch with the saved weights.
+    finetune: load only the weights and start at iteration 0.
+    mup: compared with the saved `client_state["mup"]` before anything is changed, unless finetuning.
+    target: the layout to reshard to if the checkpoint was saved under another layout of processes. After
+    resharding, the random generators start from fresh seeds.
 
-    Raises CheckpointError where nothing intact is found, the parametrization changed (with a table of the
-    differences), or the checkpoint does not fit the model or the number of processes.
+    Raises CheckpointError if there is no intact checkpoint, if the parametrization changed (with a table of the
+    differences), or if the checkpoint does not fit the model or the number of processes.
     """
     path = find_intact(load_dir, iteration)
     if path is None:
@@ -143,10 +144,10 @@ def load_checkpoint(
 
 
 def load_weights(load_dir: str | Path, iteration: int | None = None) -> LoadedWeights:
-    """Model weights on the CPU without an engine, for sampling, conversion and inspection.
+    """Load model weights on the CPU without an engine, for sampling, conversion and inspection.
 
-    `load_dir` is a save directory or one of its `global_step{N}`. The same verification and fallback as
-    `load_checkpoint`, and any layout of processes may have saved it. Raises CheckpointError.
+    load_dir: a save directory or one of its `global_step{N}`, saved under any layout of processes. Verification and
+    fallback are those of `load_checkpoint`. Raises CheckpointError.
     """
     path = find_intact(load_dir, iteration)
     if path is None:
@@ -154,7 +155,10 @@ def load_weights(load_dir: str | Path, iteration: int | None = None) -> LoadedWe
     header = _read_header(path)
     whole = header["client_state"].get("layout") is not None
     if not whole and len(list(path.glob("*model_states.pt"))) > 1:
-        raise CheckpointError(f"{path} holds sharded weights and does not say how: it cannot be put together")
+        raise CheckpointError(
+            f"{path} contains sharded weights but does not record their layout, so they cannot be assembled. Load it "
+            "with the trainer that saved it"
+        )
     weights = WholeCheckpoint(path, header).weights if whole else dict(header["module"])
     if not any(weight.numel() for weight in weights.values()):
         raise CheckpointError(f"{path} holds no parameters: its model files are empty")
@@ -163,7 +167,7 @@ def load_weights(load_dir: str | Path, iteration: int | None = None) -> LoadedWe
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    """The first model file, memory-mapped: its tensors cost nothing until they are used."""
+    """Load the first model file, memory-mapped: its tensors are read only when they are used."""
     files = sorted(path.glob("mp_rank_*_model_states.pt")) or sorted(path.glob("*_model_states.pt"))
     if not files:
         raise CheckpointError(f"{path} holds no model states")
@@ -174,17 +178,17 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 
 def _read_own(path: Path) -> dict[str, Any]:
-    """This rank's generators and state; empty where fewer processes saved the checkpoint."""
+    """Random generators and state of this rank; empty if fewer processes saved the checkpoint."""
     file = path / rng_file(collective.rank())
     if file.exists():
         own: dict[str, Any] = load_safely(file)
         return own
-    logger.warning("%s is missing: rank %d goes on with fresh random generators", file, collective.rank())
+    logger.warning("%s is missing: rank %d continues with fresh random generators", file, collective.rank())
     return {"rng": None, "rank_state": {}}
 
 
 def _check_layout(engine: Any, path: Path, header: Mapping[str, Any], weights_only: bool) -> None:
-    """Refuse, before anything is touched, what DeepSpeed would fail on half-way."""
+    """Raise before anything is changed if DeepSpeed would fail in the middle of loading."""
     if weights_only:
         return
     saved_zero, zero = header["optimizer"] is None, bool(engine.zero_optimization())
@@ -192,9 +196,9 @@ def _check_layout(engine: Any, path: Path, header: Mapping[str, Any], weights_on
     problem = None
     if saved_zero != zero:
         on_off = ("off", "on")
-        problem = f"it was saved with ZeRO {on_off[saved_zero]}, and ZeRO is {on_off[zero]} now"
+        problem = f"it was saved with ZeRO {on_off[saved_zero]}, but ZeRO is {on_off[zero]} now"
     elif zero and saved != now:
-        problem = f"its optimizer state is sharded over {saved} data-parallel processes, and there are {now} now"
+        problem = f"its optimizer state is sharded over {saved} data-parallel processes, but there are {now} now"
     if problem:
         raise CheckpointError(f"{path}: {problem}. Resume with the saved layout, or load without the optimizer")
 
@@ -224,8 +228,8 @@ def _load_engine(engine: Any, path: Path, weights_only: bool) -> None:
             tag=path.name,
             load_optimizer_states=not weights_only,
             load_lr_scheduler_states=not weights_only,
-            # Otherwise the fp32 master weights under bf16 or fp16 would stay those of the fresh model.
+            # Otherwise the fp32 master weights of bf16 or fp16 would keep the values of the fresh model.
             load_module_only=weights_only,
         )
-    except Exception as error:  # DeepSpeed and torch raise many types for a model that does not fit
+    except Exception as error:  # DeepSpeed and torch raise many types if the model does not fit
         raise CheckpointError(f"{path} does not fit this model: {' '.join(str(error).split())}") from error

@@ -1,4 +1,4 @@
-"""Weights and optimizer state of a checkpoint into an engine of another layout."""
+"""Load weights and optimizer state of a checkpoint into an engine of another layout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megatron.mpu import Communicator, global_shape, shard, shard_of
 
 @dataclass(frozen=True)
 class Target:
-    """What to load into: its layout, this process's (global name, parameter) pairs, its tensor-parallel group."""
+    """Destination of a load: its layout, the (global name, parameter) pairs of this process, its tensor group."""
 
     layout: Layout
     parameters: Sequence[tuple[str, nn.Parameter]]
@@ -25,7 +25,7 @@ class Target:
 
 
 def local_part(whole: Tensor, parameter: nn.Parameter, group: Communicator) -> Tensor:
-    """This rank's part of a whole tensor, vocabulary padding added as zero rows."""
+    """This rank's part of a whole tensor, with vocabulary padding added as zero rows."""
     spec = shard_of(parameter)
     local = tuple(getattr(parameter, "ds_shape", parameter.shape))
     full = local if spec is None else global_shape(local, spec, group.size)
@@ -37,15 +37,15 @@ def local_part(whole: Tensor, parameter: nn.Parameter, group: Communicator) -> T
 
 
 def load_whole(engine: Any, target: Target, checkpoint: WholeCheckpoint, *, optimizer: bool) -> None:
-    """Fill this process's parameters, and with `optimizer` its moments. Collective under ZeRO 3.
+    """Fill the parameters of this process, and with `optimizer` also its moments. Collective under ZeRO 3.
 
-    The weights come from the optimizer's fp32 copies where it is loaded too, else from the model's. CheckpointError,
-    before anything is touched, where the checkpoint is of another model.
+    With `optimizer` the weights come from the optimizer's fp32 copies, otherwise from the model. Raises
+    CheckpointError before anything is changed if the checkpoint belongs to another model.
     """
     wrong = differences(checkpoint.layout.shapes, target.layout.shapes)
     if wrong:
         table = difference_table(wrong, ("name", "saved", "now"))
-        raise CheckpointError(f"{checkpoint.path} does not fit this model. Its parameters have other shapes:\n{table}")
+        raise CheckpointError(f"{checkpoint.path} does not fit this model. The parameters differ in shape:\n{table}")
     step = 0.0
     for i, (name, parameter) in enumerate(target.parameters):
         if not optimizer:
@@ -66,13 +66,13 @@ def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
 
 
 def _create_states(optimizer: Any, moments: Sequence[str], step: float) -> None:
-    """The state that torch's optimizer makes at its first step, which DeepSpeed's accessors need to be there."""
+    """Create the state that torch's optimizer creates at its first step. DeepSpeed's accessors need it."""
     inner = _torch_optimizer(optimizer)
-    # ZeRO 3 gives torch's optimizer its flat parameters one at a time, and keeps them here
+    # ZeRO 3 passes its flat parameters to torch's optimizer one at a time, and keeps them in this attribute
     flat = getattr(optimizer, "fp32_partitioned_groups_flat", None)
     on_device = any(group.get("fused") or group.get("capturable") for group in inner.param_groups)
     for p in flat if flat is not None else [p for group in inner.param_groups for p in group["params"]]:
-        where = p.device if on_device else torch.device("cpu")  # as torch: a fused step counts on the device
+        where = p.device if on_device else torch.device("cpu")  # as in torch: a fused step counts on the device
         inner.state[p] = {"step": torch.tensor(step, device=where), **{key: torch.zeros_like(p) for key in moments}}
     if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
         optimizer._lazy_init_hp_params_optimizer_state()

@@ -1,4 +1,4 @@
-"""Random-number states as plain data, which `torch.load(weights_only=True)` takes."""
+"""Random-number states as plain data, which `torch.load(weights_only=True)` can load."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def rng_state() -> dict[str, Any]:
-    """State of Python's, NumPy's (global) and torch's generators, and of this process's CUDA device."""
+    """State of the generators of Python, NumPy (the global one) and torch, and of the current CUDA device."""
     name, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -29,7 +29,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def restore_rng_state(state: dict[str, Any]) -> None:
-    """Undo everything drawn since `rng_state`. A CUDA state is left aside where there is no CUDA device."""
+    """Restore a state returned by `rng_state`. A CUDA state is ignored if there is no CUDA device."""
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
     name, keys, position, has_gauss, cached = state["numpy"]

@@ -1,4 +1,4 @@
-"""Writing a checkpoint: complete or not at all, whatever happens meanwhile."""
+"""Save a checkpoint atomically: it is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -40,15 +40,16 @@ def save_checkpoint(
 ) -> Path:
     """Save model, optimizer, schedule, generators and `client_state` as `<save_dir>/global_step{iteration}`.
 
-    Collective: every rank calls it. `client_state` is the same on all ranks and holds plain values and
-    tensors (the loader's consumed samples, a `mup` section ...); `rank_state` is this rank's own.
-    `config_files` maps file names to YAML text, for `configs/`. With `keep_last_n`, older steps are deleted
-    once this one is complete.
+    Collective: every rank must call it.
+    client_state: plain values and tensors (consumed samples, the `mup` section ...), equal on all ranks.
+    rank_state: plain values and tensors of this rank.
+    config_files: YAML texts by file name, written to `configs/`.
+    keep_last_n: delete older steps once this one is complete.
 
-    The files are written and fsynced in a temporary directory beside, listed with size and SHA-256 in
-    `manifest.json`, renamed, and then named in `latest`; at each moment, `save_dir` holds an intact
-    checkpoint if it held one before. Returns the new directory. Raises CheckpointError on every rank when
-    any rank cannot write; what was there before stays good, and the temporary directory is removed.
+    The files are written and fsynced in a temporary directory next to the others, listed with size and SHA-256 in
+    `manifest.json`, and renamed; then `latest` is updated. If `save_dir` contained an intact checkpoint, it contains
+    one at every moment of the save. Returns the new directory. Raises CheckpointError on every rank if any rank
+    cannot write; earlier checkpoints stay intact, and the temporary directory is removed.
     """
     save_dir = Path(save_dir).absolute()
     temporary = save_dir / f"{TEMPORARY_PREFIX}{step_name(iteration)}"
@@ -59,8 +60,8 @@ def save_checkpoint(
     except CheckpointError as error:
         collective.from_rank_0(lambda: _tidy(save_dir, temporary))
         raise CheckpointError(
-            f"The checkpoint of step {iteration} could not be written to {save_dir} ({error}). "
-            "Earlier ones are untouched; make room or mend the directory, then resume from the last one."
+            f"The checkpoint of step {iteration} could not be written to {save_dir} ({error}). Earlier checkpoints "
+            "are unchanged: free disk space or fix the directory, then resume from the last one."
         ) from error
     if collective.rank() == 0:
         _tidy(save_dir, temporary)
@@ -70,13 +71,13 @@ def save_checkpoint(
 
 
 def _prepare(save_dir: Path, temporary: Path, iteration: int) -> None:
-    """Clear what a crash left and make an empty temporary directory."""
+    """Remove what a crash left and create an empty temporary directory."""
     save_dir.mkdir(parents=True, exist_ok=True)
     for stale in save_dir.glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(stale)
     for old in save_dir.glob(f"{OLD_PREFIX}*"):
         place = save_dir / old.name.removeprefix(OLD_PREFIX)
-        if not place.exists():  # killed between the two renames of a replacement
+        if not place.exists():  # the process was killed between the two renames of a replacement
             os.rename(old, place)
     (temporary / step_name(iteration)).mkdir(parents=True)
 
@@ -89,7 +90,7 @@ def _write_all(
     rank_state: Mapping[str, Any] | None,
     save_rng: bool,
 ) -> dict[str, FileRecord]:
-    """All ranks write their files; the records of all of them, by path inside the step directory."""
+    """Write the files of every rank. Returns the records of all ranks by path inside the step directory."""
     from megatron.checkpointing.deepspeed_io import install
 
     root = temporary / step_name(iteration)
@@ -104,7 +105,7 @@ def _write_all(
 
 
 def rng_file(rank: int) -> str:
-    """Name of the file with one rank's generators and own state."""
+    """Name of the file with the random generators and the state of one rank."""
     return f"rng_rank_{rank:02d}.pt"
 
 
@@ -115,19 +116,19 @@ def _publish(
     records: dict[str, FileRecord],
     config_files: Mapping[str, str],
 ) -> None:
-    """Rank 0: seal the temporary directory, put it in its place and name it in `latest`."""
+    """On rank 0: write the manifest, move the temporary directory to its place and update `latest`."""
     root = temporary / step_name(iteration)
     for name, record in records.items():
         path = root / name
         if not path.is_file() or path.stat().st_size != record.size:
-            raise CheckpointError(f"{name} is not visible on rank 0: all hosts must share the save directory")
+            raise CheckpointError(f"{name} is not visible on rank 0. All hosts must share the save directory")
     if config_files:
         (root / CONFIGS).mkdir()
         for name, text in config_files.items():
             records[f"{CONFIGS}/{Path(name).name}"] = write_bytes(root / CONFIGS / Path(name).name, text.encode())
         sync_directory(root / CONFIGS)
     write_manifest(root, iteration, records)
-    write_bytes(temporary / LATEST, step_name(iteration).encode())  # before the renames: they need no space
+    write_bytes(temporary / LATEST, step_name(iteration).encode())  # before the renames, which need no disk space
     sync_directory(root)
     _put_in_place(root, save_dir / root.name)
     os.replace(temporary / LATEST, save_dir / LATEST)
@@ -135,7 +136,7 @@ def _publish(
 
 
 def _put_in_place(new: Path, final: Path) -> None:
-    """Rename `new` to `final`; until that is done a former `final` is `.old-...`, where loading finds it."""
+    """Rename `new` to `final`. Until then an existing `final` is renamed to `.old-...`, where loading finds it."""
     old = final.with_name(f"{OLD_PREFIX}{final.name}")
     if final.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -150,7 +151,7 @@ def _put_in_place(new: Path, final: Path) -> None:
 
 
 def _tidy(save_dir: Path, temporary: Path) -> None:
-    """Delete what is left of this save, what was replaced, and deletions that a crash cut short."""
+    """Delete the remains of this save, replaced checkpoints, and directories whose deletion a crash interrupted."""
     shutil.rmtree(temporary, ignore_errors=True)
     for old in save_dir.glob(f"{OLD_PREFIX}*"):
         if (save_dir / old.name.removeprefix(OLD_PREFIX)).exists():
@@ -160,12 +161,12 @@ def _tidy(save_dir: Path, temporary: Path) -> None:
 
 
 def _prune(save_dir: Path, iteration: int, keep_last_n: int) -> None:
-    """Keep this step and the `keep_last_n - 1` before it. Later steps, of a run that was wound back, stay."""
+    """Keep this step and the `keep_last_n - 1` steps before it. Later steps, of a run that was rewound, stay."""
     earlier = [path for step, path in step_directories(save_dir).items() if step < iteration]
     for path in earlier[: max(0, len(earlier) - (keep_last_n - 1))]:
         trash = path.with_name(f"{TRASH_PREFIX}{path.name}")
         try:
-            os.rename(path, trash)  # at once, so that a half-deleted directory never looks like a checkpoint
+            os.rename(path, trash)  # atomic: a partly deleted directory never looks like a checkpoint
             shutil.rmtree(trash)
         except OSError as error:
             logger.warning("could not delete the old checkpoint %s: %s", path, collective.describe(error))

@@ -1,8 +1,8 @@
-"""Whole parameters out of a checkpoint, whatever layout of processes saved it.
+"""Read whole parameters from a checkpoint that was saved under any layout of processes.
 
-DeepSpeed's own universal checkpoint needs a conversion of the whole checkpoint on disk, runs code from the files that
-it reads, and knows neither plain fp32 training nor a pipeline's change of parameter names; so this reads the shards
-where they are. Files are memory-mapped: what is asked for is what is read.
+The shards are read directly. DeepSpeed's universal checkpoint is not used: it needs a conversion of the whole
+checkpoint on disk, runs code from the files that it reads, and supports neither plain fp32 training nor the change of
+parameter names in a pipeline. Files are memory-mapped, so only the requested tensors are read.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ _MODEL = "model_states.pt"
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint's files hold the model: recorded when it is saved (`client_state["layout"]`).
+    """Layout of a checkpoint's files, recorded when it is saved (`client_state["layout"]`).
 
-    layers, bounds: names of the layers, and where the pipeline cuts them. shapes: unpadded global shapes by name.
-    shards: name -> (dim, blocks) of parameters that tensor parallelism cuts. padded_vocab_size: rows of the embedding
-    over all tensor-parallel ranks; 0 where the checkpoint does not record it.
+    layers: names of the layers, in order.
+    bounds: pipeline stage i holds layers [bounds[i], bounds[i + 1]).
+    shapes: unpadded global shapes by parameter name.
+    shards: name -> (dim, blocks) of the parameters that tensor parallelism splits.
+    padded_vocab_size: rows of the embedding over all tensor-parallel ranks; 0 if the checkpoint does not record it.
     """
 
     tensor: int
@@ -45,7 +47,7 @@ class Layout:
 
     @classmethod
     def from_section(cls, section: Mapping[str, Any]) -> Layout:
-        """From the plain values in a file. CheckpointError where some are missing."""
+        """Create a layout from the plain values in a file. Raises CheckpointError if values are missing."""
         try:
             sizes = {key: int(section[key]) for key in ("tensor", "pipe", "data", "zero_stage")}
             return cls(
@@ -58,10 +60,10 @@ class Layout:
                 padded_vocab_size=int(section.get("padded_vocab_size", 0)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"the checkpoint's description of its layout is incomplete: {error!r}") from None
+            raise CheckpointError(f"the layout section of the checkpoint is incomplete: {error!r}") from None
 
     def section(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the layout as plain values."""
         shards = {name: list(spec) for name, spec in self.shards.items()}
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
         plain = {"layers": list(self.layers), "bounds": list(self.bounds), "shapes": shapes, "shards": shards}
@@ -70,18 +72,18 @@ class Layout:
 
     @property
     def same_files(self) -> tuple[int | str, ...]:
-        """Equal for two layouts whose files DeepSpeed itself can exchange."""
+        """A key that is equal for two layouts if DeepSpeed can load the files of one into the other."""
         data = self.data if self.zero_stage else 0
         return (self.tensor, self.pipe, data, self.zero_stage, self.precision, self.padded_vocab_size, *self.bounds)
 
     def describe(self) -> str:
-        """In a few words."""
+        """Return a short description."""
         sizes = f"TP {self.tensor} x PP {self.pipe} x DP {self.data}"
         padded = f", vocabulary padded to {self.padded_vocab_size:,}" if self.padded_vocab_size else ""
         return f"{sizes}, ZeRO {self.zero_stage}, {self.precision}{padded}"
 
     def global_name(self, local: str) -> str:
-        """Layout-independent name of a parameter of a pipeline stage."""
+        """Layout-independent name of a parameter, given its name in a pipeline stage."""
         if self.pipe == 1:
             return local
         head, _, rest = local.removeprefix("tied_modules.").partition(".")
@@ -99,7 +101,7 @@ class ParameterState:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Part of a flattened local parameter: elements [start, start + numel) of one rank's flat group."""
+    """Part of a flattened local parameter: elements [start, start + numel) of a flat group of one rank."""
 
     rank: int
     group: int
@@ -108,7 +110,7 @@ class _Piece:
 
 
 class _Flat:
-    """ZeRO: the shards of one model-parallel rank's optimizer, over its data-parallel ranks."""
+    """The ZeRO shards of one model-parallel rank's optimizer, over its data-parallel ranks."""
 
     def __init__(self, files: Sequence[Path], layout: Layout, shapes: Sequence[Mapping[str, Sequence[int]]]) -> None:
         self.shards = [load_safely(file, mmap=True, deepspeed_classes=True)["optimizer_state_dict"] for file in files]
@@ -128,7 +130,7 @@ class _Flat:
                     self.pieces.setdefault(self.layout.global_name(local), []).append(piece)
 
     def _index_stage_3(self, shapes: Sequence[Mapping[str, Sequence[int]]]) -> None:
-        """Every parameter is cut evenly over all ranks; flat groups hold whole numbers of parameters."""
+        """Index the pieces: every parameter is split evenly over all ranks, and no parameter spans two flat groups."""
         lengths = [len(flat) for flat in self.shards[0]["fp32_flat_groups"]]
         group, start = 0, 0
         for name, shape in ((name, shape) for mapping in shapes for name, shape in mapping.items()):
@@ -145,7 +147,7 @@ class _Flat:
         return shard["single_partition_of_fp32_groups"][group], shard["base_optimizer_state"]["state"].get(group, {})
 
     def state(self, name: str, shape: tuple[int, ...]) -> ParameterState:
-        """The local parameter, of the given local shape."""
+        """State of a local parameter of the given local shape."""
         parts: dict[str, list[Tensor]] = {}
         step = 0.0
         for piece in self.pieces[name]:
@@ -160,12 +162,12 @@ class _Flat:
 
 
 class WholeCheckpoint:
-    """Any parameter of a verified checkpoint directory as a whole tensor on the CPU, without vocabulary padding."""
+    """Whole parameters of a verified checkpoint directory, as tensors on the CPU without vocabulary padding."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         section = header["client_state"].get("layout")
         if section is None:
-            raise CheckpointError(f"{path} does not say how its files hold the model: load it with the saved layout")
+            raise CheckpointError(f"{path} does not record its layout: load it under the layout that saved it")
         self.path = path
         self.layout = Layout.from_section(section)
         self._cache: dict[Any, Any] = {}
@@ -175,13 +177,13 @@ class WholeCheckpoint:
         return list(self.layout.shapes)
 
     def weight(self, name: str) -> Tensor:
-        """The weight in the precision of the model (fp32 from a checkpoint of ZeRO 3)."""
+        """The weight in the precision of the model (fp32 if the checkpoint was saved under ZeRO 3)."""
         if self.layout.zero_stage == 3:
             return self.state(name).weight
         return self._joined(name, [self._model_weights(t, name)[name] for t in range(self.layout.tensor)])
 
     def state(self, name: str) -> ParameterState:
-        """The weight and moments of the optimizer. CheckpointError where the checkpoint has none."""
+        """The weight and moments of the optimizer. Raises CheckpointError if the checkpoint has none."""
         parts = [self._local_state(tensor, name) for tensor in range(self.layout.tensor)]
         moments = {key: self._joined(name, [part.moments[key] for part in parts]) for key in parts[0].moments}
         return ParameterState(self._joined(name, [part.weight for part in parts]), moments, parts[0].step)
@@ -192,7 +194,7 @@ class WholeCheckpoint:
         shape = self.layout.shapes[name]
         whole = whole[: shape[0]]
         if whole.shape != shape:
-            raise CheckpointError(f"{self.path}: {name} should be {list(shape)}, but is {list(whole.shape)}")
+            raise CheckpointError(f"{self.path}: {name} has shape {list(whole.shape)}, expected {list(shape)}")
         return whole
 
     def _layer(self, name: str) -> int:
@@ -233,7 +235,7 @@ class WholeCheckpoint:
             return self._flat(model_rank).state(name, self._local_shape(tensor, name))
         index = _plain_index(optimizer)
         if name not in index:
-            raise CheckpointError(f"{self.path} holds no optimizer state that is known here: load the weights alone")
+            raise CheckpointError(f"{self.path} holds no optimizer state of {name}: load only the weights")
         state = optimizer["state"].get(index[name], {})
         moments = {key: x for key, x in state.items() if isinstance(x, Tensor) and x.ndim > 0}
         weight = self._model_weights(tensor, name)[name]
@@ -260,7 +262,7 @@ class WholeCheckpoint:
         return tuple(self._model_weights(tensor, name)[name].shape)
 
     def states(self) -> Iterator[tuple[str, ParameterState]]:
-        """(name, state) of every parameter."""
+        """Iterate over (name, state) of every parameter."""
         return ((name, self.state(name)) for name in self.names)
 
     @cached_property
@@ -270,7 +272,7 @@ class WholeCheckpoint:
 
 
 def _plain_index(optimizer: Mapping[str, Any]) -> dict[str, int]:
-    """Global name -> index in a torch optimizer's state, from the names that our groups carry."""
+    """Global name -> index in a torch optimizer's state, read from the names in the parameter groups."""
     return {
         name: index
         for group in optimizer.get("param_groups", [])

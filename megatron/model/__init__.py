@@ -1,4 +1,4 @@
-"""The GPT-NeoX family as a flat list of layers."""
+"""Models of the GPT-NeoX family, as a flat list of layers."""
 
 from megatron.model.config import GPTConfig
 from megatron.model.gpt import GPT

@@ -18,7 +18,7 @@ from mup.rules import Role
 
 
 class KeyValueCache:
-    """Keys and values of one layer for the positions seen so far: [b, kv_heads, length, head_dim] each."""
+    """Keys and values of one layer for all previous positions: [b, kv_heads, length, head_dim] each."""
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
@@ -29,7 +29,7 @@ class KeyValueCache:
         return 0 if self.keys is None else self.keys.shape[-2]
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append and return all keys and values."""
+        """Append the new keys and values and return all of them."""
         if self.keys is not None and self.values is not None:
             keys = torch.cat((self.keys, keys), dim=-2)
             values = torch.cat((self.values, values), dim=-2)
@@ -38,7 +38,7 @@ class KeyValueCache:
 
 
 class CoreAttention(nn.Module):
-    """softmax(scale * q k^T) v, causal. A module of its own so that a hook sees q, k and v."""
+    """Causal softmax(scale * q k^T) v. It is a separate module because hooks read q, k and v."""
 
     def __init__(self, scale: float, dropout: float, tp: TensorParallel = SERIAL) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class CoreAttention(nn.Module):
         self.tp = tp
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q: [b, heads, s, d]; k, v: [b, kv_heads, t, d] with t >= s, the queries being the last s positions."""
+        """q: [b, heads, s, d]; k, v: [b, kv_heads, t, d] with t >= s. The queries are the last s positions."""
         groups = q.shape[1] // k.shape[1]
         if groups > 1:
             k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
@@ -61,10 +61,12 @@ class CoreAttention(nn.Module):
 
 
 class Attention(nn.Module):
-    """Rows of `query_key_value` are ordered by key-value head: its queries, its key, its value, head_dim rows each.
+    """Causal self-attention, [b, s, h] -> [b, s, h]. Head counts are those of the whole model.
 
-    With one query a key-value head this is GPT-NeoX's order. Tensor parallelism cuts it by whole key-value heads, so
-    that each rank's rows are contiguous; the head counts given are those of the whole model.
+    The rows of `query_key_value` are ordered by key-value head: its queries, its key and its value, head_dim rows
+    each. With one query per key-value head this is GPT-NeoX's order. Tensor parallelism splits by whole key-value
+    heads, so the rows of each rank are contiguous.
+    Raises ConfigError if the number of ranks does not divide `num_kv_heads`.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Attention(nn.Module):
         super().__init__()
         if num_kv_heads % tp.group.size:
             raise ConfigError(
-                f"{num_kv_heads} key-value heads cannot be cut over {tp.group.size} tensor-parallel ranks"
+                f"{num_kv_heads} key-value heads cannot be split over {tp.group.size} tensor-parallel ranks"
             )
         self.queries_per_kv = num_heads // num_kv_heads
         self.head_dim = hidden_size // num_heads
@@ -100,7 +102,7 @@ class Attention(nn.Module):
         self.core = CoreAttention(scale, dropout, tp)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """x: [b, s, h] -> [b, s, h]; under sequence parallelism slices of s, in and out."""
+        """x: [b, s, h] -> [b, s, h]; under sequence parallelism both are this rank's slice of s."""
         qkv = self.query_key_value(x).unflatten(-1, (-1, self.queries_per_kv + 2, self.head_dim))
         b, s = qkv.shape[:2]
         q = qkv[:, :, :, :-2].reshape(b, s, -1, self.head_dim).transpose(1, 2)  # [b, heads, s, d]

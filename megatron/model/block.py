@@ -12,7 +12,8 @@ from megatron.mpu import SERIAL, TensorParallel
 class Block(nn.Module):
     """Pre-norm block. Sequential: x + a(n1 x), then x + f(n2 x). Parallel (GPT-J): x + a(n1 x) + f(n2 x).
 
-    `residual_mult` multiplies each branch (depth-muP, CompleteP). With a shared norm both branches read n1.
+    residual_mult: multiplies each branch (depth-muP, CompleteP).
+    post_attention_norm: None for a shared norm, where both branches of a parallel block read n1.
     """
 
     def __init__(

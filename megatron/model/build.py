@@ -1,4 +1,4 @@
-"""From a GPTConfig and a parametrization to plans (no weights), and from plans to a model with its initial weights."""
+"""Plan a model from a GPTConfig and a parametrization, without weights, and build a plan with its initial weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mup.roles import declarations
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """Everything about a model that is known before a weight exists."""
+    """Plan of a model: everything that is known before its weights exist."""
 
     config: GPTConfig
     parametrization: Parametrization
@@ -32,19 +32,19 @@ class ModelPlan:
 
     @property
     def num_parameters(self) -> int:
-        """All parameters, vocabulary padding not counted, a tied readout counted once."""
+        """Number of parameters, without vocabulary padding. A tied readout counts once."""
         return sum(torch.Size(plan.shape).numel() for plan in self.parameters.values())
 
     @property
     def num_non_embedding_parameters(self) -> int:
-        """Parameters less token and position embeddings and an untied readout."""
+        """Number of parameters without token embedding, position embedding and untied readout."""
         outside = ("embedding.", "readout.")
         kept = (plan for plan in self.parameters.values() if not plan.name.startswith(outside))
         return sum(torch.Size(plan.shape).numel() for plan in kept)
 
 
 def forward_section(plan: ModelPlan) -> dict[str, dict[str, Any]]:
-    """What decides the forward pass besides the weights, as plain data: base dimensions, multipliers, factors."""
+    """Settings of the forward pass in addition to the weights, as plain data: base dimensions, multipliers, factors."""
     return {
         "base": dataclasses.asdict(plan.parametrization.base),
         "multipliers": dataclasses.asdict(plan.parametrization.multipliers),
@@ -53,13 +53,13 @@ def forward_section(plan: ModelPlan) -> dict[str, dict[str, Any]]:
 
 
 def meta_model(config: GPTConfig, factors: ForwardFactors, tp: TensorParallel = SERIAL) -> GPT:
-    """The model, or a tensor-parallel rank's part of it, without weights: shapes and declarations only."""
+    """Build the model, or a tensor-parallel rank's part of it, on the meta device: shapes and declarations only."""
     with torch.device("meta"):
         return GPT(config, factors, tp)
 
 
 def shapes_of(model: nn.Module) -> dict[str, Shape]:
-    """Global shapes by name."""
+    """Shapes of the parameters by name."""
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
@@ -80,16 +80,16 @@ def plan_model(config: GPTConfig, parametrization: Parametrization) -> ModelPlan
     factors = forward_factors(
         parametrization.widths, parametrization.base, parametrization.options, parametrization.multipliers
     )
-    # every layer of a deeper target has its counterpart in the base
+    # the base gets as many layers as the model, so that every layer has a counterpart
     deep_base = dataclasses.replace(parametrization.base, num_layers=config.widths.num_layers)
     model, base = (_declared_at(config, widths, factors) for widths in (config.widths, deep_base))
     return ModelPlan(config, parametrization, factors, parametrization.plan(model, base))
 
 
 def materialise(plan: ModelPlan, seed: int, device: torch.device | str = "cpu", tp: TensorParallel = SERIAL) -> GPT:
-    """The model (or a tensor-parallel rank's part) with initial weights in fp32 on `device`.
+    """Build the model, or a tensor-parallel rank's part of it, with initial weights in fp32 on `device`.
 
-    The weights depend on the seed and the names only.
+    The weights depend only on the seed and on the names of the parameters.
     """
     model = meta_model(plan.config, plan.factors, tp)
     model.to_empty(device=device)

@@ -12,8 +12,8 @@ from megatron.model.embedding import Readout
 def compile_layers(model: nn.Module, seq_length: int, device: torch.device) -> None:
     """Compile every block and the readout of `model` in place, for training at `seq_length`.
 
-    Blocks are compiled one by one, as they share one program: compiling takes as long for a deep model as for a
-    shallow one, and activation checkpointing around blocks keeps its meaning. Parameters keep their names.
+    Blocks are compiled one by one because they share one program. Compilation of a deep model takes as long as that
+    of a shallow one, and activation checkpointing around blocks works as before. Parameters keep their names.
     """
     for module in model.modules():
         if isinstance(module, Block) and module.attention.rotary is not None:

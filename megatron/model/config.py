@@ -1,4 +1,4 @@
-"""The numbers that describe a GPT."""
+"""Configuration of a GPT model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from megatron.architecture import Architecture, Widths
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(Architecture):
-    """One model: its architecture at some widths, with a vocabulary and a number of positions.
+    """Configuration of one model: an architecture with widths, a vocabulary and a number of positions.
 
-    `padded_vocab_size` >= `vocab_size` rows exist; the rows beyond the vocabulary get no probability.
+    padded_vocab_size: rows of the embedding, at least `vocab_size`. Rows beyond the vocabulary have no probability.
     """
 
     widths: Widths

@@ -1,4 +1,4 @@
-"""Token embedding, learned positions, and the readout."""
+"""Token embedding, learned position embedding, and the readout."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from megatron.mpu import (
 from mup.roles import Declaration, declare_as
 from mup.rules import Role
 
-# rows are looked up, not summed over: the fan-in of an embedding is its (finite) vocabulary
+# an embedding looks rows up and does not sum over them: its fan-in is the vocabulary, which is finite
 _EMBEDDING = Declaration(Role.INPUT, fan_in_dim=0)
 
 
 class PositionEmbedding(nn.Module):
-    """Learned positions: offset .. offset + length - 1 -> [length, h], or this rank's slice of them."""
+    """Learned positions offset .. offset + length - 1 -> [length, h], or this rank's slice of them."""
 
     def __init__(self, positions: int, hidden_size: int, tp: TensorParallel = SERIAL) -> None:
         super().__init__()
@@ -42,7 +42,10 @@ class PositionEmbedding(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token (and learned position) embeddings times `mult`, then dropout. `rows` includes padding of the vocabulary."""
+    """Token (and learned position) embeddings times `mult`, then dropout.
+
+    rows: rows of the token table, including vocabulary padding. positions: None without learned positions.
+    """
 
     def __init__(
         self,
@@ -75,11 +78,13 @@ class Embedding(nn.Module):
 
 
 class Readout(ShardedModule):
-    """Hidden states to logits: [b, s, h] -> [b, s, vocab_size]. Rows beyond the vocabulary get no probability.
+    """Hidden states to logits: [b, s, h] -> [b, s, vocab_size]. Rows beyond the vocabulary have no probability.
 
-    Over n tensor-parallel ranks the rows are cut: [b, s, rows / n], and `vocab_parallel_cross_entropy` leaves the
-    padding out. `mult` is 1 / (m * mup-output-temp). It multiplies the hidden states: they are fewer than the logits.
-    Communication as of ColumnParallelLinear.
+    The rows are split over n tensor-parallel ranks. With n > 1 the result is [b, s, rows / n], and
+    `vocab_parallel_cross_entropy` excludes the padding.
+    mult: 1 / (m * mup-output-temp). It multiplies the hidden states, which are smaller than the logits.
+    tied: whether the readout uses the weight of the embedding, which is then an argument of `forward`.
+    Communication is that of ColumnParallelLinear.
     """
 
     weight: nn.Parameter

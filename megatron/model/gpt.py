@@ -1,4 +1,4 @@
-"""The GPT: a flat list of named layers, and the plain module that runs them in order."""
+"""The GPT model: a flat list of named layers, and the plain module that runs them in order."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ def _make_block(config: GPTConfig, factors: ForwardFactors, tp: TensorParallel) 
 def make_embedding(
     config: GPTConfig, factors: ForwardFactors, tp: TensorParallel = SERIAL, *, positions: bool = True
 ) -> Embedding:
-    """The embedding; without `positions` its token table alone, as a pipeline's last stage ties it to the readout."""
+    """Build the embedding.
+
+    positions: with False only the token table is built, which the last stage of a pipeline ties to the readout.
+    """
     learned = config.max_position_embeddings if positions and config.pos_emb == "learned" else None
     return Embedding(
         config.padded_vocab_size,
@@ -83,7 +86,7 @@ def _make_readout(config: GPTConfig, factors: ForwardFactors, tp: TensorParallel
 def layer_list(
     config: GPTConfig, factors: ForwardFactors, tp: TensorParallel = SERIAL
 ) -> list[tuple[str, LayerFactory]]:
-    """The model as (global name, factory) from tokens to logits; a pipeline may cut it anywhere."""
+    """The model as a list of (global name, factory) from tokens to logits. A pipeline can split it at any layer."""
     blocks: list[tuple[str, LayerFactory]] = [
         (f"layers.{i}", partial(_make_block, config, factors, tp)) for i in range(config.widths.num_layers)
     ]
@@ -96,7 +99,7 @@ def layer_list(
 
 
 class GPT(nn.Module):
-    """Tokens int64 [b, s] -> logits [b, s, vocab_size], or a tensor-parallel rank's columns of them."""
+    """int64 tokens [b, s] -> logits [b, s, vocab_size], or a tensor-parallel rank's columns of the logits."""
 
     def __init__(self, config: GPTConfig, factors: ForwardFactors, tp: TensorParallel = SERIAL) -> None:
         super().__init__()
@@ -116,11 +119,11 @@ class GPT(nn.Module):
         return logits
 
     def global_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """(layout-independent name, parameter), as a pipeline stage also tells them."""
+        """Iterate over (layout-independent name, parameter), like the method of a pipeline stage."""
         return self.named_parameters()
 
     def global_name(self, local: str) -> str:
-        """Layout-independent name of a parameter or module: here its own."""
+        """Layout-independent name of a parameter or module: `local` itself."""
         return local
 
     def _run(self, x: Tensor, caches: Sequence[KeyValueCache] | None) -> Tensor:
@@ -129,7 +132,7 @@ class GPT(nn.Module):
         return x
 
     def _run_checkpointed(self, x: Tensor) -> Tensor:
-        """Keep only every `checkpoint_every`-th block's input and recompute the rest in the backward pass."""
+        """Keep only the input of every `checkpoint_every`-th block and recompute the rest in the backward pass."""
 
         def span(start: int) -> Callable[[Tensor], Tensor]:
             def run(x: Tensor) -> Tensor:

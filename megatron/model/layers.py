@@ -27,7 +27,7 @@ def _declared(layer: _Linear, declaration: Declaration) -> _Linear:
 def column_linear(
     in_features: int, out_features: int, bias: bool, declaration: Declaration, tp: TensorParallel, blocks: int = 1
 ) -> ColumnParallelLinear:
-    """[out_features, in_features] cut by rows: the start of a tensor-parallel region. The bias is a vector."""
+    """Weight [out_features, in_features] split by rows, at the start of a tensor-parallel region."""
     layer = ColumnParallelLinear(
         in_features, out_features, bias, group=tp.group, blocks=blocks, sequence_parallel=tp.sequence_parallel
     )
@@ -37,7 +37,7 @@ def column_linear(
 def row_linear(
     in_features: int, out_features: int, bias: bool, declaration: Declaration, tp: TensorParallel
 ) -> RowParallelLinear:
-    """[out_features, in_features] cut by columns: the end of a tensor-parallel region. The bias is a vector."""
+    """Weight [out_features, in_features] split by columns, at the end of a tensor-parallel region."""
     layer = RowParallelLinear(in_features, out_features, bias, group=tp.group, sequence_parallel=tp.sequence_parallel)
     return _declared(layer, declaration)
 
@@ -45,9 +45,9 @@ def row_linear(
 def make_norm(
     kind: Norm, size: int, epsilon: float, bias: bool, tp: TensorParallel = SERIAL, *, over_heads: bool = False
 ) -> nn.Module:
-    """LayerNorm or RMSNorm over the last dimension; gain and bias are vectors.
+    """LayerNorm or RMSNorm over the last dimension. Gain and bias have the role of a vector.
 
-    Its gradients are partial where the ranks norm different things: other positions under sequence parallelism,
+    The gradients are partial if the ranks normalise different data: other positions under sequence parallelism,
     other heads with `over_heads`.
     """
     layer: nn.LayerNorm | nn.RMSNorm

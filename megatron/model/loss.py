@@ -16,10 +16,12 @@ def next_token_loss(
     group: Communicator = SINGLE,
     vocab_size: int | None = None,
 ) -> Tensor:
-    """Mean cross-entropy in nats a token. logits: [b, s, v]; labels: int64 [b, s]; mask: bool [b, s], True counts.
+    """Mean cross-entropy in nats per token.
 
-    Over a tensor-parallel `group`, logits are the rank's columns [b, s, padded v / n] of `vocab_size` in all.
+    logits: [b, s, v]; in a tensor-parallel `group` the rank's columns [b, s, padded v / n].
+    labels: int64 [b, s]. mask: bool [b, s]; only tokens with True count.
     z_loss: weight of mean(logsumexp(logits)^2), Chowdhery et al., PaLM, arXiv:2204.02311, section 5.
+    vocab_size: size of the vocabulary without padding; by default the number of columns.
     """
     losses = vocab_parallel_cross_entropy(
         logits, labels, group, vocab_size=vocab_size or logits.shape[-1], z_loss=z_loss

@@ -38,7 +38,7 @@ GATED: dict[GatedActivation, Callable[[Tensor], Tensor]] = {
 
 
 class MLP(nn.Module):
-    """[b, s, h] -> [b, s, ffn] -> [b, s, h]. Gated: the first matrix holds the up half, then the gate half."""
+    """[b, s, h] -> [b, s, ffn] -> [b, s, h]. The first matrix of a gated MLP holds the up half, then the gate half."""
 
     def __init__(
         self, hidden_size: int, ffn_hidden_size: int, activation: Activation, bias: bool, tp: TensorParallel = SERIAL

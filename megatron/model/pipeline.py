@@ -1,4 +1,4 @@
-"""The GPT cut into pipeline stages, for DeepSpeed's pipeline engine."""
+"""The GPT model split into pipeline stages, for DeepSpeed's pipeline engine."""
 
 # mypy: allow-subclassing-any
 # DeepSpeed's classes carry no types.
@@ -24,11 +24,11 @@ from megatron.model.stages import stage_bounds
 from megatron.mpu import ProcessGroups, TensorParallel
 from megatron.parametrization.init import initialise
 
-_TIED = "embedding"  # key of the module that the first and the last stage share
+_TIED = "embedding"  # key of the module shared by the first and the last stage
 
 
 class _Layer(LayerSpec):
-    """A layer that is built by calling `factory`, on the stage that owns it."""
+    """A layer that the stage that owns it builds by calling `factory`."""
 
     def __init__(self, factory: LayerFactory) -> None:
         super().__init__(nn.Module)
@@ -39,7 +39,7 @@ class _Layer(LayerSpec):
 
 
 class _TiedLayer(TiedLayerSpec):
-    """The same for the embedding, of which the stage with a tied readout has a copy."""
+    """Like `_Layer`, for the embedding: the stage with a tied readout has a copy of it."""
 
     def __init__(self, factory: LayerFactory, forward_fn: Callable[[Any, Tensor], Tensor] | None = None) -> None:
         super().__init__(_TIED, nn.Module, forward_fn=forward_fn, tied_weight_attr="word_embeddings.weight")
@@ -55,7 +55,7 @@ def _tied_logits(readout: Readout, embedding: Embedding, x: Tensor) -> Tensor:
 
 
 class PipelinedGPT(PipelineModule):
-    """This process's stage. Tokens int64 [b, s] enter the first stage, the loss leaves the last."""
+    """The pipeline stage of this process. The first stage takes int64 tokens [b, s], the last returns the loss."""
 
     def __init__(
         self,
@@ -73,12 +73,12 @@ class PipelinedGPT(PipelineModule):
         specs: list[LayerSpec] = [_Layer(factory) for _, factory in named]
         readout = None
         if config.tied_readout:
-            readout = cast(Readout, named[-1][1]())  # it has no weight of its own
+            readout = cast(Readout, named[-1][1]())  # a tied readout has no weight
             specs[0] = _TiedLayer(named[0][1])
             token_table = partial(make_embedding, config, plan.factors, tp, positions=False)
             specs[-1] = _TiedLayer(token_table, partial(_tied_logits, readout))
         topology = PipeModelDataParallelTopology(num_pp=grid.pipe, num_mp=grid.tensor, num_dp=grid.data)
-        # DeepSpeed prints its settings, and broadcasts tied weights where autograd would see it
+        # DeepSpeed prints its settings, and broadcasts tied weights in a way that autograd would record
         with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             super().__init__(
                 specs,
@@ -88,10 +88,10 @@ class PipelinedGPT(PipelineModule):
                 activation_checkpoint_func=partial(checkpoint, use_reentrant=False),
             )
         if readout is not None and self.parts[self.stage_id + 1] == len(specs):
-            self.add_module("readout", readout)  # so that hooks find it by name
+            self.add_module("readout", readout)  # hooks find it by name
 
     def _partition_layers(self, method: str = "") -> None:
-        """Called by PipelineModule: the same bounds as are known without processes."""
+        """Use the bounds that are known without processes. PipelineModule calls this method."""
         self.parts = self._bounds
         stage = self._topo.get_coord(self.global_rank).pipe
         self._set_bounds(self.parts[stage], self.parts[stage + 1])
@@ -103,7 +103,7 @@ class PipelinedGPT(PipelineModule):
         return f"{layer}.{rest}" if rest else layer
 
     def global_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """(global name, parameter) of this stage."""
+        """Iterate over (global name, parameter) of this stage."""
         return ((self.global_name(name), parameter) for name, parameter in self.named_parameters())
 
 
@@ -115,7 +115,7 @@ def materialise_stage(
     partition_method: str,
     loss_fn: Callable[[Tensor, Any], Tensor],
 ) -> PipelinedGPT:
-    """This process's stage with initial weights in fp32, the same bits as under any other layout."""
+    """Build the stage of this process with initial weights in fp32, which are bit-equal under every layout."""
     stage = PipelinedGPT(plan, groups, tp, partition_method, loss_fn)
     with torch.no_grad():
         initialise(stage.global_named_parameters(), plan.parameters, seed, tp.group)

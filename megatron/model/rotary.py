@@ -9,28 +9,28 @@ from megatron.errors import ConfigError
 
 
 class RotaryEmbedding:
-    """Rotates the first `dim` entries of every head. Source: Su et al., RoFormer, arXiv:2104.09864, eq. 34.
+    """Rotates the first `dim` entries of every head (Su et al., RoFormer, arXiv:2104.09864, eq. 34).
 
-    No module and no buffer: the fp32 table must survive meta construction and casts of the model to half
-    precision.
+    The class is not a module and has no buffer: its fp32 table must survive construction on the meta device and
+    casts of the model to half precision.
     """
 
     def __init__(self, dim: int, base: float = 10000.0) -> None:
         if dim % 2:
-            raise ConfigError(f"rotary-pct: rotates {dim} entries of each head; make that an even number")
+            raise ConfigError(f"rotary-pct: expected an even number of rotated entries per head, got {dim}")
         self.dim = dim
         self.base = base
         self._table: tuple[Tensor, Tensor] | None = None
 
     def prepare(self, length: int, device: torch.device) -> None:
-        """Make the table for `length` positions now, so that a compiled block does not compile again after it."""
+        """Create the table for `length` positions now, so that a compiled block is not compiled again later."""
         self._tables(length, device)
 
     def _tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and sin, fp32 [length, dim]."""
         if self._table is None or self._table[0].shape[0] < length or self._table[0].device != device:
-            rows = 1 << (length - 1).bit_length()  # not anew for each token that is sampled
-            with torch.inference_mode(False):  # a table first made while sampling must serve in training too
+            rows = 1 << (length - 1).bit_length()  # sampling does not recompute the table for each token
+            with torch.inference_mode(False):  # a table created while sampling must also work in training
                 self._table = self._make_tables(rows, device)
         cos, sin = self._table
         return cos[:length], sin[:length]
@@ -42,7 +42,7 @@ class RotaryEmbedding:
         return angle.cos().to(device), angle.sin().to(device)
 
     def __call__(self, x: Tensor, offset: int = 0) -> Tensor:
-        """x: [b, heads, s, head_dim], positions offset .. offset + s - 1; same shape and dtype returned."""
+        """Rotate x [b, heads, s, head_dim] at positions offset .. offset + s - 1. Keeps shape and dtype."""
         length = offset + x.shape[-2]
         cos, sin = (table[offset:length] for table in self._tables(length, x.device))
         rotated, passed = x[..., : self.dim].float(), x[..., self.dim :]

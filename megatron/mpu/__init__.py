@@ -1,4 +1,4 @@
-"""Process groups, collectives that autograd sees, and layers cut over tensor-parallel ranks. No muP here."""
+"""Process groups, differentiable collectives and tensor-parallel layers. This package contains no muP."""
 
 from megatron.mpu.collectives import (
     copy_to_region,

@@ -1,8 +1,8 @@
-"""Collectives that autograd sees: each comes with its adjoint for the backward pass.
+"""Differentiable collectives: the backward pass of each one is its adjoint.
 
-Megatron-LM's f and g: Shoeybi et al., arXiv:1909.08053, section 3. Sequence parallelism, which puts
-all-gather and reduce-scatter in the place of all-reduce: Korthikanti et al., arXiv:2205.05198, section 4.2.2.
-In a group of one every function returns its argument itself.
+Megatron-LM's f and g are defined in Shoeybi et al., arXiv:1909.08053, section 3. Sequence parallelism replaces
+all-reduce by all-gather and reduce-scatter: Korthikanti et al., arXiv:2205.05198, section 4.2.2.
+In a group of size 1 every function returns its argument unchanged.
 """
 
 from __future__ import annotations
@@ -48,26 +48,26 @@ def _same(x: Tensor) -> Tensor:
 
 
 def copy_to_region(x: Tensor, group: Communicator) -> Tensor:
-    """Enter a tensor-parallel region (Megatron's f): identity; backwards the sum of the ranks' gradients."""
+    """Enter a tensor-parallel region (Megatron's f). Forward: identity. Backward: sum over the ranks."""
     return _apply(x, group, _same, group.all_reduce)
 
 
 def reduce_from_region(x: Tensor, group: Communicator) -> Tensor:
-    """Leave a tensor-parallel region (Megatron's g): the sum over the ranks; backwards identity."""
+    """Leave a tensor-parallel region (Megatron's g). Forward: sum over the ranks. Backward: identity."""
     return _apply(x, group, group.all_reduce, _same)
 
 
 def gather_from_sequence(x: Tensor, group: Communicator, dim: int = SEQUENCE_DIM) -> Tensor:
     """Enter a tensor-parallel region from sequence slices: [.., s/tp, h] -> [.., s, h].
 
-    The ranks use the result differently, so the backward pass sums their gradients while it scatters them.
+    Each rank uses the result differently, so the backward pass is a reduce-scatter of the gradients.
     """
     return _apply(x, group, partial(group.all_gather, dim=dim), partial(group.reduce_scatter, dim=dim))
 
 
 def reduce_scatter_to_sequence(x: Tensor, group: Communicator, dim: int = SEQUENCE_DIM) -> Tensor:
-    """Leave a tensor-parallel region into sequence slices: [.., s, h] -> the sum's slice [.., s/tp, h].
+    """Leave a tensor-parallel region into sequence slices: [.., s, h] -> this rank's slice of the sum, [.., s/tp, h].
 
-    Backwards the ranks' gradients are concatenated.
+    The backward pass concatenates the gradients of the ranks.
     """
     return _apply(x, group, partial(group.reduce_scatter, dim=dim), partial(group.all_gather, dim=dim))

@@ -1,4 +1,4 @@
-"""The one door through which tensor-parallel communication goes, and counters for what passes through it."""
+"""Process groups with collectives on tensors, and counters of their calls and bytes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Bandwidth-optimal collectives move the whole tensor, less a rank's own part, once (gather, reduce-scatter)
-# or twice (all-reduce): Patarasuk and Yuan, J. Parallel Distrib. Comput. 69 (2009) 117, theorem 1.
+# Bandwidth-optimal collectives send the whole tensor, without the rank's own part, once (all-gather,
+# reduce-scatter) or twice (all-reduce): Patarasuk and Yuan, J. Parallel Distrib. Comput. 69 (2009) 117, theorem 1.
 _PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
-# torch 2.13 renamed them and warns about the names that older versions have
+# torch 2.13 renamed these functions and warns about the old names
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
@@ -24,16 +24,15 @@ _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.redu
 def sent_bytes(collective: str, payload_bytes: int, size: int) -> float:
     """Bytes that each of `size` ranks sends in a bandwidth-optimal all_reduce, all_gather or reduce_scatter.
 
-    payload_bytes: size of the whole tensor, which is the output of all_gather and the input of the others.
-    Backends may choose another algorithm for small tensors: what is counted is the collective, as if it were
-    bandwidth-optimal.
+    payload_bytes: size of the whole tensor: the output of all_gather, the input of the other two.
+    A backend can choose another algorithm for small tensors. The count assumes a bandwidth-optimal one.
     """
     return _PASSES[collective] * payload_bytes * (size - 1) / size
 
 
 @dataclass
 class Tally:
-    """What one rank did of one collective; the bytes are those of the function `sent_bytes`."""
+    """Counts of one collective on one rank. `sent_bytes` is computed by the function of the same name."""
 
     calls: int = 0
     payload_bytes: int = 0
@@ -42,7 +41,7 @@ class Tally:
 
 @dataclass(eq=False)
 class CommunicationCounts:
-    """Tallies by collective (all_reduce, all_gather, reduce_scatter); zeros for one never called."""
+    """Tallies by collective (all_reduce, all_gather, reduce_scatter). A collective never called has zeros."""
 
     tallies: dict[str, Tally] = field(default_factory=dict)
 
@@ -64,13 +63,13 @@ class CommunicationCounts:
         tally.sent_bytes += sent_bytes(collective, payload_bytes, size)
 
 
-# A plain list, not a context variable: on a GPU the backward pass communicates from autograd's own thread.
+# A plain list, not a context variable: on a GPU the backward pass communicates from a thread of autograd.
 _counting: list[CommunicationCounts] = []
 
 
 @contextmanager
 def count_communication() -> Iterator[CommunicationCounts]:
-    """Count this process's collectives inside the block, forward and backward. Blocks may be nested."""
+    """Count the collectives of this process inside the block, forward and backward. Blocks can be nested."""
     counts = CommunicationCounts()
     _counting.append(counts)
     try:
@@ -81,11 +80,13 @@ def count_communication() -> Iterator[CommunicationCounts]:
 
 @dataclass(frozen=True, eq=False)
 class Communicator:
-    """A group of processes and this one's place in it.
+    """A group of processes and the rank of this process in it.
 
-    rank: place in the group, 0 .. size - 1. ranks: the group's global ranks in order. Without a
-    `process_group` it only describes a layout: its collectives work on meta tensors, where they are counted
-    and shapes come out right, and raise RuntimeError on real ones. A group of one never communicates.
+    rank: rank within the group, 0 .. size - 1.
+    ranks: the global ranks of the group, in order.
+    process_group: the group of torch.distributed. With None the object only describes a layout: collectives on
+    meta tensors are counted and return the right shape, and collectives on real tensors raise RuntimeError.
+    A group of size 1 never communicates.
     """
 
     rank: int = 0
@@ -94,10 +95,10 @@ class Communicator:
     process_group: dist.ProcessGroup | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Communicator:
-        return self  # a copied layer talks to the same processes; a process group cannot be copied
+        return self  # a copied layer communicates with the same processes; a process group cannot be copied
 
     def all_reduce(self, x: Tensor, op: str = "sum") -> Tensor:
-        """A new tensor: the sum (or "max") of `x` over the group."""
+        """Return the sum (or the maximum, with op="max") of `x` over the group as a new tensor."""
         if self.size == 1:
             return x
         result = x.clone(memory_format=torch.contiguous_format)
@@ -106,7 +107,7 @@ class Communicator:
         return result
 
     def all_gather(self, x: Tensor, dim: int) -> Tensor:
-        """The ranks' tensors of equal shape concatenated along `dim`, in rank order."""
+        """Concatenate the tensors of all ranks, which have equal shapes, along `dim` in rank order."""
         if self.size == 1:
             return x
         dim = dim % x.ndim
@@ -116,7 +117,10 @@ class Communicator:
         return parts.movedim(0, dim).flatten(dim, dim + 1)
 
     def reduce_scatter(self, x: Tensor, dim: int) -> Tensor:
-        """This rank's slice along `dim` of the sum over the group. ValueError where it does not divide."""
+        """Return this rank's slice along `dim` of the sum over the group.
+
+        Raises ValueError if the dimension is not a multiple of the group size.
+        """
         if self.size == 1:
             return x
         dim = dim % x.ndim
@@ -128,20 +132,22 @@ class Communicator:
         return result
 
     def own_slice(self, x: Tensor, dim: int) -> Tensor:
-        """A copy of this rank's slice of `x` along `dim`, without communication."""
+        """Return a copy of this rank's slice of `x` along `dim`, without communication."""
         if self.size == 1:
             return x
         length = slice_length(x.shape[dim], self.size)
         return x.narrow(dim, self.rank * length, length).clone()
 
     def _begin(self, collective: str, whole: Tensor) -> bool:
-        """Count one collective on the tensor `whole`. False on the meta device: nothing is to be sent."""
+        """Count one collective on the tensor `whole`. Returns False on the meta device, which has nothing to send."""
         for counts in _counting:
             counts.record(collective, whole.nbytes, self.size)
         if whole.is_meta:
             return False
         if self.process_group is None:
-            raise RuntimeError(f"{collective} on a real tensor in a group of {self.size} that has no processes")
+            raise RuntimeError(
+                f"{collective} on a real tensor: this group of {self.size} only describes a layout and has no processes"
+            )
         return True
 
 
@@ -149,7 +155,7 @@ SINGLE = Communicator()
 
 
 def slice_length(length: int, size: int) -> int:
-    """length / size; ValueError where it is not whole."""
+    """Return length / size. Raises ValueError if it is not an integer."""
     if length % size:
-        raise ValueError(f"a dimension of {length} cannot be cut into {size} equal slices")
+        raise ValueError(f"a dimension of {length} cannot be split into {size} equal slices")
     return length // size

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary that is cut over the tensor-parallel ranks."""
+"""Cross-entropy over a vocabulary that is split over the tensor-parallel ranks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from megatron.mpu.communicator import Communicator
 
 
 class _VocabParallel(torch.autograd.Function):
-    """(loss, logsumexp) of each token. logits: fp32, no padding; local: labels less the first column's id.
+    """Loss and logsumexp of each token.
 
-    A rank may hold no column at all: then it adds nothing to the sums.
+    logits: fp32, without padding. local: labels minus the id of this rank's first column.
+    A rank can have no columns; it then adds nothing to the sums.
     """
 
     @staticmethod
@@ -51,12 +52,13 @@ _vocab_parallel: Callable[[Tensor, Tensor, Communicator], tuple[Tensor, Tensor]]
 def cross_entropy_and_logsumexp(
     logits: Tensor, labels: Tensor, group: Communicator, *, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats, and logsumexp of the logits: fp32 [...], differentiable, equal on every rank.
+    """Cross-entropy in nats and logsumexp of the logits: fp32 [...], differentiable, equal on every rank.
 
-    logits: [..., padded vocabulary / n], this rank's columns, taken to fp32. labels: int64 [...], global ids.
-    vocab_size: columns from here on are padding, without probability or gradient.
-    A label outside 0 .. vocab_size - 1 gives NaN; in a group of one torch raises IndexError.
-    Communication for T tokens: forward two all_reduces, of 4 T and 8 T bytes; backward nothing.
+    logits: [..., padded vocabulary / n], this rank's columns; converted to fp32.
+    labels: int64 [...], global ids. A label outside 0 .. vocab_size - 1 gives NaN; in a group of size 1 torch
+    raises IndexError.
+    vocab_size: columns from this one on are padding; they have no probability and no gradient.
+    Communication for T tokens: two all_reduces of 4 T and 8 T bytes in the forward pass, none in the backward pass.
     """
     columns = logits.shape[-1]
     start = group.rank * columns
@@ -74,7 +76,7 @@ def vocab_parallel_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of each token plus z_loss * logsumexp^2 (PaLM, arXiv:2204.02311, section 5): fp32 [...].
 
-    Arguments and communication as `cross_entropy_and_logsumexp`.
+    Arguments and communication are those of `cross_entropy_and_logsumexp`.
     """
     if group.size == 1 and not z_loss:
         kept = logits[..., :vocab_size].float()

@@ -1,9 +1,9 @@
-"""Linear layers and the embedding, cut over tensor-parallel ranks (Megatron-LM, arXiv:1909.08053, section 3).
+"""Tensor-parallel linear layers and embedding (Megatron-LM, arXiv:1909.08053, section 3).
 
-Parameters are created empty, with the local shape. Hidden states are [..., s, h]; with `sequence_parallel`
-those outside the tensor-parallel region are this rank's slice of s.
-In the closed forms of communication n is the size of the group, X and Y are the bytes of a whole tensor, and
-each rank sends the bytes given (`communicator.sent_bytes`).
+Parameters are created uninitialised, with the local shape. Hidden states are [..., s, h]. With
+`sequence_parallel`, hidden states outside the tensor-parallel region are this rank's slice of s.
+In the formulas for communication, n is the size of the group, X and Y are the bytes of a whole tensor, and the
+result is the number of bytes that each rank sends (`communicator.sent_bytes`).
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ def _empty(shape: tuple[int, ...], spec: Shard, group: Communicator) -> nn.Param
 def column_parallel_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, group: Communicator, sequence_parallel: bool
 ) -> Tensor:
-    """x [..., s, h] (or its sequence slice) times this rank's rows of the weight: [..., s, out / n].
+    """Multiply x [..., s, h], or its sequence slice, by this rank's rows of the weight: [..., s, out / n].
 
-    The gathered input is kept for the backward pass, not gathered again: more memory than Megatron-LM's
-    variant, and no more bytes than without sequence parallelism.
+    The backward pass reuses the gathered input and does not gather it again. This takes more memory than
+    Megatron-LM's variant and sends no more bytes than a layer without sequence parallelism.
     """
     x = gather_from_sequence(x, group) if sequence_parallel else copy_to_region(x, group)
     return F.linear(x, weight, bias)
 
 
 def _leave_region(y: Tensor, group: Communicator, sequence_parallel: bool) -> Tensor:
-    """The sum of the ranks' y [..., s, h], or this rank's sequence slice of it."""
+    """Sum y [..., s, h] over the ranks and return the sum, or this rank's sequence slice of it."""
     return reduce_scatter_to_sequence(y, group) if sequence_parallel else reduce_from_region(y, group)
 
 
 class ColumnParallelLinear(ShardedModule):
-    """[..., s, in] -> [..., s, out / n]: the rows of the [out, in] weight, and the bias, are cut.
+    """Linear layer [..., s, in] -> [..., s, out / n]: the rows of the [out, in] weight and the bias are split.
 
-    blocks: equal blocks of rows that are cut one by one, 2 for a fused [up; gate].
-    ConfigError where `out_features` does not divide.
+    blocks: number of equal blocks of rows, each split over all ranks; 2 for a fused [up; gate].
+    Raises ConfigError if `out_features` is not a multiple of blocks * n.
 
-    Communication, X the bytes of the input [..., s, in]:
-    plain: forward nothing; backward one all_reduce of X, 2 (n-1)/n X bytes.
-    sequence parallel: forward one all_gather, backward one reduce_scatter, (n-1)/n X bytes each.
-    An input that needs no gradient spares the backward call.
+    Communication, where X is the bytes of the input [..., s, in]:
+    plain: none in the forward pass; one all_reduce of X in the backward pass, 2 (n-1)/n X bytes.
+    sequence parallel: one all_gather forward, one reduce_scatter backward, (n-1)/n X bytes each.
+    There is no communication in the backward pass if the input needs no gradient.
     """
 
     weight: nn.Parameter
@@ -85,15 +85,15 @@ class ColumnParallelLinear(ShardedModule):
 
 
 class RowParallelLinear(ShardedModule):
-    """[..., s, in / n] -> [..., s, out]: the columns of the [out, in] weight are cut, the bias is not.
+    """Linear layer [..., s, in / n] -> [..., s, out]: the columns of the [out, in] weight are split, the bias is not.
 
-    The bias is added once, after the sum over the ranks. Under sequence parallelism each rank adds it to its
-    own positions, so that its gradient is partial (see `megatron.mpu.grads`).
-    ConfigError where `in_features` does not divide.
+    The bias is added once, after the sum over the ranks. Under sequence parallelism each rank adds the bias to its
+    own positions, and the gradient of the bias is partial (see `megatron.mpu.grads`).
+    Raises ConfigError if `in_features` is not a multiple of n.
 
-    Communication, Y the bytes of the output [..., s, out]:
-    plain: forward one all_reduce of Y, 2 (n-1)/n Y bytes; backward nothing.
-    sequence parallel: forward one reduce_scatter, backward one all_gather, (n-1)/n Y bytes each.
+    Communication, where Y is the bytes of the output [..., s, out]:
+    plain: one all_reduce of Y in the forward pass, 2 (n-1)/n Y bytes; none in the backward pass.
+    sequence parallel: one reduce_scatter forward, one all_gather backward, (n-1)/n Y bytes each.
     """
 
     weight: nn.Parameter
@@ -126,15 +126,16 @@ class RowParallelLinear(ShardedModule):
 
 
 class VocabParallelEmbedding(ShardedModule):
-    """int64 tokens [..., s] -> [..., s, h]: rows of the table are cut; a rank adds zero for tokens it lacks.
+    """Embedding of int64 tokens, [..., s] -> [..., s, h]: the rows of the table are split over the ranks.
 
-    rows: rows of the whole table, padding included. ConfigError where they do not divide.
-    In a group of one a token outside the table is torch's IndexError; in a larger one its embedding is zero
-    (and as a label `vocab_parallel_cross_entropy` answers it with NaN).
+    A rank adds zero for a token whose row it does not hold.
+    rows: rows of the whole table, including padding. Raises ConfigError if it is not a multiple of n.
+    A token outside the table raises torch's IndexError in a group of size 1. In a larger group its embedding is
+    zero, and `vocab_parallel_cross_entropy` returns NaN for it as a label.
 
-    Communication, Y the bytes of the output [..., s, h]:
-    plain: forward one all_reduce of Y, 2 (n-1)/n Y bytes; backward nothing.
-    sequence parallel: forward one reduce_scatter, backward one all_gather, (n-1)/n Y bytes each.
+    Communication, where Y is the bytes of the output [..., s, h]:
+    plain: one all_reduce of Y in the forward pass, 2 (n-1)/n Y bytes; none in the backward pass.
+    sequence parallel: one reduce_scatter forward, one all_gather backward, (n-1)/n Y bytes each.
     """
 
     weight: nn.Parameter

@@ -1,4 +1,4 @@
-"""Random streams for dropout: one that the tensor-parallel ranks share, and one of each rank's own."""
+"""Random streams for dropout: one shared by the tensor-parallel ranks, and a separate one per rank."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 
 
 def stream_seed(*parts: int | str) -> int:
-    """A 63-bit seed from any numbers and names; other parts give another, unrelated seed."""
+    """Derive a 63-bit seed from any numbers and names. Different parts give unrelated seeds."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 class DropoutStreams:
-    """The shared stream is torch's default generators; `inside` forks this rank's own stream from them.
+    """Dropout streams: torch's default generators are the shared stream; `inside` forks this rank's stream from them.
 
-    Inside tensor-parallel regions (attention heads, columns of the MLP) and on sequence slices the ranks hold
-    different activations and must draw different masks: wrap that dropout in `with streams.inside()`. Outside
-    they hold the same activations and must draw the same masks: use dropout as it is.
+    Inside tensor-parallel regions (attention heads, columns of the MLP) and on sequence slices, the ranks hold
+    different activations and must draw different masks: wrap that dropout in `with streams.inside()`. Outside, they
+    hold the same activations and must draw the same masks: use dropout without the context.
 
-    The own stream is seeded from a number drawn from the shared one and from the rank, so the state of the
-    default generators is the whole state. Whoever restores them restores both: a checkpoint on disk, and
-    torch.utils.checkpoint, which replays the masks when it recomputes a block. All tensor-parallel ranks must
-    enter `inside` equally often, or their shared streams part.
+    The rank's stream is seeded from its rank and from a number drawn from the shared stream, so the state of the
+    default generators is the whole state. Restoring them restores both streams. A checkpoint on disk does this, and
+    so does torch.utils.checkpoint, which replays the masks when it recomputes a block. All tensor-parallel ranks
+    must enter `inside` equally often, or their shared streams diverge.
     """
 
     def __init__(self, seed: int, tp_rank: int = 0, dp_rank: int = 0, *, tp_size: int, pp_rank: int = 0) -> None:
@@ -35,16 +35,16 @@ class DropoutStreams:
         self.seed = stream_seed("dropout", seed, dp_rank, pp_rank)
 
     def start(self) -> None:
-        """Seed the shared stream: equal on the tensor-parallel ranks, different by replica and stage."""
+        """Seed the shared stream: equal on all tensor-parallel ranks, different for each replica and stage."""
         torch.manual_seed(self.seed)
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Draw from this rank's own stream on the CPU and the current GPU. Nothing changes with one rank."""
+        """Draw from this rank's stream on the CPU and the current GPU. With one rank this does nothing."""
         if self.tp_size == 1:
             yield
             return
-        draw = int(torch.randint(2**62, ()))  # from the CPU generator, so that no GPU is waited for
+        draw = int(torch.randint(2**62, ()))  # from the CPU generator: no synchronization with a GPU
         on_gpu = torch.cuda.is_available()
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
             seed = stream_seed("inside", draw, self.tp_rank)
@@ -61,7 +61,7 @@ class DropoutStreams:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken. A CUDA state is left aside where there is no CUDA device."""
+        """Continue from a state returned by `state_dict`. A CUDA state is ignored if there is no CUDA device."""
         torch.set_rng_state(state["cpu"])
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])

@@ -1,6 +1,6 @@
-"""The process-wide groups under the names that GPT-NeoX's users import from `megatron.mpu`.
+"""The process-wide groups under the names that GPT-NeoX exports from `megatron.mpu`.
 
-Here `model_parallel` means tensor parallel, as in GPT-NeoX. Nothing in this package reads the registry:
+`model_parallel` means tensor parallel here, as in GPT-NeoX. Nothing in this package reads the registry:
 layers and functions take their group as an argument.
 """
 
@@ -14,10 +14,10 @@ _groups: ProcessGroups | None = None
 
 
 def initialize_model_parallel(model_parallel_size: int = 1, pipe_parallel_size: int = 0) -> ProcessGroups:
-    """Make and register the groups of all processes of torch.distributed; every process must call it.
+    """Create and register the groups of all processes of torch.distributed. Every process must call it.
 
-    The data-parallel size is what remains. ConfigError where the sizes do not divide the number of processes,
-    RuntimeError where the groups exist already.
+    The data-parallel size is the number of processes divided by the other two sizes. Raises ConfigError if they do
+    not divide it, and RuntimeError if the groups already exist.
     """
     global _groups
     if _groups is not None:
@@ -27,7 +27,7 @@ def initialize_model_parallel(model_parallel_size: int = 1, pipe_parallel_size: 
 
 
 def process_groups() -> ProcessGroups:
-    """The registered groups. RuntimeError before `initialize_model_parallel`."""
+    """Return the registered groups. Raises RuntimeError before `initialize_model_parallel`."""
     if _groups is None:
         raise RuntimeError("model parallelism is not initialised; call initialize_model_parallel() first")
     return _groups
@@ -38,7 +38,7 @@ def model_parallel_is_initialized() -> bool:
 
 
 def destroy_model_parallel() -> None:
-    """Forget the groups."""
+    """Remove the groups from the registry."""
     global _groups
     _groups = None
 

@@ -1,4 +1,4 @@
-"""How a full tensor is cut over the tensor-parallel ranks, as data and as pure functions."""
+"""Shards of a full tensor over the tensor-parallel ranks: the specification, and pure functions that apply it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Shard:
-    """Cut along `dim`.
+    """A split along `dim`.
 
-    With `blocks` > 1 the dimension is that many equal blocks, and each is cut over all ranks: a fused
-    [up; gate] matrix has two, so that a rank holds its part of up, then its part of gate.
+    With `blocks` > 1 the dimension consists of that many equal blocks, and each block is split over all ranks. A
+    fused [up; gate] matrix has two blocks: a rank holds its part of up, then its part of gate.
     """
 
     dim: int = 0
@@ -27,18 +27,18 @@ class Shard:
 
 
 def local_shape(shape: Sequence[int], spec: Shard, size: int) -> Shape:
-    """Shape of one rank's part of a tensor of global shape `shape`. ConfigError where it does not divide."""
+    """Shape of one rank's part of a tensor of global shape `shape`. Raises ConfigError if it cannot be split."""
     pieces = spec.blocks * size
     if shape[spec.dim] % pieces:
         raise ConfigError(
             f"dimension {spec.dim} of a parameter of shape {tuple(shape)} must be a multiple of {pieces} to "
-            f"be cut over {size} tensor-parallel ranks" + (f" in {spec.blocks} blocks" if spec.blocks > 1 else "")
+            f"be split over {size} tensor-parallel ranks" + (f" in {spec.blocks} blocks" if spec.blocks > 1 else "")
         )
     return _with_length(shape, spec.dim, shape[spec.dim] // size)
 
 
 def global_shape(local: Sequence[int], spec: Shard, size: int) -> Shape:
-    """Shape of the full tensor of which every rank holds a part of shape `local`."""
+    """Shape of the full tensor, given the shape `local` of each rank's part."""
     return _with_length(local, spec.dim, local[spec.dim] * size)
 
 
@@ -49,9 +49,9 @@ def _with_length(shape: Sequence[int], dim: int, length: int) -> Shape:
 
 
 def shard(full: Tensor, spec: Shard, rank: int, size: int) -> Tensor:
-    """The part of `full` that tensor-parallel rank `rank` of `size` holds; it may share memory with `full`.
+    """Return the part of `full` that tensor-parallel rank `rank` of `size` holds. It can share memory with `full`.
 
-    ConfigError where the dimension does not divide. Inverse: `unshard`.
+    Raises ConfigError if the dimension cannot be split. The inverse is `unshard`.
     """
     dim = spec.dim % full.ndim
     length = local_shape(full.shape, spec, size)[dim] // spec.blocks
@@ -61,7 +61,7 @@ def shard(full: Tensor, spec: Shard, rank: int, size: int) -> Tensor:
 
 
 def unshard(parts: Sequence[Tensor], spec: Shard) -> Tensor:
-    """The full tensor from the parts of all ranks, in rank order."""
+    """Assemble the full tensor from the parts of all ranks, in rank order."""
     dim = spec.dim % parts[0].ndim
     length = parts[0].shape[dim] // spec.blocks
     cut = [part.unflatten(dim, (spec.blocks, length)) for part in parts]
@@ -70,16 +70,16 @@ def unshard(parts: Sequence[Tensor], spec: Shard) -> Tensor:
 
 
 def shard_of(parameter: nn.Parameter) -> Shard | None:
-    """How a parameter is sharded; None for one that every tensor-parallel rank holds in full."""
+    """The shard of a parameter, or None for a parameter that every tensor-parallel rank holds in full."""
     return getattr(parameter, "shard", None)
 
 
 class ShardedModule(nn.Module):
-    """A module with sharded parameters: `shards` names them, and is what counts.
+    """A module with sharded parameters, listed by name in `shards`.
 
-    Each of them also carries its `Shard` as an attribute, and `model_parallel`, by which DeepSpeed tells
-    parameters that its gradient norm must count on every rank. torch drops attributes when it makes a new
-    Parameter (`to_empty`, deepcopy, unpickling), so they are put on again.
+    Each sharded parameter also carries its `Shard` and the flag `model_parallel` as attributes. By that flag
+    DeepSpeed recognises the parameters that its gradient norm must count on every rank. torch drops attributes
+    when it creates a new Parameter (`to_empty`, deepcopy, unpickling), so the module sets them again from `shards`.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class ShardedModule(nn.Module):
         self.shards: dict[str, Shard] = {}
 
     def add_sharded(self, name: str, parameter: nn.Parameter, spec: Shard) -> None:
-        """Register a parameter of local shape."""
+        """Register a sharded parameter, given with its local shape."""
         self.register_parameter(name, parameter)
         self.shards[name] = spec
         self._mark()
@@ -111,6 +111,6 @@ class ShardedModule(nn.Module):
 
 
 def named_shards(model: nn.Module) -> dict[str, Shard]:
-    """Shards by parameter name, as `named_parameters` names them (a shared parameter by its first name)."""
+    """Shards by the names of `named_parameters` (a shared parameter appears under its first name)."""
     found = ((name, shard_of(parameter)) for name, parameter in model.named_parameters())
     return {name: spec for name, spec in found if spec is not None}

@@ -1,4 +1,4 @@
-"""What a layer needs to know of tensor parallelism, in one small object."""
+"""The tensor-parallel settings that a layer takes, in one object."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from megatron.mpu.random import DropoutStreams
 
 @dataclass(frozen=True, eq=False)
 class TensorParallel:
-    """The tensor-parallel group, whether the parts between its regions are cut over the sequence, and the
-    streams that dropout draws from (None: torch's default generators for all).
+    """Tensor-parallel settings of a layer.
+
+    group: the tensor-parallel group.
+    sequence_parallel: whether hidden states between the tensor-parallel regions are split over the sequence.
+    streams: the random streams of dropout; None uses torch's default generators everywhere.
     """
 
     group: Communicator = SINGLE
@@ -24,15 +27,15 @@ class TensorParallel:
 
     @property
     def cuts_sequence(self) -> bool:
-        """Whether hidden states outside the regions are [b, s / n, h]."""
+        """Whether hidden states outside the tensor-parallel regions are [b, s / n, h]."""
         return self.sequence_parallel and self.group.size > 1
 
     def inside(self) -> AbstractContextManager[None]:
-        """Context for dropout where the ranks hold different activations."""
+        """Context for dropout on activations that differ between the ranks."""
         return self.streams.inside() if self.streams is not None else nullcontext()
 
     def hidden_dropout(self, x: Tensor, p: float, training: bool) -> Tensor:
-        """Dropout of hidden states outside the tensor-parallel regions: one mask for all ranks, or one a slice."""
+        """Dropout outside the tensor-parallel regions: one mask for all ranks, or one mask per sequence slice."""
         if not p or not training:
             return x
         if not self.cuts_sequence:

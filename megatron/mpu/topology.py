@@ -18,7 +18,7 @@ Ranks = tuple[int, ...]
 
 
 class Coordinate(NamedTuple):
-    """A process's place on each axis."""
+    """Position of a process on each axis."""
 
     pipe: int
     data: int
@@ -27,8 +27,10 @@ class Coordinate(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """Sizes of the axes. Ranks run over pipe, data, tensor, the last one fastest, as in DeepSpeed's
-    PipeModelDataParallelTopology: tensor-parallel neighbours sit on one host.
+    """Sizes of the axes.
+
+    Ranks are ordered by pipe, data, tensor, with tensor varying fastest, as in DeepSpeed's
+    PipeModelDataParallelTopology. Tensor-parallel neighbours are therefore on one host.
     """
 
     tensor: int = 1
@@ -38,11 +40,14 @@ class Grid:
     def __post_init__(self) -> None:
         for axis in ("tensor", "pipe", "data"):
             if getattr(self, axis) < 1:
-                raise ConfigError(f"the {axis} parallel size is {getattr(self, axis)}; it must be at least 1")
+                raise ConfigError(f"the {axis} parallel size is {getattr(self, axis)}; expected at least 1")
 
     @classmethod
     def for_world(cls, world_size: int, tensor: int = 1, pipe: int = 1) -> Grid:
-        """The grid of `world_size` processes. pipe: 0 counts as 1. ConfigError where they do not divide."""
+        """Return the grid of `world_size` processes.
+
+        pipe: 0 counts as 1. Raises ConfigError if tensor x pipe does not divide `world_size`.
+        """
         per_replica = tensor * max(pipe, 1)
         if per_replica < 1 or world_size % per_replica:
             raise ConfigError(
@@ -53,7 +58,7 @@ class Grid:
 
     @property
     def sizes(self) -> Coordinate:
-        """Number of places on each axis."""
+        """Size of each axis."""
         return Coordinate(self.pipe, self.data, self.tensor)
 
     @property
@@ -61,21 +66,21 @@ class Grid:
         return self.pipe * self.data * self.tensor
 
     def rank(self, pipe: int = 0, data: int = 0, tensor: int = 0) -> int:
-        """Global rank at a coordinate. IndexError outside the grid."""
+        """Global rank at a coordinate. Raises IndexError outside the grid."""
         place = Coordinate(pipe, data, tensor)
         if not all(0 <= i < n for i, n in zip(place, self.sizes, strict=True)):
             raise IndexError(f"{place} is outside {self}")
         return (pipe * self.data + data) * self.tensor + tensor
 
     def coordinate(self, rank: int) -> Coordinate:
-        """Place of a global rank. IndexError outside the grid."""
+        """Coordinate of a global rank. Raises IndexError outside the grid."""
         if not 0 <= rank < self.world_size:
             raise IndexError(f"rank {rank} is outside {self}")
         rest, tensor = divmod(rank, self.tensor)
         return Coordinate(*divmod(rest, self.data), tensor)
 
     def groups(self, *axes: Axis) -> list[Ranks]:
-        """The groups whose members differ on the given axes only, each in rank order."""
+        """All groups of ranks that differ only on the given axes, each in rank order."""
         others = [range(n) if axis not in axes else (None,) for axis, n in self.sizes._asdict().items()]
         return [self._matching(*fixed) for fixed in product(*others)]
 
@@ -93,8 +98,8 @@ _Connect = Callable[[Ranks, Callable[[], list[Ranks]]], dist.ProcessGroup | None
 
 
 def _new_groups(own: Ranks, groups: Callable[[], list[Ranks]]) -> dist.ProcessGroup:
-    # every process makes every group: torch's local synchronisation names a group by how many a process has, and
-    # waits for ever where the members have different numbers, as after DeepSpeed made some
+    # Every process creates every group. torch's local synchronisation names a group by the number of groups that a
+    # process has, and hangs if that number differs between the members, as it does after DeepSpeed created some.
     made = {ranks: dist.new_group(list(ranks)) for ranks in groups()}
     group: dist.ProcessGroup = made[own]
     return group
@@ -102,13 +107,12 @@ def _new_groups(own: Ranks, groups: Callable[[], list[Ranks]]) -> dist.ProcessGr
 
 @dataclass(frozen=True, eq=False)
 class ProcessGroups:
-    """One process's place and its groups: `tensor`, `pipe`, `data`, and `model`, all ranks of one replica.
+    """The rank of one process and its groups: `tensor`, `pipe`, `data`, and `model` (all ranks of one replica).
 
-    Also the object that `deepspeed.initialize(mpu=...)` takes. Its `get_*` methods mean what they mean on
-    DeepSpeed's own PipelineParallelGrid: `get_model_parallel_*` covers tensor and pipeline ranks,
-    `get_slice_parallel_*` and `get_tensor_model_parallel_*` the tensor ranks. `get_sequence_parallel_*` is
-    DeepSpeed-Ulysses, of which there is none here (size 1): Megatron's sequence parallelism lives inside the
-    tensor-parallel group.
+    `deepspeed.initialize(mpu=...)` accepts this object. The `get_*` methods have the meaning of DeepSpeed's
+    PipelineParallelGrid: `get_model_parallel_*` covers tensor and pipeline ranks, `get_slice_parallel_*` and
+    `get_tensor_model_parallel_*` cover the tensor ranks. `get_sequence_parallel_*` refers to DeepSpeed-Ulysses,
+    which is not used here (size 1): Megatron's sequence parallelism works inside the tensor-parallel group.
     """
 
     grid: Grid
@@ -120,17 +124,20 @@ class ProcessGroups:
 
     @classmethod
     def create(cls, grid: Grid) -> ProcessGroups:
-        """Make the groups; every process must call it. ConfigError where the grid is not the world's size."""
+        """Create the groups. Every process must call it.
+
+        Raises ConfigError if the grid does not have as many ranks as there are processes.
+        """
         if dist.get_world_size() != grid.world_size:
             raise ConfigError(
                 f"the layout tensor {grid.tensor} x pipe {grid.pipe} x data {grid.data} needs "
-                f"{grid.world_size} processes, and there are {dist.get_world_size()}"
+                f"{grid.world_size} processes, but there are {dist.get_world_size()}"
             )
         return cls._build(grid, dist.get_rank(), _new_groups)
 
     @classmethod
     def described(cls, grid: Grid, rank: int) -> ProcessGroups:
-        """Rank `rank`'s view of a grid without processes: to build its part of a model on the meta device."""
+        """Describe the groups of rank `rank` without processes, to build its part of a model on the meta device."""
         return cls._build(grid, rank, lambda own, groups: None)
 
     @classmethod
@@ -152,8 +159,7 @@ class ProcessGroups:
     def coordinate(self) -> Coordinate:
         return self.grid.coordinate(self.rank)
 
-    # The protocol of DeepSpeed's `mpu`. Every name below is read by the engine, its optimizers or its
-    # checkpoints.
+    # The protocol of DeepSpeed's `mpu`: its engine, optimizers or checkpoints read every name below.
 
     def get_global_rank(self) -> int:
         return self.rank

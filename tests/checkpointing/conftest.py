@@ -12,14 +12,14 @@ from tests.checkpointing import harness
 
 @pytest.fixture(scope="session")
 def one_process() -> None:
-    """torch.distributed over gloo with this process alone, for engines in the test process."""
+    """torch.distributed over gloo with one process, for engines in the test process."""
     torch.set_num_threads(1)
     harness.initialise()
 
 
 @pytest.fixture(scope="session")
 def engine(one_process: None) -> Any:
-    """One ZeRO-1 engine for tests that only need something to save and load."""
+    """One ZeRO 1 engine for tests that need any engine to save and load."""
     return harness.build_engine(stage=1)
 
 

@@ -1,7 +1,7 @@
-"""A small training run on a real DeepSpeed engine: its loss depends on all that a checkpoint must restore.
+"""A small training run on a real DeepSpeed engine, with a loss that depends on everything a checkpoint restores.
 
-In the test process for one rank; as `python -m tests.checkpointing.harness SCENARIO ...` for several, and for
-killing.
+Tests with one rank call it in the test process. Tests with several ranks, or that kill the run, start
+`python -m tests.checkpointing.harness SCENARIO ...`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CONFIGS = {"base.yml": "hidden-size: 8\n"}
 
 
 class Schedule:
-    """Warm-up of a base rate; each group's rate is the base rate times its lr_mult."""
+    """Warmup of a base learning rate. The rate of each group is the base rate times its lr_mult."""
 
     def __init__(self, optimizer: Any, base: float) -> None:
         self.optimizer, self.base, self.steps = optimizer, base, 0
@@ -66,7 +66,7 @@ def initialise(rank: int = 0, world_size: int = 1, port: int | None = None) -> N
     if not torch.distributed.is_initialized():
         url = f"tcp://127.0.0.1:{port or free_port()}"
         torch.distributed.init_process_group("gloo", init_method=url, rank=rank, world_size=world_size)
-    # Without its shared-memory collective, which takes a minute to compile and which no test here is about.
+    # Skip the shared-memory collective: it takes a minute to compile, and no test here needs it.
     with mock.patch("deepspeed.comm.torch.build_shm_op", return_value=None):
         deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
 
@@ -99,7 +99,7 @@ def build_engine(stage: int = 0, precision: str = "fp32", seed: int = 1, width: 
 
 
 def train_step(engine: Any, iteration: int) -> str:
-    """One optimizer step on the batch of `iteration`; the loss in hexadecimal: equal means bit for bit."""
+    """Take one optimizer step on the batch of `iteration`. Returns the loss in hexadecimal, to compare bits."""
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     data = torch.Generator().manual_seed(iteration)
     inputs = torch.randn(BATCH, WIDTH, generator=data).chunk(world_size)[rank]
@@ -128,7 +128,7 @@ def save(engine: Any, save_dir: Path, iteration: int, **options: Any) -> Path:
 def train(
     engine: Any, start: int, stop: int, save_dir: Path | None = None, every: int = 1, **options: Any
 ) -> dict[int, str]:
-    """Losses of iterations start + 1 ... stop, saving after each `every`-th."""
+    """Train iterations start + 1 ... stop and save after every `every`-th. Returns the losses by iteration."""
     losses = {}
     for iteration in range(start + 1, stop + 1):
         losses[iteration] = train_step(engine, iteration)
@@ -152,7 +152,7 @@ def launch(scenario: str, save_dir: Path, *arguments: str, world_size: int = 1) 
 
 
 def results(processes: list[subprocess.Popen[str]], timeout: float = 300) -> list[list[Any]]:
-    """JSON lines that each process printed; fails where one did not exit 0."""
+    """JSON lines that each process printed. Fails if a process did not exit with 0."""
     outputs = []
     for process in processes:
         out, err = process.communicate(timeout=timeout)
@@ -162,7 +162,7 @@ def results(processes: list[subprocess.Popen[str]], timeout: float = 300) -> lis
 
 
 def scenario_resume(save_dir: Path, options: argparse.Namespace) -> None:
-    """Train from wherever the checkpoints stand, saving after each step, and print each loss at once."""
+    """Resume from the last checkpoint, save after each step, and print each loss immediately."""
     engine = build_engine(options.stage, seed=1)
     loaded = load_checkpoint(engine, save_dir, mup=MUP)
     start = loaded.iteration if loaded else 0
@@ -173,7 +173,7 @@ def scenario_resume(save_dir: Path, options: argparse.Namespace) -> None:
 
 
 def scenario_agree(save_dir: Path, options: argparse.Namespace) -> None:
-    """Save, fail to save on rank 1 alone, train on; then load and repeat the last steps."""
+    """Save, fail to save on rank 1 only, continue training; then load and repeat the last steps."""
     rank = torch.distributed.get_rank()
     engine = build_engine(options.stage)
     losses = train(engine, 0, 4, save_dir, every=4)
@@ -198,7 +198,7 @@ def scenario_agree(save_dir: Path, options: argparse.Namespace) -> None:
 
 
 def scenario_load(save_dir: Path, options: argparse.Namespace) -> None:
-    """Try to load, and print the error."""
+    """Try to load, and print the iteration or the error."""
     try:
         loaded = load_checkpoint(build_engine(options.stage, seed=2), save_dir)
         print(json.dumps({"iteration": loaded and loaded.iteration}))

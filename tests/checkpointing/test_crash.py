@@ -1,4 +1,4 @@
-"""Killed at any moment, or out of space: an intact checkpoint is there, and the losses go on exactly."""
+"""A run that is killed at any moment, or runs out of disk space, has an intact checkpoint and resumes exactly."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.checkpointing import harness
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: from here on nothing touches the disk."""
+    """Simulates SIGKILL: after it nothing touches the disk."""
 
 
 class Disk:
-    """Counts the file-system operations of a save, and dies or fails at one of them."""
+    """Counts the file-system operations of a save, and raises at one of them."""
 
     def __init__(self, stop_at: int, failure: Callable[[], BaseException], *, once: bool = False) -> None:
         self.count, self.stop_at, self.failure, self.once = 0, stop_at, failure, once
@@ -58,7 +58,7 @@ def interposed(disk: Disk, *, deleting: bool = True) -> Iterator[None]:
 
 
 def interruptible_rmtree(disk: Disk, rmtree: Callable[..., None]) -> Callable[..., None]:
-    """Two operations: delete one file, delete the rest."""
+    """Split rmtree into two operations: delete one file, delete the rest."""
 
     def delete(path: Path, ignore_errors: bool = False) -> None:
         for file in sorted(file for file in Path(path).rglob("*") if file.is_file())[:1]:
@@ -79,7 +79,7 @@ def killed_at(operation: int, engine: Any, save_dir: Path, iteration: int, **opt
 
 @pytest.mark.parametrize("iteration", [4, 3])
 def test_killed_at_each_file_system_operation(engine: Any, checkpoints: Path, tmp_path: Path, iteration: int) -> None:
-    """Step 4 is new; step 3 is there already, is named in `latest`, and is replaced."""
+    """Step 4 is new. Step 3 exists, is named in `latest`, and is replaced."""
     operation = 0
     killed = True
     while killed:
@@ -90,20 +90,20 @@ def test_killed_at_each_file_system_operation(engine: Any, checkpoints: Path, tm
         assert path is not None
         loaded = load_weights(save_dir)
         assert loaded.iteration in ((3,) if iteration == 3 else (3, 4))
-        harness.save(engine, save_dir, 5)  # the next save clears what the crash left, and loses no step
+        harness.save(engine, save_dir, 5)  # the next save removes what the crash left, and loses no step
         names = {p.name for p in save_dir.iterdir()}
         assert {"global_step3", "global_step5", "latest"} <= names
         assert names <= {*(f"global_step{n}" for n in range(1, 6)), "latest"}
         assert verify(save_dir) == []
         shutil.rmtree(save_dir)
-    assert operation > 20  # the interposition saw the writes
+    assert operation > 20  # the patches intercepted the writes
 
 
 @pytest.mark.parametrize("iteration", [4, 3])
 def test_each_failing_operation_leaves_the_old_checkpoints(
     engine: Any, checkpoints: Path, tmp_path: Path, iteration: int
 ) -> None:
-    """No space left at any one operation: a clear error, nothing temporary left, earlier steps intact."""
+    """If any one operation finds no space left: a clear error, no temporary files, earlier steps stay intact."""
     full = lambda: OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: E731
     errors = 0
     for operation in range(1, 100):
@@ -124,8 +124,8 @@ def test_each_failing_operation_leaves_the_old_checkpoints(
     assert errors > 15
 
 
-def test_full_disk_for_real(tmp_path: Path) -> None:
-    """torch's zip writer, were it to see the failed write, would tell of an unexpected position instead."""
+def test_a_full_device_raises_enospc(tmp_path: Path) -> None:
+    """If the failed write raised inside torch's zip writer, torch would report an unexpected position instead."""
     device = Path("/dev/full")
     with pytest.raises(OSError) as caught:
         write_torch(device, {"x": torch.zeros(10**6)})
@@ -142,7 +142,7 @@ def test_unwritable_directory(engine: Any, tmp_path: Path) -> None:
 
 
 def test_unsafe_client_state_leaves_nothing(engine: Any, checkpoints: Path) -> None:
-    with pytest.raises(CheckpointError, match="model_states.pt would hold pathlib"):
+    with pytest.raises(CheckpointError, match="model_states.pt would contain pathlib"):
         save_module.save_checkpoint(engine, checkpoints, 4, client_state={"path": Path("x")})
     assert verify(checkpoints) == [] and not (checkpoints / "global_step4").exists()
 
@@ -153,7 +153,7 @@ def test_keep_last_n(engine: Any, checkpoints: Path) -> None:
 
     harness.save(engine, checkpoints, 5, keep_last_n=2)
     assert steps() == ["global_step3", "global_step5"]
-    harness.save(engine, checkpoints, 4, keep_last_n=1)  # wound back: what `latest` names stays, and so does step 5
+    harness.save(engine, checkpoints, 4, keep_last_n=1)  # rewound: the step in `latest` stays, and so does step 5
     assert steps() == ["global_step4", "global_step5"]
     assert find_intact(checkpoints) == checkpoints / "global_step4"
     harness.save(engine, checkpoints, 6, keep_last_n=None)
@@ -171,23 +171,23 @@ def test_replacing_a_step(engine: Any, checkpoints: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.xdist_group("multiprocess")
 def test_kill_minus_nine_at_random_moments(one_process: None, tmp_path: Path) -> None:
-    """Kills while the run saves after each step: the pieces make up the losses of a run that never saved."""
+    """The run saves after each step and is killed repeatedly: its losses equal those of a run that never saved."""
     chance = random.Random(0)
     losses: dict[int, str] = {}
     starts = []
     for _ in range(6):
         start, piece = run_and_kill(tmp_path, chance.uniform(0.2, 1.0))
         last = max(losses, default=0)
-        assert last - 1 <= start <= last + 1  # at most the step that was being saved is lost
+        assert last - 1 <= start <= last + 1  # a kill loses at most the step that was being saved
         for step, loss in piece.items():
             assert losses.setdefault(step, loss) == loss
         starts.append(start)
-    assert sorted(set(starts)) == starts  # every run got further
+    assert sorted(set(starts)) == starts  # every run made progress
     assert losses == harness.train(harness.build_engine(1), 0, max(losses))
 
 
 def run_and_kill(save_dir: Path, seconds: float) -> tuple[int, dict[int, str]]:
-    """Start or resume the run and kill it `seconds` after it was ready; where it started, and its losses."""
+    """Start or resume the run and kill it `seconds` after it is ready. Returns its first iteration and its losses."""
     [process] = harness.launch("resume", save_dir, "--stage=1", "--stop=100000")
     assert process.stdout is not None
     start, losses, timer = -1, {}, None

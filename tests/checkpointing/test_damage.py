@@ -1,4 +1,4 @@
-"""What is damaged is named and passed over; what would run code never does."""
+"""Damaged files are named and their step is skipped; files with code never run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_layout(checkpoints: Path) -> None:
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "emptied", "removed"])
 @pytest.mark.parametrize("name", FILES)
-def test_harm_to_any_file_is_named_and_passed_over(
+def test_damage_to_any_file_is_named_and_the_step_is_skipped(
     checkpoints: Path, name: str, harm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = checkpoints / "global_step3" / name
@@ -66,7 +66,7 @@ def test_harm_to_any_file_is_named_and_passed_over(
     with caplog.at_level(logging.WARNING):
         assert find_intact(checkpoints) == checkpoints / "global_step2"
     assert str(path) in caplog.text
-    with pytest.raises(CheckpointError, match=name):  # a step asked for by number has no substitute
+    with pytest.raises(CheckpointError, match=name):  # a step requested by number has no fallback
         load_weights(checkpoints, 3)
 
 
@@ -90,7 +90,7 @@ def test_resume_from_the_fallback_is_exact(one_process: None, checkpoints: Path)
     assert harness.train(engines[1], 2, 4) == expected
 
 
-def test_none_intact_names_every_step(checkpoints: Path) -> None:
+def test_without_an_intact_step_the_error_names_every_step(checkpoints: Path) -> None:
     for step in (1, 2, 3):
         flip(checkpoints / f"global_step{step}" / FILES[2], 50)
     with pytest.raises(CheckpointError) as caught:
@@ -117,16 +117,16 @@ def test_latest_wins_over_newer_steps(checkpoints: Path) -> None:
 
 def test_latest_without_any_step_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "latest").write_text("global_step5")
-    with pytest.raises(CheckpointError, match="latest is there, but no checkpoint is"):
+    with pytest.raises(CheckpointError, match="latest exists, but there is no checkpoint"):
         find_intact(tmp_path)
 
 
 def test_a_renamed_step_is_refused(checkpoints: Path) -> None:
     shutil.copytree(checkpoints / "global_step1", checkpoints / "global_step9")
-    assert "is of step 1" in verify(checkpoints / "global_step9")[0]
+    assert "belongs to step 1" in verify(checkpoints / "global_step9")[0]
 
 
-def test_a_file_that_nobody_vouches_for_is_refused(checkpoints: Path) -> None:
+def test_a_file_that_is_not_in_the_manifest_is_refused(checkpoints: Path) -> None:
     step = checkpoints / "global_step3"
     shutil.copy(step / FILES[2], step / "mp_rank_01_model_states.pt")
     assert verify(step) == [f"{step / 'mp_rank_01_model_states.pt'}: not in the manifest"]
@@ -141,7 +141,7 @@ class Malicious:
 
 
 def plant(step: Path, name: str, marker: Path, *, legacy: bool) -> None:
-    """Put a file that runs code in the place of `name`, and make the manifest vouch for it."""
+    """Replace `name` by a file that runs code, and record its hash in the manifest."""
     import hashlib
 
     path = step / name
@@ -158,7 +158,7 @@ def plant(step: Path, name: str, marker: Path, *, legacy: bool) -> None:
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("name", FILES[2:])
-def test_malicious_files_run_nothing(
+def test_malicious_files_run_no_code(
     engine: Any, checkpoints: Path, tmp_path: Path, name: str, legacy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marker = tmp_path / "executed"
@@ -168,7 +168,7 @@ def test_malicious_files_run_nothing(
     for load in (lambda: load_weights(checkpoints), lambda: load_checkpoint(engine, checkpoints)):
         with pytest.raises(CheckpointError, match=name):
             load()
-    # Even past the verification, each reader refuses by itself.
+    # Without the verification, each reader still refuses the file.
     monkeypatch.setattr("megatron.checkpointing.load.verify_share", lambda *_: [])
     fresh = harness.build_engine(1)
     with pytest.raises(CheckpointError):
@@ -180,12 +180,12 @@ def test_malicious_files_run_nothing(
     assert legacy or marker.exists()  # the file was dangerous
 
 
-def test_what_could_not_be_loaded_is_refused_while_saving(tmp_path: Path) -> None:
+def test_saving_refuses_a_state_that_could_not_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tests.checkpointing.test_damage.Malicious|system"):
         write_torch(tmp_path / "x.pt", {"schedule": Malicious(tmp_path)})
 
 
-def test_the_classes_of_deepspeed_shards_load(tmp_path: Path, one_process: None) -> None:
+def test_the_classes_in_deepspeed_shards_load(tmp_path: Path, one_process: None) -> None:
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address

@@ -1,4 +1,4 @@
-"""An export without parameters is an error, not an empty file."""
+"""An export without parameters raises an error and writes no file."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def merge(folder: Path, output: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-# The second is how ZeRO 3 saves a module: its weights are elsewhere, and empty here.
+# The second is a module saved by ZeRO 3: its weights are in other files and empty here.
 @pytest.mark.parametrize("module", [{}, {"readout.weight": torch.empty(0), "norm.weight": torch.empty(0)}])
-def test_no_parameters_are_an_error(module: dict[str, Any], tmp_path: Path) -> None:
+def test_a_checkpoint_without_parameters_is_an_error(module: dict[str, Any], tmp_path: Path) -> None:
     checkpoint(tmp_path / "checkpoints", module)
     done = merge(tmp_path / "checkpoints", tmp_path / "weights.pt")
     assert done.returncode == 1 and "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Save schedule, the muP comparison, random states and the inspection tool."""
+"""Save schedule, comparison of muP sections, random states and the inspection tool."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from muneox.commands import inspect_checkpoint
 from tests.checkpointing import harness
 
 
-def test_save_iterations_are_those_of_neox() -> None:
+def test_save_iterations_match_gpt_neox() -> None:
     assert save_iterations(1000, "linear", 250) == {250, 500, 750}
     assert save_iterations(1000, "log", 10) == {10, 100}
     assert save_iterations(100, "log", 2, [0, 1, 99]) == {0, 1, 2, 4, 8, 16, 32, 64, 99}
@@ -36,7 +36,7 @@ def test_save_iterations_are_those_of_neox() -> None:
     ("scale", "factor"),
     [("log", 1), ("log", 0.5), ("linear", 0), ("linear", -3), ("cubic", 2)],
 )
-def test_save_iterations_refuses_what_makes_no_progress(scale: Any, factor: float) -> None:
+def test_save_iterations_refuses_a_factor_without_progress(scale: Any, factor: float) -> None:
     with pytest.raises(ConfigError, match="checkpoint-"):
         save_iterations(100, scale, factor)
 
@@ -72,14 +72,14 @@ def test_changes_are_shown_in_a_table() -> None:
     assert "attn_temp" not in str(caught.value) and "num_layers" not in str(caught.value)
 
 
-def test_a_long_table_is_cut() -> None:
+def test_a_long_table_is_truncated() -> None:
     saved, now = ({"lr_mult": {str(i): value for i in range(100)}} for value in (1.0, 0.5))
     with pytest.raises(CheckpointError, match=r"\.\.\. and 60 more"):
         check_unchanged(saved, now)
 
 
 @given(value=st.floats(0.01, 10), path=st.sampled_from(["attn_temp", "base.hidden_size", "lr_mult.hidden"]))
-def test_any_change_is_noticed(value: float, path: str) -> None:
+def test_any_change_is_detected(value: float, path: str) -> None:
     changed: dict[str, Any] = {key: dict(v) if isinstance(v, dict) else v for key, v in SECTION.items()}
     owner, _, leaf = path.rpartition(".")
     place = changed[owner] if owner else changed
@@ -90,7 +90,7 @@ def test_any_change_is_noticed(value: float, path: str) -> None:
         check_unchanged(SECTION, changed)
 
 
-def test_a_changed_parametrization_stops_the_resume_untouched(one_process: None, checkpoints: Path) -> None:
+def test_a_changed_parametrization_stops_the_resume_before_any_change(one_process: None, checkpoints: Path) -> None:
     fresh = harness.build_engine(1, seed=3)
     before = {name: value.clone() for name, value in fresh.module.state_dict().items()}
     changed = {**harness.MUP, "lr_mult": {"hidden": 0.25, "vector": 1.0}}
@@ -102,7 +102,7 @@ def test_a_changed_parametrization_stops_the_resume_untouched(one_process: None,
 
 
 def draw() -> tuple[float, ...]:
-    gaussian = random.gauss(0, 1)  # keeps a second value for the next call, as NumPy's does
+    gaussian = random.gauss(0, 1)  # keeps a second value for the next call, as NumPy does
     return (random.random(), gaussian, np.random.standard_normal(), np.random.rand(), float(torch.randn(())))
 
 

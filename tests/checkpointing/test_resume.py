@@ -1,4 +1,4 @@
-"""A resumed run is the uninterrupted one, bit for bit."""
+"""A resumed run equals the uninterrupted run bit for bit."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_resumed_losses_and_weights_equal_the_uninterrupted_ones(
     assert_same(weights(fresh), weights(engine))
 
 
-def test_random_generators_matter_here(one_process: None, tmp_path: Path) -> None:
-    """Without them the losses differ: the test above would notice a generator that is not restored."""
+def test_losses_differ_without_the_random_generators(one_process: None, tmp_path: Path) -> None:
+    """The test above would therefore detect a generator that is not restored."""
     engine = harness.build_engine()
     losses = harness.train(engine, 0, 6, tmp_path, every=3)
     fresh = harness.build_engine(seed=2)
@@ -53,7 +53,7 @@ def test_random_generators_matter_here(one_process: None, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("stage", "precision"), LAYOUTS)
-def test_finetune_takes_weights_alone(one_process: None, tmp_path: Path, stage: int, precision: str) -> None:
+def test_finetune_loads_only_the_weights(one_process: None, tmp_path: Path, stage: int, precision: str) -> None:
     engine = harness.build_engine(stage, precision)
     harness.train(engine, 0, 3, tmp_path, every=3)
     fresh = harness.build_engine(stage, precision, seed=2)
@@ -63,41 +63,41 @@ def test_finetune_takes_weights_alone(one_process: None, tmp_path: Path, stage: 
     assert fresh.global_steps == 0 and fresh.lr_scheduler.steps == 0
     before = weights(fresh)
     assert_same(before, weights(engine))
-    fresh.module.eval()  # a step of the fresh master weights would jump back to the random initialisation
+    fresh.module.eval()  # a step from stale master weights would return to the random initialisation
     harness.train_step(fresh, 4)
     for name, value in weights(fresh).items():
         assert (value - before[name]).abs().max() < 0.02, name
 
 
-def test_without_optimizer_the_step_count_goes_on(one_process: None, tmp_path: Path) -> None:
+def test_without_optimizer_the_step_count_continues(one_process: None, tmp_path: Path) -> None:
     harness.train(harness.build_engine(1), 0, 3, tmp_path, every=3)
-    fresh = harness.build_engine(0, seed=2)  # another ZeRO stage: the weights fit all the same
+    fresh = harness.build_engine(0, seed=2)  # another ZeRO stage: the weights still fit
     loaded = load_checkpoint(fresh, tmp_path, load_optimizer=False)
     assert loaded is not None and loaded.iteration == 3 == fresh.global_steps
     assert not fresh.optimizer.state
 
 
-def test_another_zero_setting_is_refused_before_anything_is_touched(one_process: None, tmp_path: Path) -> None:
+def test_another_zero_setting_raises_before_any_change(one_process: None, tmp_path: Path) -> None:
     harness.train(harness.build_engine(1), 0, 1, tmp_path)
     fresh = harness.build_engine(0, seed=2)
     before = weights(fresh)
-    with pytest.raises(CheckpointError, match="saved with ZeRO on, and ZeRO is off now"):
+    with pytest.raises(CheckpointError, match="saved with ZeRO on, but ZeRO is off now"):
         load_checkpoint(fresh, tmp_path)
     assert_same(before, weights(fresh))
 
 
-def test_another_model_is_refused(one_process: None, checkpoints: Path) -> None:
+def test_another_model_raises(one_process: None, checkpoints: Path) -> None:
     with pytest.raises(CheckpointError, match="does not fit this model.*size mismatch"):
         load_checkpoint(harness.build_engine(1, width=16), checkpoints)
 
 
-def test_no_checkpoint_is_none(engine: Any, tmp_path: Path) -> None:
+def test_without_a_checkpoint_the_result_is_none(engine: Any, tmp_path: Path) -> None:
     assert load_checkpoint(engine, tmp_path) is None
     assert load_checkpoint(engine, tmp_path / "absent") is None
 
 
-def test_absent_iteration_names_those_there(engine: Any, checkpoints: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7 \(steps there: 1, 2, 3\)"):
+def test_an_absent_iteration_names_the_available_steps(engine: Any, checkpoints: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7 \(available steps: 1, 2, 3\)"):
         load_checkpoint(engine, checkpoints, iteration=7)
 
 
@@ -116,7 +116,7 @@ def test_load_weights_needs_no_engine(engine: Any, checkpoints: Path) -> None:
 @pytest.mark.xdist_group("multiprocess")
 @pytest.mark.parametrize("stage", [0, 1])
 def test_two_processes_agree_and_resume(tmp_path: Path, stage: int) -> None:
-    """A rank that cannot write makes both raise, none hang; the earlier checkpoint then resumes exactly."""
+    """If one rank cannot write, both raise and none hangs. The earlier checkpoint then resumes exactly."""
     both = harness.launch("agree", tmp_path, f"--stage={stage}", world_size=2)
     outputs = [out[-1] for out in harness.results(both)]
     for rank, out in enumerate(outputs):
@@ -124,10 +124,10 @@ def test_two_processes_agree_and_resume(tmp_path: Path, stage: int) -> None:
         assert "File too large" in out["error"] and str(tmp_path) in out["error"]
         assert out["left"] == ["global_step4", "latest"]
         assert out["rank_state"] == rank
-    assert outputs[0]["losses"] != outputs[1]["losses"]  # each rank has data of its own
+    assert outputs[0]["losses"] != outputs[1]["losses"]  # each rank has different data
     if stage == 1:
         [[alone]] = harness.results(harness.launch("load", tmp_path, "--stage=1"))
-        assert "sharded over 2 data-parallel processes, and there are 1 now" in alone["error"]
+        assert "sharded over 2 data-parallel processes, but there are 1 now" in alone["error"]
     shard = next(tmp_path.glob("global_step4/rng_rank_01.pt"))
     shard.write_bytes(shard.read_bytes()[:-1])
     for out in harness.results(harness.launch("load", tmp_path, f"--stage={stage}", world_size=2)):

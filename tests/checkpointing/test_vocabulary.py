@@ -1,6 +1,6 @@
-"""Vocabularies that need padding, from train.py to every reader of whole weights, as a user runs them.
+"""Vocabularies that need padding, from train.py to every reader of whole weights, run as a user runs them.
 
-The reference is one process whose embedding has no padding: its losses, its weights, its sampled text.
+Losses, weights and sampled text are compared with one process that trains without padding.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ pytestmark = [pytest.mark.xdist_group("multiprocess"), pytest.mark.slow]
 
 
 def make_inputs(folder: Path, vocab_size: int, **changes: Any) -> None:
-    """A tokenizer of `vocab_size` words, a corpus that counts in it, and model.yml."""
+    """Write a tokenizer of `vocab_size` words, a corpus of counting sequences, and model.yml."""
     words = {f"w{i}": i for i in range(vocab_size - 1)} | {"<|endoftext|>": vocab_size - 1}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
@@ -72,7 +72,7 @@ def make_inputs(folder: Path, vocab_size: int, **changes: Any) -> None:
 
 
 def train(folder: Path, name: str, *options: str, processes: int = 1) -> list[float]:
-    """Losses of train.py, which saves to the folder `name`."""
+    """Run train.py, which saves to the folder `name`, and return its losses."""
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
     files = ["model.yml", "--save", name, "--log-dir", f"run-{name}"]
     command = [sys.executable, *launch, str(ROOT / "train.py"), *files, *options]
@@ -84,7 +84,7 @@ def train(folder: Path, name: str, *options: str, processes: int = 1) -> list[fl
 
 
 def merged(checkpoint: str) -> dict[str, torch.Tensor]:
-    """Whole weights by tools/ckpts/merge_weights.py."""
+    """Whole weights from tools/ckpts/merge_weights.py."""
     assert merge_weights.main([checkpoint, f"{checkpoint}.pt"]) == 0
     weights: dict[str, torch.Tensor] = torch.load(f"{checkpoint}.pt", weights_only=True)["weights"]
     return weights
@@ -98,7 +98,7 @@ def losses_apart(found: Sequence[float], expected: Sequence[float]) -> float:
 @pytest.mark.parametrize(
     ("vocab_size", "layout", "changes"),
     [
-        pytest.param(97, {"model_parallel_size": 2}, {}, id="97-tp2"),  # the second rank holds no word at all
+        pytest.param(97, {"model_parallel_size": 2}, {}, id="97-tp2"),  # the second rank holds only padding
         pytest.param(1027, {"pipe_parallel_size": 2}, {"no_weight_tying": False}, id="1027-pp2-tied"),
         pytest.param(300, {"zero_optimization": {"stage": 3}}, {}, id="300-zero3"),
     ],
@@ -125,7 +125,7 @@ def test_every_reader_of_whole_weights(
         assert len(losses) == STEPS - len(first) and losses_apart([*first, *losses], expected) <= 1e-5, name
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed prints how it chose it
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed prints how it chose the accelerator
 
     def sample(checkpoint: str, *options: str) -> str:
         capsys.readouterr()

@@ -89,14 +89,14 @@ def test_parameters_weigh_the_embedding() -> None:
     names = [name for name, _ in layer_list(described, ANY)]
     shapes = shapes_at(described, described.widths, ANY)
     assert stage_bounds(names, shapes, 2, "parameters") == [0, 1, len(names)]
-    with pytest.raises(ConfigError, match="matches no layer; their names are ParallelTransformerLayerPipe"):
+    with pytest.raises(ConfigError, match="matches no layer; the layer names are ParallelTransformerLayerPipe"):
         stage_bounds(names, shapes, 2, "type:no such layer")
 
 
 def test_bad_methods() -> None:
     with pytest.raises(ConfigError, match="uniform, parameters or type"):
         bounds(2, "profile")
-    with pytest.raises(ConfigError, match="no regular expression"):
+    with pytest.raises(ConfigError, match="is not a valid regular expression"):
         bounds(2, "type:(")
 
 

@@ -22,7 +22,7 @@ SP = Options(mup=False, weight_decay_mode="constant")
 
 
 def config(**changes: Any) -> GPTConfig:
-    """A tiny GPT; changes are fields of GPTConfig or of its widths."""
+    """Configuration of a tiny GPT. Changes are fields of GPTConfig or of its widths."""
     of_widths = {field.name for field in dataclasses.fields(Widths)}
     widths = dataclasses.replace(WIDTHS, **{k: v for k, v in changes.items() if k in of_widths})
     rest = {k: v for k, v in changes.items() if k not in of_widths}
@@ -38,7 +38,7 @@ def parametrization(
     std: float = 0.2,
     **options: Any,
 ) -> Parametrization:
-    """SP without a base, else muP towards it. The large std makes attention depend on its input."""
+    """SP without a base, otherwise muP with that base. The large std makes attention depend on its input."""
     chosen = SP if base is None else Options(mup=True, **options)
     return Parametrization(
         config.widths,
@@ -50,7 +50,7 @@ def parametrization(
 
 
 def build(config: GPTConfig, seed: int = 1, **of_parametrization: Any) -> GPT:
-    """A model with weights; biases and gains are random too, so that one that is ignored is seen."""
+    """Build a model with weights. Biases and gains are also random, so that tests detect an ignored one."""
     model = materialise(plan_model(config, parametrization(config, **of_parametrization)), seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -61,5 +61,5 @@ def build(config: GPTConfig, seed: int = 1, **of_parametrization: Any) -> GPT:
 
 
 def tokens(batch: int = 2, length: int = 10, seed: int = 0, vocab: int = VOCAB) -> Tensor:
-    """int64 [batch, length]."""
+    """Random tokens, int64 [batch, length]."""
     return torch.randint(vocab, (batch, length), generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""Hugging Face's models are the oracle: same weights, same logits, same gradients, same greedy text."""
+"""Logits, gradients and greedy text equal those of Hugging Face's models with the same weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ State = dict[str, Tensor]
 
 
 def gpt_neox(state: State) -> State:
-    """GPTNeoXForCausalLM's names to ours; the same for weights and for gradients."""
+    """Map the names of GPTNeoXForCausalLM to ours, for weights and for gradients."""
     readout = "lm_head.weight" if "lm_head.weight" in state else "embed_out.weight"  # before transformers 5
     ours = {
         "embedding.word_embeddings.weight": state["gpt_neox.embed_in.weight"],
@@ -33,7 +33,7 @@ def gpt_neox(state: State) -> State:
             for part in (
                 "input_layernorm",
                 "post_attention_layernorm",
-                "attention.query_key_value",  # one query a key-value head: both go head by head, q, k, v
+                "attention.query_key_value",  # with one query per key-value head both are ordered by head: q, k, v
                 "attention.dense",
                 "mlp.dense_h_to_4h",
                 "mlp.dense_4h_to_h",
@@ -43,7 +43,7 @@ def gpt_neox(state: State) -> State:
 
 
 def llama(state: State, kv_heads: int, tied: bool) -> State:
-    """LlamaForCausalLM's names to ours: q, k and v woven by key-value head, up before gate."""
+    """Map the names of LlamaForCausalLM to ours: q, k and v interleaved by key-value head, up before gate."""
     ours = {
         "embedding.word_embeddings.weight": state["model.embed_tokens.weight"],
         "final_norm.weight": state["model.norm.weight"],
@@ -65,7 +65,7 @@ def llama(state: State, kv_heads: int, tied: bool) -> State:
 
 
 def randomise(model: torch.nn.Module) -> None:
-    """Every parameter random, large enough that attention is far from uniform."""
+    """Draw every parameter at random, large enough that attention is far from uniform."""
     torch.manual_seed(3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -83,7 +83,7 @@ def assert_same(model: GPT, oracle: Any, translate) -> None:  # type: ignore[no-
     x = tokens(3, LENGTH)
     ours, theirs = model(x), oracle(x).logits
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert ours.std() > 0.3  # logits of some size, or equality would say little
+    assert ours.std() > 0.3  # equality of tiny logits would prove little
     cotangent = torch.randn(ours.shape, generator=torch.Generator().manual_seed(5)) / ours[0].numel() ** 0.5
     (ours * cotangent).sum().backward()
     (theirs * cotangent).sum().backward()
@@ -114,7 +114,7 @@ def test_gpt_neox(parallel):
             intermediate_size=FFN,
             max_position_embeddings=LENGTH,
             use_parallel_residual=parallel,
-        )  # by default a quarter of each head is rotated, gelu is exact, the readout is not tied
+        )  # defaults: a quarter of each head is rotated, gelu is exact, the readout is not tied
     ).eval()
     randomise(oracle)
     model = build(

@@ -1,4 +1,4 @@
-"""What a GPT of any switches must do: see no future, train every weight, not see its padding."""
+"""Properties of a GPT under all settings: causality, a gradient for every weight, no effect of padding."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def test_no_token_sees_the_future(changes):
         changed[0, position] = (x[0, position] + 1) % VOCAB
         difference = (model(changed) - before).abs().amax(dim=-1)[0]
         assert difference[:position].max().item() == 0.0 if position else True
-        assert difference[position:].min() > 0.0  # and every later one sees it
+        assert difference[position:].min() > 0.0  # every later position depends on it
 
 
 @pytest.mark.parametrize("pos_emb", ["rotary", "learned"])
-def test_order_matters_where_positions_are_embedded(pos_emb):
+def test_order_matters_with_a_position_embedding(pos_emb):
     def last_logits(pos_emb, x):
         return build(config(num_layers=1, pos_emb=pos_emb))(x)[:, -1]
 
@@ -80,7 +80,7 @@ def test_every_parameter_gets_a_gradient(changes):
 
 
 @variants
-def test_shapes_without_weights_are_those_of_the_model(changes):
+def test_the_meta_model_has_the_shapes_of_the_model(changes):
     plan = plan_model(config(**changes), parametrization(config(**changes)))
     meta = meta_model(plan.config, plan.factors)
     assert all(parameter.is_meta for parameter in meta.parameters())
@@ -105,7 +105,7 @@ def test_vocabulary_padding_changes_nothing(tied):
         torch.testing.assert_close(gradient[: plain[name].shape[0]], plain[name], rtol=1e-4, atol=1e-6)
     for name in ["embedding.word_embeddings.weight"] + ([] if tied else ["readout.weight"]):
         assert padded[name].shape[0] == 128 and not padded[name][VOCAB:].any()
-    with torch.no_grad():  # nor may the padding's weights, whatever they become
+    with torch.no_grad():  # the weights of the padding must have no effect either
         for parameter in model.parameters():
             if parameter.shape[0] == 128:
                 parameter[VOCAB:] = 100.0
@@ -132,7 +132,7 @@ def test_activation_checkpointing_recomputes_and_changes_nothing(every):
 
 
 @pytest.mark.parametrize("kind", ["hidden_dropout", "attention_dropout"])
-def test_dropout_is_for_training_only(kind):
+def test_dropout_applies_only_in_training(kind):
     model, plain, x = build(config(**{kind: 0.5})), build(config()), tokens(2, 12)
     assert torch.equal(model.eval()(x), plain.eval()(x))
     model.train()
@@ -156,7 +156,7 @@ def test_unknown_names_are_refused():
             meta_model(config(**changes), ForwardFactors(1.0, 1.0, 1.0, 1.0))
 
 
-def test_biases_are_there_where_asked_for():
+def test_biases_exist_only_where_configured():
     names = dict(build(config(attention_bias=False, norm_bias=False)).named_parameters())
     assert {n.split(".", 2)[-1] for n in names if n.endswith("bias")} == {
         "mlp.dense_h_to_4h.bias",
@@ -167,14 +167,14 @@ def test_biases_are_there_where_asked_for():
 # --- multipliers ---
 
 
-def test_mup_at_the_base_is_sp_bit_for_bit():
+def test_mup_at_the_base_equals_sp_bit_for_bit():
     for changes in VARIANTS.values():
         sp = build(config(**changes))
         mup = build(config(**changes), base=config(**changes).widths, depth_alpha=1.0)
         assert torch.equal(sp(tokens()), mup(tokens()))
 
 
-def test_forward_factors_reach_their_places():
+def test_forward_factors_are_applied():
     base = WIDTHS
     x = tokens()
     plain = build(config(num_layers=1, pos_emb="none", tied_readout=False), base=base)
@@ -192,7 +192,7 @@ def test_forward_factors_reach_their_places():
 
 
 def test_width_multiplier_in_the_forward_pass():
-    """At twice the base width: logits x 1/2; at twice the head dimension: scores x sqrt(d_base) / d."""
+    """At twice the base width, logits are multiplied by 1/2 and attention scores by sqrt(d_base) / d."""
     base = dataclasses.replace(WIDTHS, hidden_size=16, num_attention_heads=4, ffn_hidden_size=24)
     model = build(config(tied_readout=False), base=base)
     x = model.final_norm(torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0)))
@@ -211,7 +211,7 @@ def test_depth_multiplier_scales_each_branch(parallel):
     torch.testing.assert_close(block(x), expected)
 
 
-# --- attention and rotary embedding by their definitions ---
+# --- attention and rotary embedding against their definitions ---
 
 
 @settings(max_examples=20)
@@ -222,7 +222,7 @@ def test_depth_multiplier_scales_each_branch(parallel):
     seed=st.integers(0, 100),
 )
 def test_core_attention_is_causal_softmax(heads, queries, earlier, seed):
-    """Also with `earlier` keys from a cache, against softmax written out."""
+    """Compared with an explicit softmax, including `earlier` keys from a cache."""
     generator = torch.Generator().manual_seed(seed)
     (h, kv), t = heads, queries + earlier
     q = torch.randn(2, h, queries, 8, generator=generator)
@@ -239,7 +239,7 @@ def test_core_attention_is_causal_softmax(heads, queries, earlier, seed):
 
 @settings(max_examples=20)
 @given(a=st.integers(0, 60), b=st.integers(0, 60), shift=st.integers(0, 60), pct=st.sampled_from([0.25, 1.0]))
-def test_rotary_scores_depend_on_distance_only(a, b, shift, pct):
+def test_rotary_scores_depend_only_on_distance(a, b, shift, pct):
     rotary = RotaryEmbedding(int(16 * pct))
     q, k = torch.randn(2, 1, 1, 1, 16, generator=torch.Generator().manual_seed(a))
     score = (rotary(q, a) * rotary(k, b)).sum()
@@ -249,7 +249,7 @@ def test_rotary_scores_depend_on_distance_only(a, b, shift, pct):
     assert torch.equal(rotary(q, a)[..., rotary.dim :], q[..., rotary.dim :])
 
 
-def test_rotary_turns_by_position_times_frequency():
+def test_rotary_angle_is_position_times_frequency():
     x = torch.zeros(1, 1, 3, 4)
     x[..., 0], x[..., 1] = 1.0, 1.0
     turned = RotaryEmbedding(4, base=100.0)(x)[0, 0]
@@ -258,7 +258,7 @@ def test_rotary_turns_by_position_times_frequency():
         torch.testing.assert_close(row, torch.cat((angles.cos(), angles.sin())))
 
 
-def test_cache_grows_by_what_is_read():
+def test_cache_grows_with_each_extension():
     cache = KeyValueCache()
     assert cache.length == 0
     first, second = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 1, 4)
@@ -287,7 +287,7 @@ def test_loss_is_masked_mean_cross_entropy_and_z_loss():
     assert torch.equal(seen, mask)
 
 
-def test_loss_of_nothing_is_zero_and_of_half_logits_is_single():
+def test_loss_is_zero_for_an_empty_mask_and_fp32_for_half_logits():
     logits = torch.randn(1, 4, VOCAB)
     nothing = torch.zeros(1, 4, dtype=torch.bool)
     assert next_token_loss(logits, tokens(1, 4), nothing).item() == 0.0
@@ -296,12 +296,12 @@ def test_loss_of_nothing_is_zero_and_of_half_logits_is_single():
     torch.testing.assert_close(half, next_token_loss(logits.bfloat16().float(), tokens(1, 4)))
 
 
-def test_an_odd_number_of_rotated_entries_is_refused():
+def test_an_odd_number_of_rotated_entries_raises():
     with pytest.raises(ConfigError, match="rotary-pct"):
         meta_model(config(rotary_pct=0.4), ForwardFactors(1.0, 1.0, 1.0, 1.0))
 
 
-def test_a_rotary_table_made_while_sampling_serves_in_training():
+def test_a_rotary_table_created_while_sampling_works_in_training():
     model = build(config())
     with torch.inference_mode():
         model(tokens(1, 16))
@@ -310,7 +310,7 @@ def test_a_rotary_table_made_while_sampling_serves_in_training():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_pipeline_cuts_the_same_layers_that_the_plain_model_runs(tied):
+def test_a_pipeline_has_the_layers_of_the_plain_model(tied):
     described = config(tied_readout=tied)
     factors = ForwardFactors(1.0, 1.0, 1.0, 1.0)
     with torch.device("meta"):

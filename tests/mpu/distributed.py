@@ -1,4 +1,4 @@
-"""Run a function in several real processes that talk over gloo."""
+"""Run a function in several real processes that communicate over gloo."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 
 import torch.multiprocessing as mp
 
-# The fork server imports these once, in one thread; forking from it is then quick and safe. Spawning would
-# import torch anew in every process of every test.
+# The fork server imports these once, in one thread, and forking from it is quick and safe. Spawning would
+# import torch again in every process of every test.
 _PRELOAD = ["torch", "torch.distributed", "deepspeed"]
 
 
 class WorkerFailure(AssertionError):
-    """A process failed; the message holds the traceback of the one that failed first."""
+    """Raised when a process fails. The message holds the traceback of the process that failed first."""
 
 
 def _work(rank: int, size: int, folder: Path, timeout: float, function: Callable[..., Any], args: tuple) -> None:
@@ -31,25 +31,25 @@ def _work(rank: int, size: int, folder: Path, timeout: float, function: Callable
     from megatron.initialize import skip_shared_memory_op
 
     skip_shared_memory_op()  # some tests start DeepSpeed themselves
-    # a process that hangs (a collective that the others do not call) tells where, and dies
+    # a process that hangs (in a collective that the others do not call) prints its stack and exits
     faulthandler.dump_traceback_later(timeout, exit=True)
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
     try:
         dist.init_process_group(
             "gloo",
-            init_method=f"file://{folder}/rendezvous",  # no port, so none that another process takes
+            init_method=f"file://{folder}/rendezvous",  # a file, not a port that another process could take
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=timeout),
         )
         result = function(*args)
         (folder / f"result{rank}").write_bytes(pickle.dumps(result))
-        dist.barrier()  # nobody closes connections while another still works
+        dist.barrier()  # no process closes its connections while another still works
         dist.destroy_process_group()
     except BaseException:
         (folder / f"failure{rank}").write_text(f"{time.time_ns()}\n{traceback.format_exc()}")
-        os._exit(1)  # without waiting for groups that will never meet again
+        os._exit(1)  # do not wait for the process groups, which will not complete
 
 
 def _failure(folder: Path, codes: list[int | None]) -> str:
@@ -61,10 +61,10 @@ def _failure(folder: Path, codes: list[int | None]) -> str:
 
 
 def run(size: int, function: Callable[..., Any], *args: Any, timeout: float = 120.0) -> list[Any]:
-    """What `function(*args)` returned on each of `size` ranks, torch.distributed being initialised.
+    """Run `function(*args)` on `size` ranks with torch.distributed initialised. Returns the result of each rank.
 
-    function: importable by name; it and its results are pickled. WorkerFailure where a rank raises or hangs
-    longer than `timeout` seconds; the other ranks are then stopped.
+    function: importable by name; the function and its results are pickled. Raises WorkerFailure and stops the other
+    ranks if a rank raises, or hangs longer than `timeout` seconds.
     """
     os.environ["DS_ACCELERATOR"] = "cpu"
     context: Any = mp.get_context("forkserver")

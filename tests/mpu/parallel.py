@@ -1,4 +1,4 @@
-"""Helpers that run inside the processes: one group of all, and comparison with the unsharded tensor."""
+"""Helpers that run inside the processes: one group of all ranks, and comparison with the unsharded tensor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def tensor_group() -> Communicator:
 
 
 def _everyones(x: Tensor) -> list[Tensor]:
-    """The tensors of all ranks in rank order; `x` alone where there are no processes."""
+    """The tensors of all ranks in rank order; only `x` without torch.distributed."""
     if not dist.is_initialized():
         return [x.detach()]
     parts: list[Tensor] = [torch.empty(0)] * dist.get_world_size()
@@ -25,17 +25,17 @@ def _everyones(x: Tensor) -> list[Tensor]:
 
 
 def gathered(local: Tensor, spec: Shard) -> Tensor:
-    """The full tensor from the ranks' parts, without the code under test but `unshard`."""
+    """Assemble the full tensor from the ranks' parts. Of the code under test it uses only `unshard`."""
     return unshard(_everyones(local), spec)
 
 
 def assert_near(actual: Tensor | None, expected: Tensor | None, tolerance: float = 1e-6) -> None:
-    """Greatest difference relative to the greatest entry."""
+    """Assert that the largest difference, relative to the largest entry, is within the tolerance."""
     assert actual is not None and expected is not None and actual.shape == expected.shape
     assert actual.dtype == expected.dtype
     assert (actual - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1e-30)
 
 
 def assert_replicated(x: Tensor) -> None:
-    """Equal on all ranks, bit for bit."""
+    """Assert that `x` is equal on all ranks, bit for bit."""
     assert all(torch.equal(part, x) for part in _everyones(x))

@@ -1,4 +1,4 @@
-"""Each collective with its adjoint, against the mathematics, on every dimension."""
+"""Each collective and its adjoint against their mathematical definition, on every dimension."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EVERY: list[Callable[..., Tensor]] = [
 
 
 def _of(rank: int, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Rank `rank`'s tensor of small integers, known to all ranks; sums of them are exact in any order."""
+    """The tensor of rank `rank`, which every rank can compute: small integers, whose sums are exact in any order."""
     generator = torch.Generator().manual_seed(1000 * seed + rank)
     return torch.randint(-8, 9, shape, generator=generator).float()
 
@@ -81,9 +81,9 @@ def _check_all() -> None:
     )
     largest = group.all_reduce(torch.tensor([float(group.rank)]), "max")
     assert largest.item() == group.size - 1
-    with pytest.raises(ValueError, match="dimension of 13 cannot be cut"):
+    with pytest.raises(ValueError, match="dimension of 13 cannot be split"):
         group.reduce_scatter(torch.ones(13), 0)
-    with pytest.raises(ValueError, match="dimension of 13 cannot be cut"):
+    with pytest.raises(ValueError, match="dimension of 13 cannot be split"):
         reduce_scatter_to_sequence(torch.ones(13, 2), group)
     _check_counting(group)
     if group.size == 4:
@@ -95,7 +95,7 @@ def _check_counting(group: Communicator) -> None:
         group.all_reduce(torch.ones(8))
         with count_communication() as inner:
             group.all_gather(torch.ones(2, dtype=torch.float64), 0)
-    group.all_reduce(torch.ones(8))  # outside: counted by nobody
+    group.all_reduce(torch.ones(8))  # outside both blocks: not counted
     assert (outer.calls, inner.calls) == (2, 1)
     assert inner["all_gather"].payload_bytes == 16 * group.size
     assert inner["all_reduce"].calls == 0
@@ -117,15 +117,15 @@ def test_collectives_and_their_adjoints(size: int) -> None:
 
 
 @pytest.mark.parametrize("function", EVERY)
-def test_alone_every_function_returns_its_argument(function: Callable[..., Tensor]) -> None:
+def test_in_a_group_of_one_every_function_returns_its_argument(function: Callable[..., Tensor]) -> None:
     x = torch.ones(3, 5, requires_grad=True)
     with count_communication() as counts:
         assert function(x, SINGLE) is x
     assert counts.calls == 0
 
 
-def test_a_second_derivative_is_refused() -> None:
-    """The adjoint's communication is not differentiable: better an error than a wrong number."""
+def test_a_second_derivative_raises() -> None:
+    """The communication of the adjoint is not differentiable: an error is better than a wrong number."""
     with torch.device("meta"):
         x = torch.ones(4, requires_grad=True)
     y = copy_to_region(x, Communicator(0, 2)).square().sum()

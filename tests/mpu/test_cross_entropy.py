@@ -1,4 +1,4 @@
-"""Vocabulary-parallel cross-entropy against torch's on the whole logits."""
+"""Vocabulary-parallel cross-entropy against torch's cross-entropy of the whole logits."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ COLUMNS = Shard(2)
 def _check(group: Communicator, vocab_size: int, z_loss: float, scale: float, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(vocab_size)
     full = (scale * torch.randn(BATCH, LENGTH, PADDED, generator=generator)).to(dtype)
-    full[..., vocab_size:] = 1e4  # padding would win, were it not left out
+    full[..., vocab_size:] = 1e4  # padding would dominate if it were not excluded
     labels = torch.randint(vocab_size, (BATCH, LENGTH), generator=generator)
     labels[0, :2] = torch.tensor([0, vocab_size - 1])
-    weights = torch.rand(BATCH, LENGTH, generator=generator)  # a mask: tokens count differently
+    weights = torch.rand(BATCH, LENGTH, generator=generator)  # a loss mask: each token has its own weight
 
     reference = full.clone().requires_grad_()
     kept = reference[..., :vocab_size].float()
@@ -58,7 +58,7 @@ def _check(group: Communicator, vocab_size: int, z_loss: float, scale: float, dt
 
 def _check_all() -> None:
     group = tensor_group()
-    for vocab_size in (PADDED, PADDED - 1, PADDED // group.size, 3):  # at 3 some ranks hold padding alone
+    for vocab_size in (PADDED, PADDED - 1, PADDED // group.size, 3):  # at 3 some ranks hold only padding
         for z_loss in (0.0, 0.1):
             _check(group, vocab_size, z_loss, 3.0, torch.float32)
     _check(group, PADDED - 1, 0.1, 1e3, torch.float32)  # exp would overflow without the maximum
@@ -75,16 +75,16 @@ def _check_unknown_labels(group: Communicator) -> None:
 
 @pytest.mark.xdist_group("multiprocess")
 @pytest.mark.parametrize("size", [2, 4])
-def test_cross_entropy_is_torchs(size: int) -> None:
+def test_cross_entropy_equals_torchs(size: int) -> None:
     run(size, _check_all)
 
 
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_cross_entropy_alone_is_torchs(z_loss: float) -> None:
+def test_cross_entropy_in_a_group_of_one_equals_torchs(z_loss: float) -> None:
     _check(SINGLE, PADDED - 1, z_loss, 3.0, torch.float32)
 
 
-def test_logsumexp_is_torchs() -> None:
+def test_logsumexp_equals_torchs() -> None:
     logits, labels = torch.randn(2, 3, 8), torch.randint(6, (2, 3))
     losses, logsumexp = cross_entropy_and_logsumexp(logits, labels, SINGLE, vocab_size=6)
     assert torch.equal(logsumexp, logits[..., :6].logsumexp(-1))

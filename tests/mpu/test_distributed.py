@@ -1,4 +1,4 @@
-"""The helper itself: a failure is told with its cause, and a hang ends."""
+"""The helper `run`: a failure is reported with its cause, and a hang ends."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ pytestmark = pytest.mark.xdist_group("multiprocess")
 
 def _fails_on_rank_1() -> None:
     if dist.get_rank() == 1:
-        raise ValueError("the cause of it all")
+        raise ValueError("the root cause")
     dist.all_reduce(torch.ones(1))
 
 
-def _waits_for_ever() -> None:
+def _hangs() -> None:
     if dist.get_rank() == 1:
         time.sleep(3600)
     dist.all_reduce(torch.ones(1))
@@ -29,15 +29,15 @@ def _rank() -> int:
     return dist.get_rank()
 
 
-def test_results_come_in_rank_order() -> None:
+def test_results_are_in_rank_order() -> None:
     assert run(3, _rank) == [0, 1, 2]
 
 
 def test_the_failing_rank_is_named_with_its_traceback() -> None:
-    with pytest.raises(WorkerFailure, match=r"rank 1 of 2 failed first:[\s\S]*the cause of it all"):
+    with pytest.raises(WorkerFailure, match=r"rank 1 of 2 failed first:[\s\S]*the root cause"):
         run(2, _fails_on_rank_1)
 
 
 def test_a_hang_ends() -> None:
     with pytest.raises(WorkerFailure):
-        run(2, _waits_for_ever, timeout=2.0)
+        run(2, _hangs, timeout=2.0)

@@ -1,4 +1,4 @@
-"""Gradient norm and partial gradients against one unsharded model."""
+"""Gradient norm and partial gradients against an unsharded model."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Net(nn.Module):
 
 
 def build(group: Communicator, sequence: bool = False) -> Net:
-    """The same weights for every group: each is drawn in full, by its place in the model."""
+    """Build the net with the same weights for every group: each one is drawn in full, seeded by its position."""
     net = Net(group, sequence)
     shards = named_shards(net)
     whole = Net(SINGLE, sequence)
@@ -82,7 +82,7 @@ def _check_partial(groups: ProcessGroups) -> None:
     handles = sync_partial_grads_in_backward(net, group)
     half = [shard(part, Shard(1), group.rank, group.size) for part in data().chunk(2)]
     with count_communication() as counts:
-        for microbatch in half:  # gradients of two microbatches add up
+        for microbatch in half:  # the gradients of two microbatches accumulate
             net(microbatch).square().sum().backward()
     for handle in handles:
         handle.remove()
@@ -100,7 +100,7 @@ def _check_partial(groups: ProcessGroups) -> None:
 
 
 def _check_norm(tensor: int, pipe: int) -> None:
-    """Stages hold different layers: the norm is that of all of them."""
+    """Stages hold different layers: the norm covers all of them."""
     groups = ProcessGroups.create(Grid.for_world(dist.get_world_size(), tensor, pipe))
     _, norm = reference_gradients()
     net = build(groups.tensor)
@@ -110,7 +110,7 @@ def _check_norm(tensor: int, pipe: int) -> None:
     assert float(total) == pytest.approx(math.sqrt(pipe) * norm, rel=1e-6)
     assert total.dtype == torch.float32
     assert counts.calls == (tensor * pipe > 1) and counts["all_reduce"].payload_bytes in (0, 8)
-    if pipe > 1:  # a tied parameter: only the first stage's copy counts
+    if pipe > 1:  # a tied parameter: only the copy of the first stage counts
         bias = net.down.bias
         assert bias is not None and bias.grad is not None
         bias.ds_pipe_replicated = groups.pipe.rank > 0  # type: ignore[attr-defined]
@@ -131,7 +131,7 @@ def _check_all() -> None:
 
 @pytest.mark.xdist_group("multiprocess")
 @pytest.mark.parametrize("size", [2, 4])
-def test_gradients_are_those_of_one_process(size: int) -> None:
+def test_gradients_equal_those_of_one_process(size: int) -> None:
     run(size, _check_all)
 
 
@@ -143,7 +143,7 @@ def test_half_precision_gradients_are_squared_in_fp32() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
-def test_a_gradient_that_is_not_finite_shows(bad: float) -> None:
+def test_the_norm_of_a_nonfinite_gradient_is_not_finite(bad: float) -> None:
     parameter = nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([1.0, bad])
     assert not global_grad_norm([parameter], ProcessGroups.described(Grid(), 0)).isfinite()
@@ -184,7 +184,7 @@ def _engine_step(stage: int, groups: ProcessGroups, sequence: bool) -> dict[str,
         "train_batch_size": BATCH,
         "train_micro_batch_size_per_gpu": BATCH // groups.data.size,
         "zero_optimization": {"stage": stage},
-        "zero_allow_untested_optimizer": True,  # plain SGD: its step is the gradient
+        "zero_allow_untested_optimizer": True,  # plain SGD: the step is proportional to the gradient
         "gradient_clipping": 1e9,
         "steps_per_print": 10**9,
     }
@@ -208,12 +208,12 @@ def _engine_step(stage: int, groups: ProcessGroups, sequence: bool) -> dict[str,
 @pytest.mark.slow
 @pytest.mark.xdist_group("multiprocess")
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_deepspeeds_engine_takes_the_groups(stage: int) -> None:
-    """TP 2 x DP 2 under every ZeRO stage, with sequence slices and without: one process's norm and step."""
+def test_deepspeeds_engine_accepts_the_groups(stage: int) -> None:
+    """TP 2 x DP 2 under every ZeRO stage, with and without sequence slices, gives the norm and step of one process."""
     grads, norm = reference_gradients()
     whole = build(SINGLE)
     for result in chain.from_iterable(run(4, _engine_steps, stage, 2)):
-        if stage > 0:  # stage 0 in fp32 does not tell
+        if stage > 0:  # stage 0 in fp32 does not report a norm
             assert result["norm"] == pytest.approx(norm / 2, rel=1e-5)  # two replicas: the mean of their gradients
         if stage == 3:
             continue  # the weights are partitioned

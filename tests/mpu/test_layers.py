@@ -1,4 +1,4 @@
-"""Every layer against torch's unsharded one: outputs, gradients, and communication against the docstrings."""
+"""Outputs and gradients of every layer against torch's unsharded layer; communication against the docstrings."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _local(full: Tensor, group: Communicator, spec: Shard | None) -> Tensor:
 
 
 def _check_counts(counts: CommunicationCounts, size: int, expected: dict[str, tuple[int, int]]) -> None:
-    """expected: collective -> calls and payload bytes; each rank sends (n-1)/n of them, all_reduce twice."""
+    """expected: collective -> (calls, payload bytes). Each rank sends (n-1)/n of the payload, all_reduce twice."""
     assert {name: (t.calls, t.payload_bytes) for name, t in counts.tallies.items()} == expected
     for name, (_, payload) in expected.items():
         assert counts[name].sent_bytes == (2 if name == "all_reduce" else 1) * payload * (size - 1) / size
@@ -124,7 +124,7 @@ def _check_row(group: Communicator, sequence: bool, bias: bool) -> None:
 
 
 def _check_embedding(group: Communicator, sequence: bool) -> None:
-    """The table is padded: rows from VOCAB on are never looked up, and get no gradient."""
+    """The table is padded: rows from VOCAB on are never looked up and get no gradient."""
     table = _random(ROWS, HIDDEN, seed=1).requires_grad_()
     tokens = torch.randint(VOCAB, (BATCH, LENGTH), generator=torch.Generator().manual_seed(2))
     direction = _random(BATCH, LENGTH, HIDDEN, seed=3)
@@ -149,7 +149,7 @@ def _check_embedding(group: Communicator, sequence: bool) -> None:
 
 
 class _Block(nn.Module):
-    """Norm, gated MLP, residual: what sequence parallelism is for."""
+    """Norm, gated MLP and residual: the part of a block that sequence parallelism splits."""
 
     def __init__(self, group: Communicator, sequence: bool) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class _Block(nn.Module):
 
 
 def _check_bytes_of_a_block(group: Communicator) -> None:
-    """Sequence parallelism moves the bytes of plain tensor parallelism, not more, and its norm sees 1/n."""
+    """Sequence parallelism sends as many bytes as plain tensor parallelism, and its norm processes 1/n of the input."""
     sent, norm_inputs = [], []
     for sequence in (False, True):
         block = _Block(group, sequence)
@@ -180,7 +180,7 @@ def _check_bytes_of_a_block(group: Communicator) -> None:
 
 
 def _check_autocast(group: Communicator) -> None:
-    """The bias, fp32 under autocast, does not turn the output back into fp32."""
+    """The bias, which stays fp32 under autocast, does not convert the output to fp32."""
     layer = RowParallelLinear(OUT, HIDDEN, group=group)
     _fill(layer, {"weight": _random(HIDDEN, OUT, seed=1), "bias": _random(HIDDEN, seed=2)})
     with torch.autocast("cpu", torch.bfloat16):
@@ -205,7 +205,7 @@ def test_layers_equal_torchs(size: int) -> None:
     run(size, _check_all)
 
 
-def test_alone_a_layer_is_torchs_bit_for_bit() -> None:
+def test_in_a_group_of_one_a_layer_equals_torchs_bit_for_bit() -> None:
     x = _random(BATCH, LENGTH, HIDDEN, seed=1)
     for kind in (ColumnParallelLinear, RowParallelLinear):
         plain = nn.Linear(HIDDEN, OUT)
@@ -225,7 +225,7 @@ def test_alone_a_layer_is_torchs_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("sequence", [False, True])
 def test_described_layers_count_without_processes_or_weights(sequence: bool) -> None:
-    """The meta device gives the counts of the real run, for any number of ranks."""
+    """The meta device gives the counts of a real run, for any number of ranks."""
     size, length = 1024, 2048
     group = Communicator(rank=7, size=size)
     with torch.device("meta"):
@@ -249,7 +249,7 @@ def test_a_copied_layer_keeps_its_group() -> None:
     assert layer.group is group
 
 
-def test_the_functional_form_is_the_layer() -> None:
-    """A tied readout uses the embedding's weight."""
+def test_the_functional_form_equals_the_layer() -> None:
+    """A tied readout passes the weight of the embedding."""
     weight, x = _random(ROWS, HIDDEN, seed=1), _random(BATCH, LENGTH, HIDDEN, seed=2)
     assert torch.equal(column_parallel_linear(x, weight, None, SINGLE, True), F.linear(x, weight))

@@ -1,4 +1,4 @@
-"""Dropout masks: different inside, equal outside, and the same again after a restore or a recomputation."""
+"""Dropout masks differ inside, agree outside, and are replayed after a restore or a recomputation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RANKS = range(4)
 
 
 def _masks(streams: DropoutStreams, blocks: int = 3) -> tuple[list[Tensor], list[Tensor]]:
-    """Masks drawn inside and outside, in turn, as blocks do."""
+    """Draw masks inside and outside in turn, as the blocks of a model do."""
     inside, outside = [], []
     for _ in range(blocks):
         with streams.inside():
@@ -37,7 +37,7 @@ def test_inside_differs_by_rank_and_outside_is_shared() -> None:
         assert len({tuple(inside[step].tolist()) for inside, _ in drawn}) == len(RANKS)
         assert len({tuple(outside[step].tolist()) for _, outside in drawn}) == 1
     everything = [tuple(mask.tolist()) for mask in drawn[0][0] + drawn[0][1]]
-    assert len(set(everything)) == len(everything)  # no mask comes twice in one rank
+    assert len(set(everything)) == len(everything)  # no mask repeats on one rank
 
 
 @pytest.mark.parametrize("other", [{"dp_rank": 1}, {"seed": 8}, {"pp_rank": 1}])
@@ -46,8 +46,8 @@ def test_replicas_stages_and_seeds_differ_inside_and_outside(other: dict[str, in
         assert not any(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_what_is_drawn_inside_leaves_the_shared_stream_alone() -> None:
-    """Ranks may draw differently much inside; outside they stay together."""
+def test_draws_inside_do_not_change_the_shared_stream() -> None:
+    """Ranks can draw different amounts inside and still agree outside."""
     after = []
     for count in (1, 1000):
         streams = _streams()
@@ -101,7 +101,7 @@ def test_recomputation_replays_the_masks(reentrant: bool) -> None:
     assert torch.equal(gradient(True), gradient(False))
 
 
-def test_one_rank_draws_as_without_streams() -> None:
+def test_with_one_rank_inside_changes_nothing() -> None:
     streams = _streams(tp_size=1)
     with streams.inside():
         drawn = torch.rand(8)

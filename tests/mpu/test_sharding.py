@@ -1,4 +1,4 @@
-"""Cutting and joining are inverse, and marks survive what torch does to parameters."""
+"""`shard` and `unshard` are inverse, and attributes survive when torch replaces parameters."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_unshard_is_the_inverse_of_shard(case: tuple[torch.Tensor, Shard, int]) 
 
 
 @given(cases())
-def test_a_part_holds_its_share_of_every_block(case: tuple[torch.Tensor, Shard, int]) -> None:
+def test_each_part_holds_a_share_of_every_block(case: tuple[torch.Tensor, Shard, int]) -> None:
     full, spec, size = case
     for rank in range(size):
         halves = [block.chunk(size, spec.dim)[rank] for block in full.chunk(spec.blocks, spec.dim)]
         assert torch.equal(shard(full, spec, rank, size), torch.cat(halves, spec.dim))
 
 
-def test_a_dimension_that_does_not_divide_is_refused() -> None:
+def test_a_dimension_that_cannot_be_split_raises() -> None:
     with pytest.raises(ConfigError, match=r"dimension 0 of a parameter of shape \(6, 2\) must be a multiple of 8"):
         shard(torch.zeros(6, 2), Shard(0, blocks=2), 0, 4)
     with pytest.raises(ConfigError, match="multiple of 4"):
@@ -61,7 +61,7 @@ def test_a_dimension_that_does_not_divide_is_refused() -> None:
 
 
 def test_marks_survive_new_parameters() -> None:
-    """Building on the meta device and deepcopy make new Parameters, which have lost their attributes."""
+    """`to_empty` and deepcopy create new Parameters, which do not have the attributes of the old ones."""
     with torch.device("meta"):
         model: Any = nn.Sequential(ColumnParallelLinear(4, 8, group=Communicator(0, 2), blocks=2), nn.LayerNorm(4))
     expected = {"0.weight": Shard(0, 2), "0.bias": Shard(0, 2)}

@@ -1,4 +1,4 @@
-"""Ranks, groups and the mpu protocol agree with DeepSpeed's own."""
+"""Ranks, groups and the mpu protocol agree with DeepSpeed's topology and grid."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_groups_partition_the_world(grid: Grid, axes: list[Any]) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(grids)
-def test_rank_order_is_deepspeeds(grid: Grid) -> None:
+def test_rank_order_matches_deepspeed(grid: Grid) -> None:
     with mock.patch.dict(os.environ, {"DS_ACCELERATOR": "cpu"}):
         from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
@@ -62,7 +62,7 @@ def test_rank_order_is_deepspeeds(grid: Grid) -> None:
 
 
 @given(st.integers(1, 64), st.integers(1, 8), st.integers(0, 8))
-def test_the_data_parallel_size_is_what_remains(world_size: int, tensor: int, pipe: int) -> None:
+def test_the_data_parallel_size_is_the_quotient(world_size: int, tensor: int, pipe: int) -> None:
     if world_size % (tensor * max(pipe, 1)):
         with pytest.raises(ConfigError, match=f"model_parallel_size {tensor}.*which is {world_size}"):
             Grid.for_world(world_size, tensor, pipe)
@@ -71,7 +71,7 @@ def test_the_data_parallel_size_is_what_remains(world_size: int, tensor: int, pi
 
 
 @pytest.mark.parametrize("bad", [0, -1])
-def test_sizes_below_one_are_refused(bad: int) -> None:
+def test_sizes_below_one_raise(bad: int) -> None:
     with pytest.raises(ConfigError):
         Grid(tensor=bad)
     with pytest.raises(ConfigError):
@@ -80,8 +80,8 @@ def test_sizes_below_one_are_refused(bad: int) -> None:
 
 @settings(max_examples=20)
 @given(grids)
-def test_a_described_rank_has_the_same_place(grid: Grid) -> None:
-    """No process is started: 1,024 ranks can be looked at one by one."""
+def test_a_described_rank_is_at_its_position_in_every_group(grid: Grid) -> None:
+    """No process is started: 1,024 ranks can be described one by one."""
     for rank in range(grid.world_size):
         groups = ProcessGroups.described(grid, rank)
         assert groups.model.size == grid.tensor * grid.pipe
@@ -103,7 +103,7 @@ PROTOCOL = [
         "data_parallel",
     )
     for what in ("rank", "world_size", "group")
-    if (name, what) != ("tensor_model_parallel", "group")  # DeepSpeed's grid has none
+    if (name, what) != ("tensor_model_parallel", "group")  # DeepSpeed's grid does not define it
 ] + [
     "get_pipeline_model_parallel_rank",
     "get_pipeline_model_parallel_world_size",
@@ -142,7 +142,7 @@ def _check_protocol() -> None:
         assert _as_data(mpu.get_pipe_parallel_group()) == _as_data(theirs.get_pipe_parallel_group())
         with pytest.raises(RuntimeError, match="already"):
             mpu.initialize_model_parallel(tensor, pipe)
-        total = groups.model.all_reduce(torch.tensor([float(dist.get_rank())]))  # the groups really connect
+        total = groups.model.all_reduce(torch.tensor([float(dist.get_rank())]))  # the groups connect the processes
         assert total.item() == sum(groups.model.ranks)
         mpu.destroy_model_parallel()
     with pytest.raises(RuntimeError, match="not initialised"):
@@ -154,5 +154,5 @@ def _check_protocol() -> None:
 
 
 @pytest.mark.xdist_group("multiprocess")
-def test_the_protocol_is_deepspeeds() -> None:
+def test_the_protocol_matches_deepspeed() -> None:
     run(4, _check_protocol)
