@@ -1,4 +1,4 @@
-"""The family of small models that the benchmarks train: bytes of the default corpus, 3 layers, head dimension 32."""
+"""The family of small models that the benchmarks train on bytes of the default corpus: 3 layers, head dimension 32."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 BASE_WIDTH, HEAD_DIM, INIT_STD = 64, 32, 0.05
-# SP's search space: the rates of configs/mup/space.yml, and the init std over the same factors.
+# SP's search space: the learning rates of configs/mup/space.yml, and the init std over the same factors.
 SP_SPACE = {
     "sampler": "random",
     "seed": 1,
@@ -21,12 +21,12 @@ MUP_SPACE = Path(__file__).resolve().parents[1] / "configs" / "mup" / "space.yml
 
 
 def space(use_mup: bool) -> dict[str, Any]:
-    """What a search varies."""
+    """The search space of a parametrization."""
     return yaml.safe_load(MUP_SPACE.read_text()) if use_mup else SP_SPACE
 
 
 def configuration(data: Path, iters: int, width: int = BASE_WIDTH, use_mup: bool = True) -> dict[str, Any]:
-    """A member of the family, batch 8 x 128 bytes; its muP base is BASE_WIDTH wide."""
+    """The configuration of one model: batch 8 x 128 bytes, muP base width BASE_WIDTH."""
     return {
         "num-layers": 3,
         "hidden-size": width,
@@ -56,14 +56,14 @@ def configuration(data: Path, iters: int, width: int = BASE_WIDTH, use_mup: bool
 
 
 def write(path: Path, content: dict[str, Any]) -> Path:
-    """Write a YAML file; returns its path."""
+    """Write a YAML file. Returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
 def make_corpus(data: Path) -> None:
-    """The default corpus as bytes, unless it is there."""
+    """Prepare the default corpus as bytes if it is missing."""
     if not (data / "text_document.idx").is_file():
         from muneox.commands import prepare_data
 

@@ -1,11 +1,12 @@
-"""How fast does one GPU train? Model FLOPs utilisation (MFU) of three shapes in bfloat16, eager and compiled.
+"""Measures the model FLOPs utilisation (MFU) of one GPU for three shapes in bfloat16, eager and compiled.
 
     python benchmarks/gpu_training.py --out runs/gpu_training
 
-Each row is a run of train.py as a user would start it, on random tokens: 125M and 1.3B whole, and four blocks of the
-6.7B shape with its embedding and readout. MFU is PaLM's (arXiv:2204.02311, appendix B): the model's FLOPs per token
-(6 per weight of a matrix, plus attention over the whole sequence, nothing for recomputation) times tokens per second,
-over the dense bf16 peak of the device as its data sheet states it. The figure is the median of the last log windows.
+Each row is a run of train.py on random tokens, started as a user would: 125M and 1.3B in full, and four blocks of the
+6.7B shape with its embedding and readout. MFU follows PaLM (arXiv:2204.02311, appendix B): the model's FLOPs per token
+times tokens per second, divided by the dense bf16 peak of the device's data sheet. The FLOPs per token are 6 per weight
+of a matrix, plus attention over the whole sequence, without recomputation. The reported value is the median of the last
+log windows.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ STEPS, WARM_UP, WINDOW = 25, 10, 5
 
 
 def make_data(folder: Path) -> dict[str, str]:
-    """Random tokens and a tokenizer of the right size; the keys that name them."""
+    """Write random tokens and a tokenizer of VOCABULARY tokens. Returns the configuration keys that name them."""
     from tokenizers import Tokenizer, models
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def make_data(folder: Path) -> dict[str, str]:
 
 
 def configuration(shape: str, compiled: bool, data: dict[str, str]) -> dict[str, Any]:
-    """A NeoX configuration of the shape, muP on."""
+    """A NeoX configuration of the shape, with muP."""
     layers, hidden, heads, batch, _ = SHAPES[shape]
     return {
         **data,
@@ -84,7 +85,7 @@ def configuration(shape: str, compiled: bool, data: dict[str, str]) -> dict[str,
 
 
 def measure(folder: Path, config: dict[str, Any]) -> dict[str, float]:
-    """Median MFU and tokens per second of the windows after warm-up, and peak memory in GiB."""
+    """Train, and return the median MFU, TFLOP/s, tokens per second and peak GiB over the windows after warm-up."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.json"
     path.write_text(json.dumps({**config, "log-dir": str(folder)}))
@@ -99,7 +100,7 @@ def measure(folder: Path, config: dict[str, Any]) -> dict[str, float]:
 
 
 def rows(out: Path, shapes: Sequence[str]) -> Iterator[tuple[str, str, dict[str, float], float]]:
-    """(shape, how, figures, target) of every run."""
+    """Measure every shape, eager and compiled. Yields (shape, mode, results, target)."""
     data = make_data(out.resolve() / "data")
     for shape in shapes:
         for compiled in (False, True):
@@ -114,7 +115,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     options = parser.parse_args(input_args)
     if not torch.cuda.is_available():
-        raise ConfigError("torch sees no GPU, so nothing can be measured here")
+        raise ConfigError("this benchmark needs a GPU, but torch finds none")
     name = torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}; bfloat16, sequence {SEQUENCE}, muP on\n")
     print("| shape | | MFU | target | TFLOP/s | tokens/s | peak GiB |\n|---|---|---|---|---|---|---|")

@@ -1,10 +1,11 @@
-"""Does the best learning rate stand still while the model widens? muP beside SP, on the default corpus.
+"""Tests whether the best learning rate stays the same as the model widens, for muP and SP on the default corpus.
 
     python benchmarks/lr_transfer.py --out runs/lr_transfer --workers 2
-    python benchmarks/lr_transfer.py --best runs/search_transfer/mup-proxy/best.yml      # around a search's winner
+    python benchmarks/lr_transfer.py --best runs/search_transfer/mup-proxy/best.yml      # around the winner of a search
 
-Byte level, 3 layers, head dimension 32, sequence 128, batch 8, 200 steps; muP's base is 64 wide. Every run is kept;
-started again, it goes on with those that are missing. Ends with tools/mup/lr_landscape.py over all of them.
+The models are byte-level with 3 layers, head dimension 32, sequence length 128, batch size 8 and 200 steps. muP's base
+width is 64. Every run is kept, and a restart trains only the missing ones. At the end, tools/mup/lr_landscape.py
+evaluates all runs.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from muneox.commands import lr_landscape, sweep
 def main(input_args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/lr_transfer"))
-    parser.add_argument("--data", type=Path, default=Path("data/corpus_bytes"), help="made if missing")
+    parser.add_argument("--data", type=Path, default=Path("data/corpus_bytes"), help="prepared if missing")
     parser.add_argument(
-        "--best", type=Path, help="overlay of a search: muP's other values, and the middle of its rates"
+        "--best", type=Path, help="best.yml of a search: the centre of muP's rates, and its other values"
     )
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512])
-    parser.add_argument("--octaves", type=float, nargs="+", default=[-2, -1.5, -1, -0.5, 0, 1], help="of muP's rate")
+    parser.add_argument(
+        "--octaves", type=float, nargs="+", default=[-2, -1.5, -1, -0.5, 0, 1], help="around muP's rate"
+    )
     parser.add_argument("--sp-log2-lr", type=int, nargs="+", default=[-12, -11, -10, -9, -8, -7])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--iters", type=int, default=200)

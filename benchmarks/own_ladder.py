@@ -1,11 +1,11 @@
-"""A ladder of our own: widths up to 256 predict width 512, in muP and in SP, registered before the target is trained.
+"""Predicts width 512 from widths up to 256, in muP and SP. The forecast is registered before the target is trained.
 
     python benchmarks/own_ladder.py --workers 2
 
-Bytes of the default corpus, 3 layers, 400 steps of 8 x 128. Each parametrization keeps the hyperparameters that its own
-search at width 64 found. The forecast is written once; the target's runs come after it, and are held against it. A
-ladder that no decreasing law agrees with, as SP's may be, has none. Started again, it goes on. Exit code 1 if muP's
-target is outside the interval, or the forecast off by 1 % or more.
+The models have 3 layers and train on bytes of the default corpus for 400 steps of 8 x 128. Each parametrization uses
+the hyperparameters that its search at width 64 found. The forecast is written once, before the target's runs are
+trained and compared with it. A ladder that no decreasing law agrees with, which can happen for SP, gets no forecast. A
+restart continues. The exit code is 1 if muP's target is outside the interval, or if the forecast is off by 1 % or more.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from muneox.commands import predict_loss, search, sweep
 from muneox.runs import read_runs
 from muneox.runs.align import last
 
-# Longer than the other benchmarks: 200 steps leave seeds 0.9 % apart, as much as a doubling of the width gains.
+# More steps than the other benchmarks: after 200 steps seeds differ by 0.9 %, as much as doubling the width gains.
 OWN = {"warmup": 0.1}
 
 
 def main(input_args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/own_ladder"))
-    parser.add_argument("--data", type=Path, default=Path("data/corpus_bytes"), help="made if missing")
-    parser.add_argument("--trials", type=int, default=24, help="of each search at width 64")
+    parser.add_argument("--data", type=Path, default=Path("data/corpus_bytes"), help="prepared if missing")
+    parser.add_argument("--trials", type=int, default=24, help="trials of each search at width 64")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 96, 128, 192, 256])
     parser.add_argument("--target-width", type=int, default=512)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])

@@ -1,10 +1,11 @@
-"""Claim: the loss predictor is more accurate than a plain fit on published ladders, and its 90 % intervals hold.
+"""Measures the loss predictor on published ladders against a plain fit, and the coverage of its 90 % intervals.
 
     python benchmarks/published_runs.py --data DIR
 
 DIR holds the published runs as CSV files (Mu-scaling, nanoLM, OLMo's ladder, OpenLM's over-training runs, Gemstone and
-the multi-power-law curves). The peer, in the same run, is the plain least-squares fit of the same law. First the splits
-that others reported, then error and coverage over all splits, then the speed of the fit; without DIR only the speed.
+the multi-power-law curves). The baseline is a plain least-squares fit of the same law, in the same run. The output has
+the splits that others reported, then error and coverage over all splits, then the speed of the fit. Without DIR it has
+only the speed.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from muneox.scaling.surface import fit_surface, sample_surface
 Array = NDArray[np.float64]
 DRAWS = 2000
 TOKENS = "throughput/total_tokens"
-SCHEDULES = ("cosine_24000", "constant_24000", "wsdcon_9")  # trained on; the other six are predicted
-WARMUP = 2160  # steps, linear; the curves begin at its end
+SCHEDULES = ("cosine_24000", "constant_24000", "wsdcon_9")  # fitted; the other six are predicted
+WARMUP = 2160  # steps, linear; the curves start after them
 TRAINED_13B = 5e12  # tokens
 
 
 @dataclass(frozen=True)
 class Split:
-    """Runs fitted (mask) and held out. tokens: None for a ladder of one recipe."""
+    """Runs of which the mask `fitted` is fitted and the rest held out. tokens: None for a ladder of one recipe."""
 
     source: str
     name: str
@@ -48,7 +49,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Result:
-    """Relative errors [held out] of the predictor and of the plain fit; whether inside; relative half widths."""
+    """Per held-out run: relative errors of predictor and plain fit, inside the interval or not, relative half-width."""
 
     split: Split
     error: Array
@@ -73,7 +74,7 @@ def where(rows: Sequence[dict[str, str]], **values: str) -> list[dict[str, str]]
 
 
 def ladder(source: str, name: str, size: Array, loss: Array) -> Iterator[Split]:
-    """Every split of at least four smallest sizes against the rest."""
+    """Every split into the smallest sizes, at least four, and the rest."""
     order = np.argsort(size)
     size, loss = size[order], loss[order]
     for cut in np.unique(size)[3:-1]:
@@ -96,7 +97,7 @@ def ladders(data: Path) -> Iterator[Split]:
 
 
 def changing_recipes(data: Path) -> Iterator[Split]:
-    """OpenLM at one token multiple: batch size and, for the largest, learning rate change along the ladder."""
+    """OpenLM at one token multiple. Batch size and, for the largest, learning rate change along the ladder."""
     rows = read(data / "openlm_overtraining/runs.csv")
     for corpus in dict.fromkeys(row["dataset"] for row in rows):
         for multiple in dict.fromkeys(row["chinchilla_multiplier"] for row in rows):
@@ -159,12 +160,12 @@ def curves(data: Path, size: str) -> dict[str, Curve]:
         rates = schedule(steps, column(rows, "lr"), int(steps[-1]), WARMUP)
         found[path.stem.removeprefix(f"{size}_")] = Curve(steps, column(rows, "loss"), rates)
     if not set(SCHEDULES) < set(found):
-        raise DataError(f"{data / 'multi_power_law'} lacks curves of {size}")
+        raise DataError(f"{data / 'multi_power_law'} has no complete set of curves for {size}")
     return found
 
 
 def annealing(data: Path, size: str) -> tuple[float, float]:
-    """Mean error of the law over the six unseen schedules, and how much of their points the intervals hold."""
+    """Mean error of the law over the six unseen schedules, and the share of their points inside the intervals."""
     found = curves(data, size)
     kept = [found[name] for name in SCHEDULES]
     law, posterior = fit_annealing(kept), sample_annealing(kept)
@@ -186,14 +187,14 @@ def row(label: str, ours: str, plain: str, published: str) -> None:
 
 
 def show_reported(results: Sequence[Result], data: Path) -> None:
-    """The splits that others reported, beside the plain fit of this run and the published error."""
+    """Print the splits that others reported, next to the plain fit of this run and the published error."""
 
     def pick(source: str, name: str, note: str = "", count: int | None = None) -> Result:
         for r in results:
             s = r.split
             if (s.source, s.name, s.note) == (source, name, note) and count in (None, int(s.fitted.sum())):
                 return r
-        raise DataError(f"{data} lacks {source} {name}")
+        raise DataError(f"{data} has no split {source} {name}")
 
     row("split", "predictor, %", "plain fit, %", "published, %")
     r = pick("Mu-scaling", "20k steps", count=7)
@@ -222,13 +223,13 @@ def show_reported(results: Sequence[Result], data: Path) -> None:
         error, inside = annealing(data, size)
         row(f"annealing law {size}, 3 schedules -> 6", f"{error:.3%}, {inside:.0%} inside", "", published)
     print(
-        "nanoLM's losses have two decimals (0.13 %) and repeats differ by 0.02-0.12 %: errors below that are alike.\n"
-        "The annealing law is the plain fit itself; it gains by the warm-up in both areas and curves of equal weight."
+        "nanoLM's losses have two decimals (0.13 %) and repeats differ by 0.02-0.12 %: smaller errors are equivalent.\n"
+        "The annealing law is the plain fit; it gains from the warm-up in both areas and from curves of equal weight."
     )
 
 
 def show_all(results: Sequence[Result]) -> float:
-    """Error and coverage by source; returns the coverage over all splits of one recipe."""
+    """Print error and coverage by source. Returns the coverage over all splits of one recipe."""
     names = ("splits", "held out", "mean error", "plain fit", "half width", "coverage")
     print(f"\n{'all splits':18}" + "".join(f"{name:>12}" for name in names))
     headline: dict[bool, list[NDArray[np.bool_]]] = {True: [], False: []}
@@ -247,14 +248,14 @@ def show_all(results: Sequence[Result]) -> float:
     coverage = float(np.concatenate([curve, surface]).mean())
     print(f"coverage of the 90 % intervals: L(N) {curve.mean():.1%}, L(N, D) {surface.mean():.1%}, all {coverage:.1%}")
     print(
-        "OpenLM L(N) is apart: batch size and learning rate change with the size, so it is no ladder of one recipe;\n"
-        f"with it {np.concatenate([curve, surface, apart]).mean():.1%}."
+        "OpenLM L(N) is not included: batch size and learning rate change with the size, so it is not a ladder of one "
+        f"recipe.\nWith it the coverage is {np.concatenate([curve, surface, apart]).mean():.1%}."
     )
     return coverage
 
 
 def show_speed() -> float:
-    """1,000 points with 1,000 bootstrap samples, beside SciPy's curve_fit for each sample; returns the ratio."""
+    """Time 1,000 bootstrap samples of 1,000 points against SciPy's curve_fit per sample. Returns the ratio."""
     from scipy.optimize import curve_fit
 
     def law(v: Array, a: float, b: float, c: float) -> Array:
@@ -279,7 +280,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder of published runs")
     data = parser.parse_args(input_args).data
     if data is None:
-        print("published runs: not given (--data DIR); the speed only")
+        print("no published runs given (--data DIR); measuring only the speed")
     else:
         splits = [*ladders(data), *surfaces(data), *changing_recipes(data)]
         results = [evaluate(split) for split in splits]

@@ -1,8 +1,7 @@
-"""Claim: the vectorised sample index has the rows of Megatron-LM's loop, in about 10 ms for a million
-documents.
+"""Compares the vectorised sample index with Megatron-LM's loop: same rows, in about 10 ms for a million documents.
 
-The peer is that loop in plain Python, which Megatron-LM and GPT-NeoX run in C++. Prints both times and their
-ratio, measured in one run on the same documents.
+The baseline is that loop in plain Python; Megatron-LM and GPT-NeoX run it in C++. Prints both times and their ratio,
+measured in one run on the same documents.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from megatron.data.gpt_dataset import build_sample_idx
 
 
 def sample_idx_by_loop(lengths: np.ndarray, seq_length: int) -> list[tuple[int, int]]:
-    """Walk the documents, filling one sequence of seq_length + 1 tokens at a time: the peer."""
+    """The baseline: walk the documents and fill one sequence of seq_length + 1 tokens at a time."""
     documents = lengths.tolist()
     num_samples = (sum(documents) - 1) // seq_length
     rows, document, offset = [(0, 0)], 0, 0
@@ -33,7 +32,7 @@ def sample_idx_by_loop(lengths: np.ndarray, seq_length: int) -> list[tuple[int, 
 
 
 def process_seconds(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """Median processor time of `repeats` calls, and the last result."""
+    """Median processor time of `repeats` calls in seconds, and the last result."""
     times = []
     for _ in range(repeats):
         start = time.process_time()
@@ -43,10 +42,10 @@ def process_seconds(function: Callable[[], Any], repeats: int) -> tuple[float, A
 
 
 def main(input_args: Sequence[str] | None = None) -> float:
-    """Print the comparison; returns time of the loop / time of the vectorised index."""
+    """Print the comparison. Returns the time of the loop divided by that of the vectorised index."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=1_000_000)
-    parser.add_argument("--mean-length", type=int, default=600, help="tokens a document, log-normal")
+    parser.add_argument("--mean-length", type=int, default=600, help="mean tokens per document (log-normal)")
     parser.add_argument("--seq-length", type=int, default=2048)
     args = parser.parse_args(input_args)
     rng = np.random.default_rng(0)

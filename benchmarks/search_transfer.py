@@ -1,12 +1,14 @@
-"""Does a search on a small proxy pay? Its winner at the target's width against a direct search there, muP and SP.
+"""Compares a search on a small proxy with a direct search at the target's width, in muP and SP.
 
     python benchmarks/search_transfer.py --out runs/search_transfer --workers 2
 
-Byte level, 3 layers, head dimension 32, sequence 128, batch 8. Four searches with equally many trials (muP and SP, at
-the proxy's and at the target's width), then the four winners at the target's width with further seeds. Each is a study
-file in --out: started again, it goes on. In muP the space is that of configs/mup/space.yml; SP has learning rate and
-init std over the same factors. Equal numbers of trials draw equal points, so that the direct search holds the
-proxy's winner among its own trials, and cannot do worse than it by bad luck.
+The models are byte-level with 3 layers, head dimension 32, sequence length 128 and batch size 8. Four searches run with
+equal numbers of trials: muP and SP, at the width of the proxy and of the target. The four winners then train at the
+target's width with other seeds. Each search is a study file in --out, and a restart continues it.
+
+muP searches the space of configs/mup/space.yml. SP searches learning rate and init std over the same factors. Equal
+numbers of trials draw equal points. The direct search therefore includes the proxy's winner among its trials and cannot
+lose to it by bad luck.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class Plan:
 
 
 def search(plan: Plan, name: str, parametrization: str, width: int, over: dict[str, Any], trials: int) -> optuna.Study:
-    """Run or resume one search as a user would, and open its study."""
+    """Run or resume one search as a user would. Returns its study."""
     folder = plan.out / name
     write(folder / "model.yml", configuration(plan.data, plan.iters, width, parametrization == "mup"))
     write(folder / "space.yml", over)
@@ -59,7 +61,7 @@ def search(plan: Plan, name: str, parametrization: str, width: int, over: dict[s
 
 
 def final(plan: Plan, name: str, parametrization: str, study: optuna.Study) -> tuple[float, list[float]]:
-    """The winner of a study at the target's width with the final seeds: mean, and loss by seed."""
+    """Train a study's winner at the target's width with the final seeds. Returns the mean and the loss per seed."""
     best = ranked(study.get_trials())[0]
     over = {
         "sampler": "grid",
@@ -72,22 +74,24 @@ def final(plan: Plan, name: str, parametrization: str, study: optuna.Study) -> t
 
 
 def row(label: str, study: optuna.Study, result: tuple[float, list[float]], reference: float) -> str:
-    spent, best = Usage.of(study.get_trials()), ranked(study.get_trials())[0]
+    usage, best = Usage.of(study.get_trials()), ranked(study.get_trials())[0]
     params = ", ".join(f"{key} {value_text(value)}" for key, value in best.params.items())
     seeds = ", ".join(f"{loss:.4f}" for loss in result[1])
     return (
         f"| {label} | {best.value:.4f} | **{result[0]:.4f}** ({seeds}) | {result[0] / reference - 1:+.2%} "
-        f"| {spent.flops:.3g} | {spent.seconds:,.0f} | {params} |"
+        f"| {usage.flops:.3g} | {usage.seconds:,.0f} | {params} |"
     )
 
 
 def main(input_args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/search_transfer"))
-    parser.add_argument("--data", type=Path, default=Path("data/corpus_bytes"), help="made if missing")
+    parser.add_argument("--data", type=Path, default=Path("data/corpus_bytes"), help="prepared if missing")
     parser.add_argument("--target-width", type=int, default=256)
     parser.add_argument("--trials", type=int, default=24)
-    parser.add_argument("--sp-trials", type=int, help="of SP's searches, which have two parameters (default: --trials)")
+    parser.add_argument(
+        "--sp-trials", type=int, help="trials of SP's searches, with two parameters (default: --trials)"
+    )
     parser.add_argument("--iters", type=int, default=300)
     parser.add_argument("--final-seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--workers", type=int, default=2)
@@ -114,10 +118,10 @@ def main(input_args: Sequence[str] | None = None) -> int:
     reference = results["mup-direct"][0]
     print(
         f"\nwidth {BASE_WIDTH} -> {plan.target_width}, {plan.trials} trials each (SP {plan.sp_trials}), "
-        f"{plan.iters} steps, losses in nats a byte\n"
+        f"{plan.iters} steps, losses in nats per byte\n"
     )
     print(
-        f"| search | best in it | winner at {plan.target_width}, mean of seeds | against muP direct "
+        f"| search | best of the search | winner at {plan.target_width}, mean of seeds | against muP direct "
         "| FLOPs | seconds | winner |"
     )
     print("|---|---|---|---|---|---|---|")

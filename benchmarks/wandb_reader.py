@@ -1,10 +1,10 @@
-"""Reading a long wandb offline file: our reader against wandb's own message classes, one core, one run.
+"""Compares our reader of wandb offline files with wandb's own message classes, for a long run on one core.
 
     python benchmarks/wandb_reader.py                      # 100,000 steps of nine metrics, as wandb 0.31 writes them
-    python benchmarks/wandb_reader.py --file run-x.wandb   # a file of yours
+    python benchmarks/wandb_reader.py --file run-x.wandb   # your own file
 
-wandb ships no reader of its own for these files; the peer is what one writes with what it ships: a scan of the chunks
-with their checksums, `Record.FromString` on each record, `json.loads` on each value. Both must find the same numbers.
+wandb has no reader for these files. The baseline is written with the classes that it ships: a scan of the chunks with
+their checksums, `Record.FromString` on each record, and `json.loads` on each value. Both must find the same numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Columns = dict[str, dict[int, float]]
 
 
 def wandb_like(steps: int) -> Iterator[bytes]:
-    """Payloads as of a run that logs nine metrics a step: for each, its history and two updates of the summary."""
+    """Payloads of a run that logs nine metrics per step: per step one history record and two summary updates."""
     pb = importlib.import_module("wandb.proto.wandb_internal_pb2")  # generated code, without types
 
     draw = random.Random(0)
@@ -51,7 +51,7 @@ def wandb_like(steps: int) -> Iterator[bytes]:
 
 
 def write(path: Path, payloads: Iterator[bytes]) -> None:
-    """LevelDB's log format with wandb's header."""
+    """Write payloads in LevelDB's log format with wandb's header."""
     with path.open("wb") as file:
         at = file.write(b":W&B\xe1\xbe\x00")
         for payload in payloads:
@@ -102,7 +102,7 @@ def peer(path: Path) -> Columns:
 
 def main(input_args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--file", type=Path, help="a run-*.wandb file; without, one is made")
+    parser.add_argument("--file", type=Path, help="a run-*.wandb file (default: a generated one)")
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(input_args)
@@ -111,8 +111,8 @@ def main(input_args: Sequence[str] | None = None) -> int:
         if options.file is None:
             write(path, wandb_like(options.steps))
         columns = ours(path)
-        if repr(sorted(columns.items())) != repr(sorted(peer(path).items())):  # repr: NaN is itself
-            print("the two readers disagree")
+        if repr(sorted(columns.items())) != repr(sorted(peer(path).items())):  # repr, because NaN != NaN
+            print("the two readers found different numbers")
             return 1
         seconds = {}
         for name, reader in (("ours", read_wandb_file), (PEER, peer)):
@@ -124,8 +124,8 @@ def main(input_args: Sequence[str] | None = None) -> int:
             seconds[name] = min(times)
         events = max(map(len, columns.values()))
         print(f"{path.name}: {path.stat().st_size / 1e6:.0f} MB, {events} steps, {len(columns)} metrics; one core")
-        for name, spent in seconds.items():
-            print(f"{name:>16}: {spent:6.2f} s of CPU, {events / spent:9,.0f} steps/s")
+        for name, elapsed in seconds.items():
+            print(f"{name:>16}: {elapsed:6.2f} s of CPU, {events / elapsed:9,.0f} steps/s")
         print(f"ratio: {seconds[PEER] / seconds['ours']:.1f}")
     return 0
 

@@ -1,4 +1,4 @@
-"""python -m muneox COMMAND ..."""
+"""Runs the command line: `python -m muneox COMMAND ...`."""
 
 import sys
 

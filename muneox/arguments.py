@@ -1,4 +1,4 @@
-"""The grammar of command lines: arguments that several commands share."""
+"""Command-line arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from muneox.runs.sources import read_runs
 
 
 def config_parser(description: str | None) -> argparse.ArgumentParser:
-    """For commands that take configuration files: CONFIG... [options] [--key value ...].
+    """A parser for commands that take configuration files: CONFIG... [options] [--key value ...].
 
-    What `parse_known_args` leaves over is configuration: files, and any key that overrides theirs.
+    `parse_known_args` returns the configuration as the remaining arguments: files, and keys that override theirs.
     """
     return argparse.ArgumentParser(
         usage="%(prog)s CONFIG... [options] [--key value ...]",
         description=description,
-        epilog="Any key of the configuration may be overridden: --train-iters 300, --optimizer.params.eps=1e-9.",
+        epilog="Options can override any configuration key: --train-iters 300, --optimizer.params.eps=1e-9.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """RUNS, --group, --tag, --where."""
+    """Add RUNS, --group, --tag and --where."""
     parser.add_argument(
         "runs",
         nargs="+",
         metavar="RUNS",
-        help="metrics.jsonl, wandb offline folders, `entity/project`, TensorBoard, CSV; folders and globs",
+        help="metrics.jsonl, wandb offline folders, `entity/project`, TensorBoard or CSV files; folders and globs",
     )
     parser.add_argument("--group", help="only runs of this group")
     parser.add_argument("--tag", action="append", default=[], help="only runs with this tag (repeatable)")
     parser.add_argument(
-        "--where", action="append", default=[], metavar="KEY=VALUE", help="only runs configured so (repeatable)"
+        "--where", action="append", default=[], metavar="KEY=VALUE", help="only runs with this value (repeatable)"
     )
 
 
 def chosen_runs(options: argparse.Namespace) -> list[Run]:
-    """The runs that the arguments name. Raises ConfigError for a --where without '=', else as read_runs."""
+    """Read the runs that the arguments select. Raises ConfigError for a --where without '=', else as read_runs."""
     where = {}
     for text in options.where:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise ConfigError(f"--where {text}: write it as KEY=VALUE, such as hidden_size=64")
+            raise ConfigError(f"--where {text}: expected KEY=VALUE, for example hidden_size=64")
         where[name.strip()] = value.strip()
     return read_runs(options.runs, group=options.group, tags=options.tag, where=where)

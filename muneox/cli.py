@@ -1,4 +1,4 @@
-"""The command `muneox`, and what the scripts in `tools/` run. Each command is imported only when it is used."""
+"""The command line of `muneox` and of the scripts in `tools/`. Each command is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import sys
 from megatron.entry import run_script
 from megatron.errors import ConfigError
 
-# command -> what it does; its module is muneox.commands.<name>, with _ for -
+# command -> summary. Its module is muneox.commands.<name>, with - replaced by _.
 COMMANDS = {
-    "train": "train a model, in as many processes as its configuration says",
+    "train": "train a model, with as many processes as its configuration needs",
     "generate": "sample from a checkpoint",
-    "prepare-data": "make a corpus to train on: tokenizer, token files, facts",
+    "prepare-data": "prepare a corpus for training: tokenizer, token files, corpus.json",
     "search": "search hyperparameters on a muP proxy",
     "sweep": "train a grid of runs: widths, seeds, values of any key",
-    "transfer": "compare a proxy with its target, or write the proxy",
-    "lr-landscape": "final loss over the learning rate, per width",
-    "width-check": "whether wider models are better at every step",
-    "audit": "every parameter's scale against the rules of muP",
+    "transfer": "compare a proxy with its target, or write the proxy's configuration",
+    "lr-landscape": "plot the final loss against the learning rate, per width",
+    "width-check": "check that wider models are better at every step",
+    "audit": "check the scale of every parameter against the rules of muP",
     "predict-loss": "predict a large model's loss from smaller runs",
-    "report": "one HTML page from the results of the other commands",
+    "report": "write one HTML page from the results of other commands",
     "inspect-checkpoint": "describe and verify a checkpoint",
     "merge-weights": "write a checkpoint's weights into one file",
     "preprocess-data": "tokenize text into .bin and .idx files",
@@ -28,25 +28,25 @@ COMMANDS = {
 
 
 def run_module(module: str) -> int:
-    """Run a module's `main` with the arguments of the command line; returns the exit code."""
+    """Run a module's `main` with the command-line arguments. Returns the exit code."""
     return run_script(lambda: importlib.import_module(module).main(sys.argv[1:]))
 
 
 def run_tool(module: str) -> int:
-    """The same for a script in `tools/`."""
+    """Run a module's `main` for a script in `tools/`. Returns the exit code."""
     if not sys.flags.safe_path:
-        del sys.path[0]  # the script's folder: nothing is imported from it, and tools/mup would hide the package mup
+        del sys.path[0]  # the script's folder; tools/mup in it would hide the package mup
     return run_module(module)
 
 
 def usage() -> str:
-    """The list of commands."""
+    """The help text: the list of commands."""
     rows = "\n".join(f"  {name:20}{summary}" for name, summary in COMMANDS.items())
     return f"usage: muneox COMMAND [arguments]\n\n{rows}\n\n`muneox COMMAND --help` describes its arguments."
 
 
 def main() -> int:
-    """The command `muneox`; returns the exit code."""
+    """Run the command `muneox`. Returns the exit code."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(usage())
@@ -54,7 +54,7 @@ def main() -> int:
     if name not in COMMANDS:
 
         def refuse() -> None:
-            raise ConfigError(f"muneox: no command {name!r}; expected one of {', '.join(COMMANDS)}")
+            raise ConfigError(f"muneox: unknown command {name!r}; expected one of {', '.join(COMMANDS)}")
 
         return run_script(refuse)
     sys.argv = [f"muneox {name}", *arguments]  # the command's help shows it

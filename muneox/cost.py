@@ -1,4 +1,4 @@
-"""What a model costs before it is trained."""
+"""The cost of a training run, computed from its configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from megatron.neox_arguments.job_configs import CostConfig
 
 @dataclass(frozen=True)
 class Cost:
-    """A run's size before it is trained."""
+    """Parameters, training tokens and training FLOPs of a run."""
 
     params: int
     tokens: int
@@ -19,7 +19,7 @@ class Cost:
 def cost_of(config: CostConfig, vocab_size: int | None = None) -> Cost:
     """Parameters, tokens and training FLOPs (see megatron.monitoring.flops) of a configuration.
 
-    vocab_size: the tokenizer's where unset, which its files must be there for.
+    vocab_size: read from the tokenizer's files if None.
     """
     from megatron.tokenizer import build_tokenizer
     from megatron.training.model_from_config import model_plan

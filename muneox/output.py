@@ -1,4 +1,4 @@
-"""How results are written: whole files, strict JSON, CSV; and how counts are shown."""
+"""Writes results atomically as JSON, CSV or text, and formats counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron.files import write_whole
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a whole file or nothing; its folder is made. Raises DataError naming the path."""
+    """Write a file atomically and create its folder. Raises DataError that names the path."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
@@ -24,7 +24,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows under the names of the first one."""
+    """Write rows as CSV. The first row's keys are the columns."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]) if rows else [])
     writer.writeheader()
@@ -33,12 +33,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Strict JSON: what is not finite becomes null."""
+    """Write strict JSON. Numbers that are not finite become null."""
     write_atomically(path, json.dumps(finite_or_none(value), indent=1, allow_nan=False) + "\n")
 
 
 def finite_or_none(value: Any) -> Any:
-    """Plain data for JSON, numbers that are not finite replaced by None."""
+    """Convert a value to plain data for JSON, with None for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {str(key): finite_or_none(item) for key, item in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, str | bytes):
@@ -49,7 +49,7 @@ def finite_or_none(value: Any) -> Any:
 
 
 def short(value: float) -> str:
-    """A count as people say it: 6.7e9 as 6.7B."""
+    """Format a count with a unit: 6.7e9 becomes 6.7B."""
     for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if unit <= abs(value) < 1e15:
             return f"{value / unit:.4g}{name}"

@@ -41,7 +41,7 @@ def test_an_unknown_command_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["muneox", "serach"])
     assert cli.main() == 2
     error = capsys.readouterr().err
-    assert "no command 'serach'" in error and "search" in error and len(error.splitlines()) == 1
+    assert "unknown command 'serach'" in error and "search" in error and len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

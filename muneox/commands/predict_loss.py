@@ -181,7 +181,7 @@ def show(forecast: Forecast, console: Console) -> None:
     console.print(f"prior: {forecast.prior}", soft_wrap=True)
     if forecast.targets:
         console.print(_target_table(forecast))
-    if forecast.held:
+    if forecast.held_out:
         content = forecast.as_json()["backtest"]
         console.print(
             f"backtest: mean error {content['mean_absolute_relative_error']:.2%}, {content['coverage']:.0%} inside, "
@@ -215,7 +215,7 @@ def _target_table(forecast: Forecast) -> Table:
 
 def _backtest_table(forecast: Forecast) -> Table:
     table = Table("fitted", forecast.x_name, "beyond", "predicted", "seen", "error", "")
-    for h in forecast.held:
+    for h in forecast.held_out:
         inside = "inside" if h.inside else "[red]outside[/red]"
         row = [str(h.sizes), f"{h.x:.6g}", f"{h.extrapolation:.1f} x", f"{h.predicted.value:.4f}", f"{h.actual:.4f}"]
         table.add_row(*row, f"{h.error:+.2%}", inside)

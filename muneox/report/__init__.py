@@ -1,1 +1,1 @@
-"""The report page: from the tools' JSON to sections, figures and tables, and from these to one HTML file."""
+"""Builds the report page: reads the tools' JSON files and writes one HTML file with sections, figures and tables."""

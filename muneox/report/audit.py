@@ -1,4 +1,4 @@
-"""The static audit's section, from the JSON of `tools/mup/audit.py`."""
+"""The report's section on the static audit."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from muneox.report.content import Cell, Entry, Section, Status, Table, load, num
 
 MAKER = "`tools/mup/audit.py CONFIG... --json FILE`"
 LEAD = (
-    "Every parameter of the real model with its role, shapes and scale, measured on the model and the optimizer that "
-    "would train, next to the rule of the parametrization."
+    "Every parameter of the real model with its role, shapes and scale. Scales are measured on the model and the "
+    "optimizer that training would use, and compared with the rules of the parametrization."
 )
 
 
 def section(path: Path) -> Section:
-    """Raises DataError for a file that holds no audit, such as the text that the tool prints."""
+    """Build the section from the JSON of `tools/mup/audit.py`. Raises DataError for any other file."""
     content = load(path, ("passed", "parameters", "factors", "notes"), MAKER)
     try:
         parameters, factors = _parameters(content["parameters"]), _factors(content["factors"])
@@ -27,10 +27,10 @@ def section(path: Path) -> Section:
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not what {MAKER} writes: a row lacks {error}") from error
     counts = f"{len(parameters.rows)} parameters, {len(factors.rows)} forward factors"
-    said = "all follow the rules" if content["passed"] else summary(content).removeprefix("FAIL, ")
+    outcome = "all follow the rules" if content["passed"] else summary(content).removeprefix("FAIL, ")
     status: Status = "pass" if content["passed"] else "fail"
     blocks = (kinds, parameters, factors)
-    return Section("audit", "Static audit", status, f"{counts}: {said}", LEAD, blocks, tuple(content["notes"]))
+    return Section("audit", "Static audit", status, f"{counts}: {outcome}", LEAD, blocks, tuple(content["notes"]))
 
 
 def _measure(row: Mapping[str, Any], measure: str) -> Cell:
@@ -63,7 +63,7 @@ def _factors(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _by_role(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """How many parameters of each role have which scales."""
+    """Count the parameters by role and scale."""
     measures = ("lr", "eps", "weight_decay")
     counts = Counter(
         (

@@ -1,4 +1,4 @@
-"""What a section of the page consists of, whatever it is about."""
+"""The building blocks of a report section: cells, tables and figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron.errors import DataError
 
 Status = Literal["pass", "fail", "note"]
 
-# Colours are names that the page's style sheet gives a value, one for a light and one for a dark background.
+# Colours are names. The page's style sheet defines a value of each for a light and for a dark background.
 SERIES = 8
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "pentagon")
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -21,7 +21,7 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of a table's cell, and the full-precision number behind it."""
+    """A table cell: its text, and the number behind it in full precision."""
 
     text: str
     value: float | None = None
@@ -32,7 +32,7 @@ Entry = Cell | str
 
 @dataclass(frozen=True)
 class Table:
-    """rows: one Entry for each of head. folded: behind a heading that opens it."""
+    """A table. rows: one Entry per column of head. folded: the reader opens the table by its caption."""
 
     caption: str
     head: tuple[str, ...]
@@ -44,8 +44,9 @@ class Table:
 class Figure:
     """One interactive figure.
 
-    data, layout: Plotly's, with colours as `$c0` or `$c0/0.2` (opacity). alt: what it shows, in words. views: labels of
-    a choice and the traces that each shows; the others always show. half: may stand beside another one.
+    data, layout: Plotly's, with colours as `$c0` or `$c0/0.2` (opacity). alt: a description of the figure. views:
+    labels of a drop-down list, each with the traces that it shows; traces of no view are always visible. half: the
+    figure takes half of the page's width, next to another one.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page. headline: its outcome in one sentence. blocks: figures and tables in order."""
+    """One section of the page. headline: the result in one sentence. blocks: figures and tables in order."""
 
     name: str
     title: str
@@ -74,7 +75,7 @@ class Section:
 
 
 def load(path: Path, keys: Sequence[str], maker: str) -> dict[str, Any]:
-    """A JSON object with these keys. Raises DataError that names the file and the tool that writes such ones."""
+    """Load a JSON object with these keys, else raise DataError that names the file and `maker`, the tool for it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -88,7 +89,7 @@ def load(path: Path, keys: Sequence[str], maker: str) -> dict[str, Any]:
 
 
 def number(value: float | None, form: str = ".4g") -> Cell:
-    """A number as it is shown, `none` for one that is missing."""
+    """Format a number as a cell; a dash for None and for numbers that are not finite."""
     if value is None or not math.isfinite(value):
         return Cell("–")
     return Cell(format(value, form), float(value))
@@ -99,7 +100,7 @@ def colour(i: int) -> str:
 
 
 def ticks(values: Iterable[float]) -> dict[str, Any]:
-    """An axis's ticks at these values, powers of two below 1 written as such; for a logarithmic axis."""
+    """Ticks of a logarithmic axis at these values. Values that are all powers of two below 1 are labelled as powers."""
     places = sorted(set(values))
     exact = [math.log2(place) for place in places if place > 0]
     if places and places[-1] < 1 and all(power == round(power) for power in exact):

@@ -1,4 +1,4 @@
-"""The coordinate check's section: slopes with their intervals, and the sizes that they were fitted to."""
+"""The report's section on the coordinate check: slopes with intervals, and the activation sizes behind them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STATISTICS = {"mean_abs": "mean |x| at initialisation", "rms_delta": "RMS(xₜ �
 
 
 def section(path: Path) -> Section:
-    """From coord_check.<rank>.json, and the CSV beside it where there is one."""
+    """Build the section from coord_check.<rank>.json and, if it exists, the CSV file next to it."""
     content = load(path, ("up", "sp"), MAKER)
     for short in NAMES:
         if not isinstance(content[short], Mapping) or "rows" not in content[short]:
@@ -38,12 +38,12 @@ def section(path: Path) -> Section:
         worst = max(failing, key=lambda row: abs(row["slope"] or 0.0))
         headline += f"{len(failing)} fail, first of all {worst['module']} {worst['statistic']}, which {worst['reason']}"
     else:
-        headline += "powerless, as the standard parametrization passes too"
+        headline += "powerless, because the standard parametrization passes too"
     refused = sum(not row["ok"] for row in sp["rows"])
     lead = (
-        "Every activation of the real model, at several widths, at initialisation and after optimizer steps. In muP "
-        "each slope of log₂ size on log₂ width is near 0; a mistake shows as a power of the width. The same check on "
-        f"the standard parametrization must fail, and it {'fails' if refused else 'does not'}: {refused} of "
+        "Every activation of the real model at several widths, at initialisation and after optimizer steps. In muP "
+        "each slope of log₂ size against log₂ width is near 0; a mistake appears as a power of the width. The same "
+        f"check on the standard parametrization must fail, and it {'fails' if refused else 'does not'}: {refused} of "
         f"{len(sp['rows'])} slopes."
     )
     return Section(
@@ -80,13 +80,13 @@ def _slopes(content: Mapping[str, Any]) -> Figure:
     }
     return Figure(
         "coord-slopes",
-        "Slope of every activation's size on the width",
-        f"Slopes with 95 % intervals of {len(modules)} modules, muP beside the standard parametrization; the shaded "
+        "Slope of every activation's size against the width",
+        f"Slopes with 95 % intervals of {len(modules)} modules, muP next to the standard parametrization; the shaded "
         f"band, {limits.min_slope} to {limits.max_slope}, passes.",
         data,
         layout,
-        caption="Bars: 95 % bootstrap interval over seeds. Shaded: what passes. Attention logits, and the output at "
-        "initialisation, may shrink.",
+        caption="Bars: 95 % bootstrap interval over seeds. Shaded: slopes that pass. Attention logits, and the output "
+        "at initialisation, can shrink.",
         views=tuple(views),
         toggles=(),
         height=160 + 26 * len(modules),
@@ -117,7 +117,7 @@ def _slope_trace(name: str, rows: Sequence[Mapping[str, Any]], shade: str, symbo
 
 
 def _records(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Values by parametrization. Raises DataError naming a file that is not the check's."""
+    """Read values by parametrization. Raises DataError for a file that the check did not write."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -130,7 +130,7 @@ def _records(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _lines(records: Mapping[str, Sequence[Mapping[str, Any]]], short: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Size over width, a line a module: the geometric mean over seeds."""
+    """Plot size against width, one line per module: the geometric mean over seeds."""
     values: dict[tuple[str, int], dict[str, dict[float, list[float]]]] = {}
     for record in records[short]:
         if record["value"] > 0:
@@ -160,8 +160,8 @@ def _lines(records: Mapping[str, Sequence[Mapping[str, Any]]], short: str, rows:
     name = NAMES[short]
     return Figure(
         f"coord-{short}",
-        f"{name}: size of the activations over the width",
-        f"{name}: {len(modules)} modules over the width; flat lines keep their size. Failing ones are red and thick.",
+        f"{name}: size of the activations against the width",
+        f"{name}: sizes of {len(modules)} modules against the width; flat lines pass. Failing ones are red and thick.",
         data,
         {
             "xaxis": {"type": "log", "title": {"text": "width"}, **ticks(record["width"] for record in records[short])},

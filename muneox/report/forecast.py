@@ -1,4 +1,4 @@
-"""The ladder's and the forecast's section."""
+"""The report's section on the ladder and its forecast."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from muneox.scaling.figure_data import left_out_points, nearest_backtest
 
 MAKER = "tools/scaling/predict_loss.py --json"
 LEAD = (
-    "A ladder of smaller runs, the law fitted to it, and what it says of larger ones. Each prediction comes with its "
-    "interval, how far it reaches beyond the data, and the errors of the same method on runs that were held out."
+    "A ladder of smaller runs, the law fitted to it, and its predictions for larger runs. Each prediction has an "
+    "interval, its distance beyond the data, and the errors of the same method on held-out runs."
 )
 
 
 def section(paths: Sequence[Path]) -> Section:
-    """From one or several JSON files of predict_loss.py, such as muP's and SP's."""
+    """Build the section from one or more JSON files of predict_loss.py, for example of muP and of SP."""
     contents = [load(path, ("targets", "parameters", "backtest", "points", "warnings"), MAKER) for path in paths]
     names = [path.stem for path in paths] if len(paths) > 1 else [""]
     blocks: list[Figure | Table] = []
@@ -47,15 +47,15 @@ def _headline(content: Mapping[str, Any]) -> str:
         return f"{content.get('formula', 'a law')} fitted to {len(content['points']['used'])} runs"
     target = content["targets"][-1]
     x, y = content.get("x", "x"), content.get("y", "loss")
-    said = (
+    headline = (
         f"{y} {target['prediction']:.4f} at {short(target['x'])} {x}, {target['level']:.0%} interval "
         f"{target['low']:.4f} to {target['high']:.4f}"
     )
     if "actual" in target:
         where = "inside" if target["inside"] else "OUTSIDE"
-        said += f"; seen {target['actual']:.4f}, {target['relative_error']:+.2%} off, {where}"
+        headline += f"; seen {target['actual']:.4f}, {target['relative_error']:+.2%} off, {where}"
     error = content["backtest"].get("mean_absolute_relative_error")
-    return said + ("" if error is None else f"; held-out runs were predicted to {error:.2%}")
+    return headline + ("" if error is None else f"; held-out runs were predicted to {error:.2%}")
 
 
 def _ladder(name: str, content: Mapping[str, Any]) -> Figure:
@@ -70,8 +70,8 @@ def _ladder(name: str, content: Mapping[str, Any]) -> Figure:
     rest = left_out_points(content)
     if rest:
         data.append(_runs("left out", rest, "$muted", "x"))
-    if held := nearest_backtest(content):
-        data.append(_intervals("backtest, held out", held, colour(2), "square-open"))
+    if held_out := nearest_backtest(content):
+        data.append(_intervals("backtest, held out", held_out, colour(2), "square-open"))
     if targets:
         data.append(_intervals("forecast", targets, colour(5), "diamond"))
     if seen:
@@ -102,14 +102,14 @@ def _ladder(name: str, content: Mapping[str, Any]) -> Figure:
 
 
 def _caption(content: Mapping[str, Any]) -> str:
-    """What is drawn, and the prior that the intervals rest on."""
+    """A legend of the figure, and the prior of the intervals."""
     drawn = "Line and area: median and interval of a new run. " * bool(content.get("bands"))
     prior = content.get("prior")
     return f"{drawn}Bars: intervals of a new run." + (f" Prior: {prior}." if prior else "")
 
 
 def _band(band: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The median of a new run along the ladder, and its interval as an area."""
+    """The interval of a new run along the ladder as an area, and its median as a line."""
     of = f", {band['name']}" if band["name"] else ""
     line = {"type": "scatter", "mode": "lines", "hoverinfo": "skip"}
     area = {
@@ -198,13 +198,13 @@ def _parameters(prefix: str, content: Mapping[str, Any]) -> Table:
 def _backtest(prefix: str, content: Mapping[str, Any]) -> Table:
     rows: list[tuple[Entry, ...]] = [
         (
-            number(held["fitted_sizes"], ".0f"),
-            Cell(short(held["x"]), held["x"]),
-            *(number(held[key], ".4f") for key in ("prediction", "low", "high", "actual")),
-            number(held["relative_error"], "+.2%"),
-            "inside" if held["inside"] else "outside",
+            number(run["fitted_sizes"], ".0f"),
+            Cell(short(run["x"]), run["x"]),
+            *(number(run[key], ".4f") for key in ("prediction", "low", "high", "actual")),
+            number(run["relative_error"], "+.2%"),
+            "inside" if run["inside"] else "outside",
         )
-        for held in content["backtest"]["held_out"]
+        for run in content["backtest"]["held_out"]
     ]
     head = ("fitted", content.get("x", "x"), "prediction", "low", "high", "seen", "error", "interval")
     return Table(f"{prefix}Backtest: larger runs held out", head, rows, folded=True)
@@ -212,11 +212,11 @@ def _backtest(prefix: str, content: Mapping[str, Any]) -> Table:
 
 def _points(prefix: str, content: Mapping[str, Any]) -> Table:
     rows: list[tuple[Entry, ...]] = []
-    for part, said in (("used", "fitted"), ("left_out", "left out")):
+    for part, use in (("used", "fitted"), ("left_out", "left out")):
         for point in content["points"][part]:
             y = number(point["y"], ".4f") if isinstance(point["y"], int | float) else Cell(str(point["y"]))
             why = point.get("reason", "")
-            rows.append((point["name"], Cell(short(point["x"]), point["x"]), y, f"{said}: {why}" if why else said))
+            rows.append((point["name"], Cell(short(point["x"]), point["x"]), y, f"{use}: {why}" if why else use))
     return Table(
         f"{prefix}Runs of the ladder",
         ("run", content.get("x", "x"), content.get("y", "loss"), "use"),

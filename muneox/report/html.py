@@ -1,4 +1,4 @@
-"""One self-contained HTML file: sections, figures with Plotly's script inlined, tables with the numbers behind them."""
+"""Renders the report as one self-contained HTML file with Plotly inlined and full-precision numbers in tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from muneox.output import finite_or_none
 from muneox.report.content import Cell, Figure, Section, Table
 
 BADGES = {"pass": "✓ PASS", "fail": "✗ FAIL", "note": "● NOTE"}
-# Nothing is fetched: the page holds all that it needs, and the browser is told to keep it so.
+# The page contains everything it needs, and this policy forbids the browser to fetch anything.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 
 PAGE = """<!doctype html>
@@ -55,7 +55,7 @@ PAGE = """<!doctype html>
 
 
 def render(sections: Sequence[Section], inputs: dict[str, Any], title: str, subtitle: str, footer: str) -> str:
-    """The page. inputs: what the numbers come from, kept in the page. Raises ConfigError without the package plotly."""
+    """Render the page. inputs: the source of its numbers, embedded as JSON. Raises ConfigError if plotly is missing."""
     here = Path(__file__).parent
     figures = [block for section in sections for block in section.blocks if isinstance(block, Figure)]
     return PAGE.format(
@@ -80,7 +80,7 @@ def _plotly() -> str:
 
 
 def _embedded(value: Any) -> str:
-    """JSON inside a script element, which no text in it can end."""
+    """JSON for a script element, with `<` escaped so that no text can end the element."""
     return json.dumps(finite_or_none(value), allow_nan=False).replace("<", "\\u003c")
 
 
@@ -101,7 +101,7 @@ def _badge(section: Section) -> str:
 def _card(section: Section) -> str:
     return (
         f'<li><a href="#{section.name}"><strong>{escape(section.title)}{_badge(section)}</strong>'
-        f'<span class="said">{escape(section.headline)}</span></a></li>'
+        f'<span class="outcome">{escape(section.headline)}</span></a></li>'
     )
 
 
@@ -126,7 +126,7 @@ def _figure(figure: Figure) -> str:
     )
     if figure.views:
         options = "".join(f"<option>{escape(label)}</option>" for label, _ in figure.views)
-        chosen = f'<select aria-label="What is shown in: {escape(figure.title)}">{options}</select>'
+        chosen = f'<select aria-label="View of: {escape(figure.title)}">{options}</select>'
         tools = chosen.replace("<option>", "<option selected>", 1) + tools
     tools += '<button type="button" class="reset">whole range</button>'
     caption = f"<figcaption>{escape(figure.caption)}</figcaption>" if figure.caption else ""

@@ -1,4 +1,4 @@
-"""The learning-rate landscape's section."""
+"""The report's section on the learning-rate landscape."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from muneox.report.content import SYMBOLS, Entry, Figure, Section, Status, Table
 
 MAKER = "tools/mup/lr_landscape.py"
 LEAD = (
-    "Final loss against learning rate, a line for each width. In muP the best learning rate of a narrow model is that "
-    "of a wide one; in the standard parametrization (SP) it falls as the model widens. Stars: minima of the parabola "
-    "through the points around the best, with 95 % intervals from seed noise; hollow ones lie at the edge of what was "
-    "tried."
+    "Final loss against learning rate, one line per width. In muP a narrow and a wide model have the same best "
+    "learning rate; in the standard parametrization (SP) it falls as the model widens. Stars: minima of a parabola "
+    "through the points around the best, with 95 % intervals from seed noise; hollow stars lie at the edge of the "
+    "rates that were tried."
 )
 
 
 def section(path: Path) -> Section:
-    """From the JSON of lr_landscape.py."""
+    """Build the section from the JSON of lr_landscape.py."""
     content = load(path, ("points", "basins", "drifts", "metric", "step", "passed", "loss_range"), MAKER)
     drifts = content["drifts"]
     status: Status = "note" if content["passed"] is None else "pass" if content["passed"] else "fail"
@@ -35,7 +35,7 @@ def section(path: Path) -> Section:
 
 def _short(drift: Mapping[str, Any]) -> str:
     if drift["slope"] is None:
-        return f"{drift['parametrization']} is not known"
+        return f"{drift['parametrization']} is unknown"
     within = "" if drift["low"] is None else f" ({drift['low']:+.2f} to {drift['high']:+.2f})"
     return f"{drift['parametrization']} {drift['slope']:+.2f} octaves{within}"
 

@@ -1,11 +1,11 @@
 "use strict";
-// Figures are plain Plotly data whose colours are names (`$c0`, `$c0/0.2`): the style sheet says what they are, once for
-// a light and once for a dark page, and a change of theme draws them again.
+// Figures are plain Plotly data with named colours (`$c0`, `$c0/0.2`). The style sheet defines each colour for a light and
+// for a dark page, and a change of theme redraws all figures.
 const root = document.documentElement;
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const system = window.matchMedia("(prefers-color-scheme: dark)");
 let chosen = null;
-let paper = null; // width of a figure in pixels while it is printed
+let paper = null; // width of a figure in pixels during printing
 
 function colours() {
   const style = getComputedStyle(root);
@@ -110,7 +110,7 @@ document.getElementById("theme").addEventListener("click", () => {
 });
 system.addEventListener("change", () => { if (!chosen) theme(system.matches ? "dark" : "light"); });
 
-// Paper is white, and a folded table cannot be opened on it.
+// Print in the light theme and with all tables open.
 let before = null;
 window.addEventListener("beforeprint", () => {
   before = { theme: root.dataset.theme, folded: [...document.querySelectorAll("details:not([open])")] };

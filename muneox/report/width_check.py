@@ -1,4 +1,4 @@
-"""The width check's section."""
+"""The report's section on the width check."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 
 from muneox.report.content import DASHES, Entry, Figure, Section, Status, Table, colour, load, number
 
-FEW = 40  # points that are marked on a curve
+FEW = 40  # curves with at most this many points have markers
 MAKER = "tools/mup/width_check.py"
 LEAD = (
-    "The same hyperparameters at several widths. In muP a wider model does at least as well as a narrower one at every "
-    "step of the training; where it does not, beyond the noise of seeds, something is not scaled as it should be."
+    "The same hyperparameters at several widths. In muP a wider model is at least as good as a narrower one at every "
+    "training step. If it is worse by more than the noise of seeds, some parameter is not scaled correctly."
 )
 
 
 def section(path: Path) -> Section:
-    """From the JSON of width_check.py."""
+    """Build the section from the JSON of width_check.py."""
     content = load(path, ("curves", "comparisons", "verdicts", "passed", "judged", "metric"), MAKER)
     names = list(dict.fromkeys(comparison["parametrization"] for comparison in content["comparisons"]))
     figures = [figure for name in names for figure in (_curves(content, name), _differences(content, name))]
     headline = ". ".join(verdict for verdict in content["verdicts"] if verdict.startswith(content["judged"]))
     others = [verdict for verdict in content["verdicts"] if not verdict.startswith(content["judged"])]
-    lead = LEAD + (f" Beside it: {'; '.join(others)}." if others else "")
+    lead = LEAD + (f" For comparison: {'; '.join(others)}." if others else "")
     status: Status = "pass" if content["passed"] else "fail"
     blocks: tuple[Figure | Table, ...] = (*figures, _table(content))
     return Section("width-check", "Width check", status, headline, lead, blocks, tuple(content.get("warnings", ())))
@@ -104,7 +104,7 @@ def _differences(content: Mapping[str, Any], name: str) -> Figure:
             "xaxis": {"title": {"text": "step"}},
             "yaxis": {"title": {"text": "difference [nats/token]"}, "zeroline": True, "zerolinewidth": 2},
         },
-        caption="Below zero the wider model is better. Bands: what the noise of seeds can make.",
+        caption="Below zero the wider model is better. Bands: noise of seeds.",
         toggles=("x",),
         half=True,
     )

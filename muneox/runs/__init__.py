@@ -1,4 +1,4 @@
-"""Reading training runs, one way for all tools: wandb offline folders and its API, metrics.jsonl, TensorBoard, CSV."""
+"""Reads training runs from wandb offline folders, the wandb API, metrics.jsonl, TensorBoard and CSV files."""
 
 from muneox.runs.align import (
     CORPUS,

@@ -1,4 +1,4 @@
-"""Runs side by side: the value at the same step or token count, the last one, smoothed as stated, recipes compared."""
+"""Compares runs: values at a step, at a token count or at the end, smoothing, and checks for equal recipes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from megatron.errors import ConfigError, DataError
 from muneox.runs.run import Run, Series, as_number
 
-CORPUS = "corpus.sha256"  # where a run's header records its corpus
+CORPUS = "corpus.sha256"  # key of a run's header that records its corpus
 TOKEN_SERIES = ("tokens", "consumed_tokens", "train/tokens", "num_tokens")
 
 
@@ -23,10 +23,10 @@ def last(run: Run, metric: str) -> tuple[int, float]:
 
 
 def at_step(run: Run, metric: str, step: float, *, interpolate: bool = False) -> float:
-    """The metric's value at a step, NaN or infinite if it was logged so.
+    """The metric's value at a step; can be NaN or infinite.
 
-    interpolate: between the logged points on either side, linearly. Raises DataError that names the run and the steps
-    nearby if nothing was logged at the step (interpolate: if it lies outside the logged ones).
+    interpolate: interpolate linearly between the neighbouring logged points. Raises DataError that names the run and
+    the nearest steps if nothing was logged at the step. With interpolate, raises it only outside the logged range.
     """
     series = run.series_of(metric)
     i = int(np.searchsorted(series.steps, step))
@@ -35,22 +35,23 @@ def at_step(run: Run, metric: str, step: float, *, interpolate: bool = False) ->
     inside = 0 < i < len(series)
     if interpolate and inside:
         return float(np.interp(step, series.steps[i - 1 : i + 1], series.values[i - 1 : i + 1]))
-    beside = sorted({int(series.steps[max(i - 1, 0)]), int(series.steps[min(i, len(series) - 1)])})
-    nearby = f"nearest: {' and '.join(map(str, beside))}"
+    neighbours = sorted({int(series.steps[max(i - 1, 0)]), int(series.steps[min(i, len(series) - 1)])})
+    nearby = f"nearest: {' and '.join(map(str, neighbours))}"
     if not inside:
         nearby = f"it was logged from step {series.steps[0]} to {series.steps[-1]}"
     raise DataError(f"run {run.name} ({run.source}) has no `{metric}` at step {step:g}; {nearby}")
 
 
 def tokens_of(run: Run, steps: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Tokens trained on after each step: as logged, else steps x train_batch_size x seq_length of the configuration.
+    """Tokens trained on after each step.
 
-    Raises DataError if the run tells neither.
+    They are read from a logged series, or computed as steps x train_batch_size x seq_length. Raises DataError if the
+    run has neither.
     """
     name = next((name for name in TOKEN_SERIES if len(run.series.get(name, ()))), None)
     if name is not None:
         series = run.series[name]
-        # Through the origin: no tokens before the first step.
+        # The line starts at the origin: no tokens before the first step.
         x, y = np.append(0, series.steps), np.append(0.0, series.values)
         tokens = np.asarray(np.interp(steps, x, y), np.float64)
         beyond = steps > x[-1]
@@ -59,16 +60,16 @@ def tokens_of(run: Run, steps: NDArray[np.int64]) -> NDArray[np.float64]:
     batch, length = run.number("train_batch_size"), run.number("seq_length")
     if batch is None or length is None:
         raise DataError(
-            f"run {run.name} ({run.source}) tells no token count: it needs a metric `tokens`, "
+            f"run {run.name} ({run.source}) has no token count: it needs a metric `tokens`, "
             "or train_batch_size and seq_length in its configuration"
         )
     return np.asarray(steps * batch * length, dtype=np.float64)
 
 
 def at_tokens(run: Run, metric: str, tokens: float) -> float:
-    """The metric's value at a token count, linear between the logged points on either side.
+    """The metric's value at a token count, interpolated linearly between logged points.
 
-    Raises DataError if the run logged the metric at no such count.
+    Raises DataError if the count is outside the logged range.
     """
     series = run.series_of(metric)
     counts = tokens_of(run, series.steps)
@@ -93,10 +94,10 @@ def common_steps(runs: Sequence[Run], metric: str) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """How a curve is smoothed; `str` states it. All kinds look back only, so a value depends on no later step.
+    """A smoothing method. `str` describes it. A smoothed value never depends on later steps.
 
-    none; mean or median of the last `points` logged points (fewer at the beginning); ema: exponential moving average,
-    y_t = points-th part of the new value, alpha = 2 / (points + 1), corrected for its start (Adam's bias correction).
+    kind: none; mean or median of the last `points` logged points (fewer at the beginning); or ema, an exponential
+    moving average with alpha = 2 / (points + 1) and Adam's bias correction.
     """
 
     kind: Literal["none", "mean", "median", "ema"] = "none"
@@ -104,12 +105,12 @@ class Smoothing:
 
     @classmethod
     def parse(cls, text: str) -> Smoothing:
-        """`none`, `mean:20`, `median:5`, `ema:20`. Raises ConfigError for anything else."""
+        """Parse `none`, `mean:20`, `median:5` or `ema:20`. Raises ConfigError for anything else."""
         kind, _, points = text.partition(":")
         if text == "none":
             return cls()
         if kind not in ("mean", "median", "ema") or not points.isdecimal() or int(points) < 1:
-            raise ConfigError(f"smoothing `{text}` is unknown: none, mean:20, median:20 or ema:20 (logged points)")
+            raise ConfigError(f"smoothing: expected none, mean:20, median:20 or ema:20 (logged points), got `{text}`")
         return cls(kind, int(points))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
@@ -120,7 +121,7 @@ class Smoothing:
 
 
 def smooth(series: Series, smoothing: Smoothing) -> Series:
-    """The smoothed series, at the same steps. A value that is not finite spoils the points that it enters."""
+    """The smoothed series at the same steps. A value that is not finite propagates to every point that includes it."""
     values, n = series.values, smoothing.points
     if smoothing.kind == "none" or n == 1 or not len(values):
         return series
@@ -143,8 +144,8 @@ def smooth(series: Series, smoothing: Smoothing) -> Series:
 def require_equal(runs: Sequence[Run], names: Sequence[str], purpose: str) -> Mapping[str, Any]:
     """The configuration values that all runs share. A name that no run has is left out.
 
-    Raises DataError that names the first key that differs and the runs with its values: "`train_iters` differs: 100
-    (a, b), 200 (c)".
+    Raises DataError for the first key that differs, with its values and runs: "`train_iters`, which differs: 100 in
+    a, b; 200 in c".
     """
     shared: dict[str, Any] = {}
     for name in names:
@@ -155,7 +156,7 @@ def require_equal(runs: Sequence[Run], names: Sequence[str], purpose: str) -> Ma
             by_value.setdefault(repr(value) if number is None else f"{number:g}", []).append(run.name)
         if len(by_value) > 1:
             cases = "; ".join(f"{value} in {_some(names)}" for value, names in by_value.items())
-            raise DataError(f"{purpose} needs runs that are alike in `{name}`, which differs: {cases}")
+            raise DataError(f"{purpose} needs runs with the same `{name}`, which differs: {cases}")
         value = runs[0].value(name) if runs else None
         if value is not None:
             shared[name] = value
@@ -163,23 +164,23 @@ def require_equal(runs: Sequence[Run], names: Sequence[str], purpose: str) -> Ma
 
 
 def require_same_corpus(runs: Sequence[Run], purpose: str) -> str | None:
-    """The SHA-256 of the corpus that all runs read, None where none of them records one.
+    """The SHA-256 of the corpus that all runs read, or None if no run records one.
 
-    Raises DataError that names each corpus and its runs: losses on different text cannot be compared.
+    Raises DataError that names each corpus and its runs. Losses on different text cannot be compared.
     """
     by_corpus: dict[tuple[str | None, Any], list[str]] = {}
     for run in runs:
         by_corpus.setdefault((run.value(CORPUS), run.value("corpus.bytes")), []).append(run.name)
     if len(by_corpus) > 1:
         cases = "; ".join(f"{describe_corpus(*corpus)} in {_some(names)}" for corpus, names in by_corpus.items())
-        raise DataError(f"{purpose} needs runs on one corpus, and there are {len(by_corpus)}: {cases}")
+        raise DataError(f"{purpose} needs runs on one corpus, found {len(by_corpus)}: {cases}")
     return next((sha256 for sha256, _ in by_corpus), None)
 
 
 def describe_corpus(sha256: str | None, size: int | None = None) -> str:
-    """A corpus in a few words: its size where it is known, and the first digits of its SHA-256."""
+    """Describe a corpus by its size in bytes, if known, and the first digits of its SHA-256."""
     if sha256 is None:
-        return "a corpus that is not recorded"
+        return "an unrecorded corpus"
     return (f"{size:,} bytes with SHA-256 " if size else "SHA-256 ") + f"{sha256[:12]}..."
 
 

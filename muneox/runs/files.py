@@ -1,4 +1,4 @@
-"""Runs in files other than wandb's: metrics.jsonl, TensorBoard's events, the CSV of one run's history."""
+"""Reads runs from metrics.jsonl, TensorBoard event files and CSV histories."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from muneox.runs.run import Run, Series, State
 from muneox.runs.wandb_file import LIVE_SECONDS
 
 STEP_COLUMNS = ("step", "_step", "global_step", "trainer/global_step", "iteration", "iter")
-GENERIC_NAMES = ("metrics", "history")  # of files, which say less than their folder's
+GENERIC_NAMES = ("metrics", "history")  # files with these names are named after their folder
 
 
 def read_jsonl(path: Path) -> Run:
-    """The run of a metrics.jsonl; its configuration is the header: `config`, `model`, `mup`, and batch and length."""
+    """Read a metrics.jsonl. Its header (`config`, `model`, `mup`, batch size, sequence length) is the configuration."""
     header, records = read_metrics(path)
     steps: dict[str, list[int]] = {}
     values: dict[str, list[float]] = {}
@@ -57,7 +57,7 @@ def _torn(path: Path) -> tuple[str, ...]:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         whole = file.read(1) == b"\n"
-    return () if whole else (f"{path}: the last line is not complete and is left out",)
+    return () if whole else (f"{path}: the last line is incomplete and was left out",)
 
 
 def _state(path: Path, step: int, train_iters: Any) -> State:
@@ -71,9 +71,9 @@ def _last_values(series: Mapping[str, Series]) -> dict[str, float]:
 
 
 def read_csv(path: Path) -> Run:
-    """One run's history as a table: a column of steps (`step`, `Step`, `iteration`, ...), others by their names.
+    """Read the history of one run: a step column (`step`, `Step`, `iteration`, ...) and one column per metric.
 
-    Empty cells and text are left out. Raises DataError without a step column or without rows.
+    Empty cells and text are left out. Raises DataError if there is no step column or no row.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -84,14 +84,16 @@ def read_csv(path: Path) -> Run:
     column = next((i for i, name in enumerate(head) if name.lower() in STEP_COLUMNS), None)
     if column is None or len(rows) < 2:
         raise DataError(
-            f"{path} is not the history of a run: it needs a column `step` and a row for each, and has the columns "
+            f"{path} is not the history of a run: it needs a column `step` and one row per step, and has the columns "
             f"{', '.join(head) or 'none'} and {max(len(rows) - 1, 0)} rows"
         )
     points: dict[str, tuple[list[int], list[float]]] = {}
     for number, row in enumerate(rows[1:], start=2):
         step = _float(row[column]) if column < len(row) else None
         if step is None or not math.isfinite(step):
-            raise DataError(f"{path}, row {number}: the step `{row[column] if column < len(row) else ''}` is no number")
+            raise DataError(
+                f"{path}, row {number}: the step is `{row[column] if column < len(row) else ''}`, expected a number"
+            )
         for i, (name, cell) in enumerate(zip(head, row)):
             if i != column and (value := _float(cell)) is not None:
                 steps, values = points.setdefault(name, ([], []))
@@ -109,12 +111,12 @@ def _float(cell: str) -> float | None:
 
 
 def read_tensorboard(folder: Path) -> Run:
-    """The run of a folder with TensorBoard's event files: its scalars, and a configuration that was logged as text.
+    """Read the scalars of a folder with TensorBoard event files, and a configuration that was logged as text.
 
     Raises DataError if the package is missing or there are no scalars.
     """
     module = "tensorboard.backend.event_processing.event_accumulator"
-    events = import_optional(module, "tensorboard", f"{folder} holds TensorBoard's events; reading them", DataError)
+    events = import_optional(module, "tensorboard", f"reading the TensorBoard events in {folder}", DataError)
     quiet = logging.getLogger("tensorboard")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
@@ -125,7 +127,7 @@ def read_tensorboard(folder: Path) -> Run:
         quiet.setLevel(level)
     series, config = _events(log)
     if not series:
-        raise DataError(f"{folder} holds TensorBoard's events, and no scalar in them")
+        raise DataError(f"{folder} has TensorBoard events but no scalars")
     return Run(
         name=folder.resolve().name, source=str(folder), config=config, series=series, summary=_last_values(series)
     )
@@ -156,7 +158,7 @@ def _scalar(tensor: Any) -> float | None:
 
 
 def _literal(text: str) -> Any:
-    """What our monitor wrote as a block of Markdown; text that is no literal stays text."""
+    """Parse a Python literal that our monitor wrote as a block of Markdown. Other text is returned unchanged."""
     text = text.strip().removeprefix("```").removesuffix("```").strip()
     try:
         return ast.literal_eval(text)

@@ -1,8 +1,8 @@
-"""Named values in wandb's records (HistoryItem, SummaryItem, ConfigItem), one by one and many at once.
+"""Reads named values from wandb's records (HistoryItem, SummaryItem, ConfigItem), singly or in bulk.
 
-An item is a name (`key`, or a `nested_key` for each level) and a value: JSON text in `value_json`, or, in newer
-versions of the format, a typed field. Names repeat at every step, so they are told apart by their bytes and each is
-decoded once.
+An item is a name (`key`, or one `nested_key` per level) and a value. The value is JSON text in `value_json` or, in
+newer versions of the format, a typed field. Names repeat at every step, so they are compared as bytes and each distinct
+name is decoded once.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from muneox.runs import wire
 from muneox.runs.wire import Bytes, Ints
 
 KEY, NESTED_KEY, BOOLEAN, INTEGER, NUMBER, TEXT, JSON, VALUE_JSON = 1, 2, 4, 5, 6, 7, 8, 16
-MAX_NUMBER = 32  # bytes; a double has at most 24 in JSON, and PADDING is more
+MAX_NUMBER = 32  # bytes; a double needs at most 24 in JSON. PADDING must be larger.
 MAX_NAME = 64  # bytes; items with a longer name are read one by one
 
 
 def item(message: bytes) -> tuple[str, bytes | None]:
-    """Name, levels joined by dots, and value as JSON text; None without one."""
+    """Decode an item: its name, with levels joined by dots, and its value as JSON text, or None without a value."""
     nested: list[str] = []
     key, value = "", None
     for number, content in wire.fields(message):
@@ -46,7 +46,7 @@ def item(message: bytes) -> tuple[str, bytes | None]:
 
 @dataclass(frozen=True)
 class Fields:
-    """Fields of many messages, in order of message and place. owner: index of the message. All int64[n]."""
+    """Fields of many messages, ordered by message and position. owner: index of the message. All int64[n]."""
 
     owner: Ints
     number: Ints
@@ -58,7 +58,10 @@ class Fields:
 
 
 def fields_of(buffer: Bytes, start: Ints, stop: Ints, owner: Ints) -> Fields:
-    """All length-delimited fields of the messages buffer[start:stop]. Raises wire.Malformed with the owner."""
+    """All length-delimited fields of the messages buffer[start:stop].
+
+    Raises wire.Malformed with the owner of the first malformed message.
+    """
     found = []
     while True:
         going = start < stop
@@ -78,9 +81,9 @@ def fields_of(buffer: Bytes, start: Ints, stop: Ints, owner: Ints) -> Fields:
 
 @dataclass(frozen=True)
 class Group:
-    """Items of one name: their indices in Fields, and where the JSON text of each value starts and stops.
+    """Items with the same name: their indices in Fields, and where the JSON text of each value starts and stops.
 
-    text: that of a single item that has none in the file, such as a typed value.
+    text: the JSON text of a single item whose value is not JSON text in the file, for example a typed value.
     """
 
     name: str
@@ -90,17 +93,17 @@ class Group:
     text: bytes | None = None
 
     def texts(self, data: bytes) -> list[bytes]:
-        """The values as JSON."""
+        """The values as JSON text."""
         if self.text is not None:
             return [self.text]
         return [data[start:stop] for start, stop in zip(self.start.tolist(), self.stop.tolist())]
 
     def floats(self, buffer: Bytes) -> NDArray[np.float64]:
-        """The values as numbers. Raises ValueError if one is none, or too long to be one."""
+        """The values as float64[n]. Raises ValueError if a value is not a number."""
         length = self.stop - self.start
         width = int(length.max())
         if self.text is not None or not 0 < width <= MAX_NUMBER:
-            raise ValueError("not numbers in the file")
+            raise ValueError("the values are not all numbers")
         anywhere = np.ndarray((len(buffer) - width + 1,), dtype=f"S{width}", buffer=buffer.data, strides=(1,))
         texts = anywhere[self.start]
         texts.view(np.uint8).reshape(-1, width)[np.arange(width) >= length[:, None]] = 0
@@ -108,13 +111,13 @@ class Group:
 
 
 class Names:
-    """Decodes each distinct name once."""
+    """Groups items by name and decodes each distinct name once."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, str] = {}
 
     def groups(self, data: bytes, buffer: Bytes, items: Fields, last: bool = False) -> list[Group]:
-        """Groups of the items by name, each in order. last: of each name the last item only."""
+        """Group the items by name, in order. last: keep only the last item of each name."""
         name_stop, value = _split(buffer, items)
         usual = (value >= 0) & (name_stop - items.start <= MAX_NAME)
         found = []
@@ -136,7 +139,7 @@ class Names:
 
 
 def _split(buffer: Bytes, items: Fields) -> tuple[Ints, Ints]:
-    """Where the name of each item stops and its JSON value starts; -1 unless `value_json` is the item's last field."""
+    """Where each item's name stops and its JSON value starts, or -1 if `value_json` is not the item's last field."""
     name_stop, value = np.full(len(items.start), -1), np.full(len(items.start), -1)
     index, at = np.arange(len(items.start)), items.start
     while index.size:
@@ -149,7 +152,7 @@ def _split(buffer: Bytes, items: Fields) -> tuple[Ints, Ints]:
 
 
 def _alike(buffer: Bytes, start: Ints, stop: Ints, chosen: Ints) -> list[Ints]:
-    """The chosen indices in groups of equal bytes buffer[start:stop], each ascending."""
+    """Group the chosen indices by equal bytes buffer[start:stop]. Each group is in ascending order."""
     if not chosen.size:
         return []
     start, length = start[chosen], (stop - start)[chosen]
@@ -161,7 +164,7 @@ def _alike(buffer: Bytes, start: Ints, stop: Ints, chosen: Ints) -> list[Ints]:
     for column in columns:
         digest = (digest ^ column) * np.uint64(0x9E3779B97F4A7C15)
         digest ^= digest >> np.uint64(32)
-    # Two names may have one short digest; sorting on it alone is fast, and almost always enough.
+    # Two names can share a short digest. Sorting by it alone is fast and almost always sufficient.
     order = np.argsort(digest.astype(np.uint16), kind="stable")
     groups, borders = _borders(columns, order)
     if groups > len(np.unique(digest[order[borders]])):
@@ -171,7 +174,7 @@ def _alike(buffer: Bytes, start: Ints, stop: Ints, chosen: Ints) -> list[Ints]:
 
 
 def _borders(columns: list[NDArray[np.uint64]], order: Ints) -> tuple[int, Ints]:
-    """How many groups of equal neighbours there are, and where each begins."""
+    """The number of groups of equal neighbours, and where each group begins."""
     differs = np.zeros(len(order) - 1, dtype=bool)
     for column in columns:
         differs |= np.diff(column[order]) != 0

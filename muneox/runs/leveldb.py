@@ -1,11 +1,17 @@
-"""The log format under wandb's offline files: LevelDB's, with a header of its own and a plain CRC-32.
+"""Reads the log format of wandb's offline files: LevelDB's format with another header and a plain CRC-32.
 
-A header of seven bytes (`:W&B`, u16 magic 0xBEE1, u8 version 0), then blocks of 32 KiB that count from the start of
-the file. A chunk is a CRC-32 over type and payload (u32), the payload's length (u16), its type (u8: 1 whole, 2 first,
-3 middle, 4 last) and the payload; all little-endian. Fewer than seven bytes at a block's end are padding.
-LevelDB's doc/log_format.md, but for header and checksum, which are as in the files that wandb 0.31 writes.
+The file starts with a header of seven bytes (`:W&B`, u16 magic 0xBEE1, u8 version 0). Blocks of 32 KiB follow, counted
+from the start of the file. A chunk consists of
 
-No chunk crosses a block, so all blocks are walked at once, chunk by chunk, with NumPy.
+- a CRC-32 over type and payload (u32),
+- the length of the payload (u16),
+- its type (u8: 1 whole, 2 first, 3 middle, 4 last), and
+- the payload.
+
+All numbers are little-endian. Fewer than seven bytes at the end of a block are padding. The reference is LevelDB's
+doc/log_format.md; header and checksum are those of the files that wandb 0.31 writes.
+
+No chunk crosses a block boundary, so NumPy walks all blocks in parallel, chunk by chunk.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Damage:
-    """Where and how a file stops being readable. torn: it merely ends early, as that of a live or a killed run."""
+    """Where and why a file becomes unreadable. torn: the file only ends early, as for a live or a killed run."""
 
     offset: int
     what: str
@@ -38,9 +44,9 @@ class Damage:
 
 @dataclass(frozen=True)
 class Records:
-    """Whole records in order: record i is buffer[starts[i]:ends[i]]. offsets: where each begins in the file.
+    """Complete records in order: record i is buffer[starts[i]:ends[i]]. offsets: where each begins in the file.
 
-    The buffer ends in PADDING zeros, so that the last bytes may be read as if others followed.
+    The buffer ends with PADDING zeros, so reads of fixed width past the last byte are safe.
     """
 
     buffer: bytes
@@ -51,12 +57,12 @@ class Records:
 
 
 def read_records(data: bytes) -> Records:
-    """All records before the first damage. Raises ValueError if `data` is not the beginning of a wandb file."""
+    """Read all records before the first damage. Raises ValueError if `data` does not start like a wandb file."""
     if data[:HEADER] != MAGIC[: len(data)]:
-        raise ValueError("not a wandb file of a known version")
+        raise ValueError("this is not a wandb file of a known version")
     if len(data) < HEADER:
         none = np.zeros(0, dtype=np.int64)
-        return Records(bytes(PADDING), none, none, none, Damage(0, "the header is not complete", torn=True))
+        return Records(bytes(PADDING), none, none, none, Damage(0, "the header is incomplete", torn=True))
     at, length, kind, damage = _chunks(data)
     if (bad := _first_mismatch(data, at, length)) is not None:
         damage = Damage(int(at[bad]), "the checksum (CRC) does not match")
@@ -65,14 +71,14 @@ def read_records(data: bytes) -> Records:
 
 
 def _chunks(data: bytes) -> tuple[Ints, Ints, Ints, Damage | None]:
-    """Offset, length and type of every chunk before the first one that makes no sense or is not complete."""
+    """Offset, length and type of every chunk before the first one that is invalid or incomplete."""
     buffer = np.frombuffer(data, dtype=np.uint8)
     size = len(data)
     position = np.arange(0, size, BLOCK)
     block_end = position + BLOCK
     position[0] = HEADER
     found: list[tuple[Ints, Ints, Ints]] = []
-    limit = size  # offset of the earliest trouble
+    limit = size  # offset of the earliest damage
     while len(position):
         open_ = (position + CHUNK_HEADER <= block_end) & (position < limit)
         if (cut := position[open_ & (position + CHUNK_HEADER > size)]).size:
@@ -96,17 +102,17 @@ def _chunks(data: bytes) -> tuple[Ints, Ints, Ints, Damage | None]:
 
 def _trouble(data: bytes, offset: int) -> Damage:
     rest = data[offset : offset + BLOCK]
-    if not rest.strip(b"\0"):  # a file system that lost power keeps the length and not the bytes
-        return Damage(offset, "there are only zeros")
+    if not rest.strip(b"\0"):  # after a power loss, a file system can keep the length but not the bytes
+        return Damage(offset, "the file has only zeros")
     length = int.from_bytes(rest[4:6], "little")
     in_block = CHUNK_HEADER + length <= BLOCK - offset % BLOCK
     if len(rest) < CHUNK_HEADER or (in_block and WHOLE <= rest[6] <= LAST):
-        return Damage(offset, "the last record is not complete", torn=True)
-    return Damage(offset, "the header of a record makes no sense")
+        return Damage(offset, "the last record is incomplete", torn=True)
+    return Damage(offset, "the header of a record is invalid")
 
 
 def _first_mismatch(data: bytes, at: Ints, length: Ints) -> int | None:
-    """Index of the first chunk whose checksum is not that of its content."""
+    """Index of the first chunk whose checksum does not match, or None."""
     if not len(at):
         return None
     stored = np.frombuffer(data, dtype=np.uint8)[at[:, None] + np.arange(4)].view("<u4")[:, 0]
@@ -117,7 +123,7 @@ def _first_mismatch(data: bytes, at: Ints, length: Ints) -> int | None:
 
 
 def _joined(data: bytes, at: Ints, length: Ints, kind: Ints, damage: Damage | None) -> Records:
-    """Records from chunks: those in one chunk stay where they are, the others are put together after the file's end."""
+    """Join chunks into records. Records of several chunks are copied to the end of the buffer."""
     starts, ends, offsets = at + CHUNK_HEADER, at + CHUNK_HEADER + length, at.copy()
     keep = kind == WHOLE
     spill: list[bytes] = []
@@ -125,7 +131,7 @@ def _joined(data: bytes, at: Ints, length: Ints, kind: Ints, damage: Damage | No
     for i in np.flatnonzero(kind != WHOLE).tolist():
         if (kind[i] == FIRST) != (first < 0) or (first >= 0 and i != first + len(parts)):
             where = int(at[first + len(parts)] if first >= 0 else at[i])
-            damage = Damage(where, "the pieces of a record do not follow one another")
+            damage = Damage(where, "the chunks of a record are out of order")
             keep[first + len(parts) if first >= 0 else i :] = False
             first, parts = -1, []
             break
@@ -138,7 +144,5 @@ def _joined(data: bytes, at: Ints, length: Ints, kind: Ints, damage: Damage | No
             first, parts = -1, []
     if first >= 0:
         keep[first:] = False
-        damage = (
-            damage if damage and not damage.torn else Damage(int(at[first]), "the last record is not complete", True)
-        )
+        damage = damage if damage and not damage.torn else Damage(int(at[first]), "the last record is incomplete", True)
     return Records(b"".join([data, *spill, bytes(PADDING)]), starts[keep], ends[keep], offsets[keep], damage)

@@ -1,4 +1,4 @@
-"""A training run as the tools see it: what it was told to do, and what it logged."""
+"""A training run: its configuration and its logged metrics."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from megatron.errors import DataError
 
 State = Literal["finished", "running", "crashed", "unknown"]
 
-# Where muNeoX's header keeps a number; the model's own dimensions count before the configuration's.
+# Sections of muNeoX's header. The model's dimensions take precedence over the configuration's.
 SECTIONS = ("model", "config", "mup")
 
 
 @dataclass(frozen=True)
 class Series:
-    """One metric of a run. steps: int64[n], strictly increasing; values: float64[n], NaN and infinity kept."""
+    """One metric of a run. steps: int64[n], strictly increasing. values: float64[n], can be NaN or infinite."""
 
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
@@ -31,7 +31,7 @@ class Series:
 
     @classmethod
     def of(cls, steps: Sequence[int] | NDArray[Any], values: Sequence[float] | NDArray[Any]) -> Series:
-        """Sorted by step; of several values at a step the last counts."""
+        """Sort the values by step. The last value logged at a step is kept."""
         step, value = np.asarray(steps, dtype=np.int64), np.asarray(values, dtype=np.float64)
         if len(step) > 1 and not np.all(step[1:] > step[:-1]):
             order = np.argsort(step, kind="stable")
@@ -45,10 +45,10 @@ class Series:
 class Run:
     """One training run.
 
-    name: as it was given, else its folder's or file's. source: path or URL it was read from. config: nested as
-    logged. series: by the metric's name; nested metrics joined by dots. summary: last or summarised values.
-    state: finished, running (not ended, written to within two minutes), crashed, or unknown where its source
-    cannot tell. warnings: what was damaged or left out.
+    name: the run's name, else the name of its folder or file. source: the path or URL of the run. config: the
+    configuration, nested as logged. series: by metric name; levels of nested metrics are joined by dots. summary: last
+    or summarised values. state: finished, running (not ended, written to within two minutes), crashed, or unknown if
+    the source does not record it. warnings: damage, and what was left out.
     """
 
     name: str
@@ -62,10 +62,10 @@ class Run:
     warnings: tuple[str, ...] = ()
 
     def value(self, name: str) -> Any:
-        """A configuration value, None if there is none: `hidden_size`, `optimizer.params.lr`, `lr`.
+        """A configuration value by name (`hidden_size`, `optimizer.params.lr`, `lr`), or None.
 
-        '-' and '_' are alike, dots step into sections. The name is looked up at the root, in the sections `model`,
-        `config` and `mup`, then anywhere below, where the shallowest counts.
+        '-' and '_' are equivalent. Dots separate sections. The name is looked up at the root, then in the sections
+        `model`, `config` and `mup`, then at any depth, the shallowest first.
         """
         path = _normal(name).split(".")
         for section in (None, *SECTIONS):
@@ -75,11 +75,11 @@ class Run:
         return next((found for tree in _trees(self.config) if (found := _follow(tree, path)) is not None), None)
 
     def number(self, name: str) -> float | None:
-        """A configuration value as a number, None if there is none or it is not one. See `value`."""
+        """A configuration value as a number, or None if it is missing or not a number. See `value`."""
         return as_number(self.value(name))
 
     def series_of(self, name: str) -> Series:
-        """The series of a metric; raises DataError that names the run and the metrics that it has."""
+        """The series of a metric. Raises DataError that names the run and its metrics if it has no such metric."""
         found = self.series.get(name)
         if found is not None and len(found):
             return found
@@ -91,7 +91,7 @@ class Run:
 
 
 def near(name: str, names: Iterable[str], limit: int = 3) -> list[str]:
-    """The names that a user most likely meant, best first."""
+    """Up to `limit` names that are similar to `name`, the closest first."""
     names = list(names)
     wanted = name.lower()
     close = difflib.get_close_matches(name, names, n=limit, cutoff=0.6)
@@ -100,7 +100,7 @@ def near(name: str, names: Iterable[str], limit: int = 3) -> list[str]:
 
 
 def as_number(value: Any) -> float | None:
-    """A number of a configuration, also one that YAML has left as text (`1e-4`); None for anything else."""
+    """Convert a configuration value to a number, including text such as `1e-4` from YAML. None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -128,7 +128,7 @@ def _child(tree: Any, key: str) -> Any:
 
 
 def _follow(tree: Any, path: Sequence[str]) -> Any:
-    """The value at a path, None for none or a section; names that hold dots themselves are met too."""
+    """The value at a path, or None if it is missing or a section. Keys that contain dots are matched too."""
     if not path:
         return None if isinstance(tree, Mapping) else tree
     children = ((_child(tree, ".".join(path[:i])), path[i:]) for i in range(len(path), 0, -1))
@@ -137,7 +137,7 @@ def _follow(tree: Any, path: Sequence[str]) -> Any:
 
 
 def _trees(root: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """All sections, the shallow ones first."""
+    """All sections, the shallowest first."""
     level: list[Mapping[str, Any]] = [root]
     while level:
         yield from level

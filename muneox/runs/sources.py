@@ -1,4 +1,4 @@
-"""From what a user names (files, folders, globs, projects) to runs."""
+"""Finds and reads the runs that a user names as files, folders, globs or projects."""
 
 from __future__ import annotations
 
@@ -28,18 +28,25 @@ def read_runs(
     tags: Sequence[str] = (),
     where: Mapping[str, str] | None = None,
 ) -> list[Run]:
-    """Runs in the order of their sources; one that is named twice is read once.
+    """Read runs, in the order of their sources. A run that is named twice is read once.
 
-    sources: wandb offline folders (`./wandb`, one run's folder, a run-*.wandb file), wandb projects (`entity/project`,
-    `entity/project/run` or their URL), metrics.jsonl files and folders that hold them, TensorBoard event files and
-    their folders, the CSV of one run's history, and globs of all these. A folder is searched to its depths. Where a
-    run's folder holds its metrics.jsonl, wandb's and TensorBoard's copies below it are not read again.
-    group, tags: only runs of that group, with all those tags. where: only runs whose configuration has these values.
-    Raises DataError if a source is missing or unreadable, or if no run is left. An unreadable run among others in a
-    folder is left out with a logged warning.
+    sources: any of
+
+    - wandb offline folders (`./wandb`, the folder of one run, a run-*.wandb file)
+    - wandb projects (`entity/project`, `entity/project/run` or their URL)
+    - metrics.jsonl files
+    - TensorBoard event files or their folders
+    - CSV files with the history of one run
+    - folders, which are searched recursively, and globs of the above
+
+    If a folder has a metrics.jsonl, wandb's and TensorBoard's copies of the same run below it are not read.
+
+    group, tags: only runs of this group and with all of these tags. where: only runs with these configuration values.
+    Raises DataError if a source is missing or unreadable, or if no runs are left. In a folder with several runs, an
+    unreadable one is left out with a logged warning.
     """
     if not sources:
-        raise DataError("no runs are named: give wandb folders, metrics.jsonl files, folders that hold them, or globs")
+        raise DataError("no runs are named; expected wandb folders, metrics.jsonl files, folders with them, or globs")
     runs: dict[str, Run] = {}
     for source in sources:
         for run in _read(str(source), group, tags):
@@ -59,13 +66,13 @@ def _read(source: str, group: str | None, tags: Sequence[str]) -> Iterator[Run]:
     elif glob.has_magic(source):
         matches = sorted(glob.glob(source, recursive=True))
         if not matches:
-            raise DataError(f"{source} matches no file or folder")
+            raise DataError(f"{source} does not match any file or folder")
         for match in matches:
             yield from _read_path(Path(match))
     elif (project := project_path(source)) and not Path(source.split("/")[0]).is_dir():
         yield from read_project(project, group, tags)
     else:
-        raise DataError(f"{source} is no file or folder, and not the `entity/project` of a project on wandb")
+        raise DataError(f"{source} is not a file or folder, and not the `entity/project` of a wandb project")
 
 
 def _read_path(path: Path) -> Iterator[Run]:
@@ -77,17 +84,17 @@ def _read_path(path: Path) -> Iterator[Run]:
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
     if not places:
-        raise DataError(f"{path} holds no runs: no metrics.jsonl, no wandb run-*.wandb, no TensorBoard events")
+        raise DataError(f"{path} has no runs: no metrics.jsonl, no wandb run-*.wandb, no TensorBoard events")
     unreadable: list[DataError] = []
     for place in places:
         try:
             yield read_tensorboard(place) if place.is_dir() else _read_file(place)
-        except DataError as error:  # such as a run that was killed before its first line; the others count
+        except DataError as error:  # for example a run killed before its first line; the other runs are still read
             unreadable.append(error)
     if len(unreadable) == len(places):
         raise unreadable[0]
     for reason in unreadable:
-        logger.warning("left out: %s", reason)
+        logger.warning("run left out: %s", reason)
 
 
 def _read_file(path: Path) -> Run:
@@ -99,11 +106,11 @@ def _read_file(path: Path) -> Run:
         return read_csv(path)
     if path.name.startswith(EVENTS):
         return read_tensorboard(path.parent)
-    raise DataError(f"{path} is not known as a run: *.jsonl, *.wandb, *.csv or {EVENTS}* are")
+    raise DataError(f"{path} is not a file of a run; expected *.jsonl, *.wandb, *.csv or {EVENTS}*")
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:
-    """metrics.jsonl and *.wandb files, and folders with TensorBoard's events; links (wandb's latest-run) not."""
+    """metrics.jsonl and *.wandb files, and folders with TensorBoard events. Links (wandb's latest-run) are skipped."""
     if (folder / "metrics.jsonl").is_file():
         yield folder / "metrics.jsonl"
         return
@@ -125,7 +132,7 @@ def _fits(run: Run, group: str | None, tags: Iterable[str], where: Mapping[str, 
 
 
 def _alike(value: Any, text: str) -> bool:
-    """Whether a configuration value is what was typed: 64 is 64.0, True is true, None is null."""
+    """Whether a configuration value equals typed text: 64 equals 64.0, True equals true, None equals null."""
     wanted, found = as_number(text), as_number(value)
     if wanted is not None and found is not None:
         return wanted == found
@@ -137,14 +144,14 @@ def _alike(value: Any, text: str) -> bool:
 def _nothing_left(
     runs: Sequence[Run], sources: Sequence[str], group: str | None, tags: Sequence[str], where: Mapping[str, str]
 ) -> str:
-    """Why the filters left no run, by the first of them that no run passes."""
+    """The error message for the first filter that no run passes."""
     if not runs:
-        return f"{', '.join(map(str, sources))}: no runs there" + (
+        return f"{', '.join(map(str, sources))}: no runs found" + (
             " with this group and these tags" * bool(group or tags)
         )
     if group is not None and not any(run.group == group for run in runs):
         known = sorted({run.group for run in runs if run.group})
-        return f"no run is of group `{group}`; groups: {', '.join(known) or 'none'}"
+        return f"no run has the group `{group}`; groups: {', '.join(known) or 'none'}"
     for tag in tags:
         known = sorted({known for run in runs for known in run.tags})
         if tag not in known:
@@ -155,12 +162,12 @@ def _nothing_left(
             close = near(name, {str(key) for run in runs for key in run.config})
             return f"no run has `{name}` in its configuration" + (f"; did you mean {' or '.join(close)}?" * bool(close))
         if not any(_alike(value, text) for value in values):
-            return f"no run has {name} = {text}; there are {', '.join(sorted({str(value) for value in values}))}"
-    return f"of {len(runs)} runs none passes all the filters at once"
+            return f"no run has {name} = {text}; values: {', '.join(sorted({str(value) for value in values}))}"
+    return f"none of the {len(runs)} runs passes all filters"
 
 
 def _with_unique_names(runs: Sequence[Run]) -> list[Run]:
-    """Runs of one name get their folder's (or, on a server, their id) added, so that a picture tells them apart."""
+    """Make names unique: runs with the same name get the name of their folder, or their id on a server, as a suffix."""
     times = Counter(run.name for run in runs)
     seen: Counter[str] = Counter()
     named = []

@@ -1,4 +1,4 @@
-"""Runs on a Weights & Biases server, through its public API."""
+"""Reads runs from a Weights & Biases server through its public API."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATES: Mapping[str, State] = {
 
 
 def project_path(source: str) -> str | None:
-    """`entity/project` or `entity/project/run` that a source means, None if it cannot mean one."""
+    """The `entity/project` or `entity/project/run` of a source, or None if the source is not of this form."""
     if match := URL.match(source):
         return "/".join(part for part in match.groups() if part)
     name = source.removeprefix("wandb:")
@@ -30,12 +30,12 @@ def project_path(source: str) -> str | None:
 
 
 def read_project(path: str, group: str | None = None, tags: Sequence[str] = ()) -> list[Run]:
-    """All runs of `entity/project`, or the one `entity/project/run`, with their whole history.
+    """Read all runs of `entity/project`, or the single run `entity/project/run`, with their whole history.
 
-    group, tags: asked of the server, so that others are not fetched. Raises DataError if the package is missing, the
-    server or the project is out of reach, or there is no such run.
+    group, tags: filters that the server applies. Raises DataError if the package is missing, if the server or the
+    project cannot be reached, or if the run does not exist.
     """
-    wandb = import_optional("wandb", "wandb", f"`{path}` is no file or folder; as a project on wandb it", DataError)
+    wandb = import_optional("wandb", "wandb", f"`{path}` is not a file or folder; a wandb project", DataError)
     try:
         api = wandb.Api()
         if path.count("/") == 2:
@@ -44,9 +44,9 @@ def read_project(path: str, group: str | None = None, tags: Sequence[str] = ()) 
         return [_run(run) for run in api.runs(path, filters=filters, order="+created_at")]
     except DataError:
         raise
-    except Exception as error:  # the client raises many kinds: no login, no network, no such project
+    except Exception as error:  # the client raises many types: no login, no network, no such project
         raise DataError(
-            f"`{path}` is no file or folder, and as a project on wandb it cannot be read ({first_line(error)}); "
+            f"`{path}` is not a file or folder, and cannot be read as a wandb project ({first_line(error)}); "
             "check the name, the network and `wandb login`"
         ) from error
 
@@ -74,7 +74,7 @@ def _run(run: Any) -> Run:
 
 
 def _value(value: Any) -> float | None:
-    """A number, also one that JSON cannot say and the server sends as text."""
+    """Convert a value to a number. The server sends NaN and infinity as text, because JSON has no such numbers."""
     if isinstance(value, str):
         return float(value) if value in ("NaN", "Infinity", "-Infinity") else None
     return float(value) if isinstance(value, bool) else as_number(value)

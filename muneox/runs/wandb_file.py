@@ -1,4 +1,4 @@
-"""Runs that Weights & Biases has logged offline, read from `run-*.wandb` files: live, finished, killed or damaged.
+"""Reads Weights & Biases offline runs (`run-*.wandb` files) that are live, finished, killed or damaged.
 
 The fields and their numbers are those of wandb's wandb_internal.proto.
 """
@@ -21,8 +21,8 @@ from muneox.runs.leveldb import Damage, Records, read_records
 from muneox.runs.run import Run, Series, State
 from muneox.runs.wire import Ints
 
-LIVE_SECONDS = 120  # wandb writes the machine's load every few seconds, whatever the training does
-BATCH = 16384  # records decoded at once: few enough to stay in the processor's cache
+LIVE_SECONDS = 120  # wandb logs the machine's load every few seconds, independently of the training
+BATCH = 16384  # records decoded at once; few enough to stay in the processor's cache
 
 HISTORY, SUMMARY, CONFIG, RUN, EXIT = 2, 3, 5, 17, 18  # Record
 ITEM = 1  # HistoryRecord
@@ -32,9 +32,9 @@ EXIT_CODE = 1  # RunExitRecord
 
 
 def read_wandb_file(path: Path) -> Run:
-    """The run of a `run-*.wandb` file, up to its last whole record; what is damaged is told in `warnings`.
+    """Read a `run-*.wandb` file up to its last complete record. Damage is reported in `warnings`.
 
-    Raises DataError if the file cannot be read, or is not such a file at all.
+    Raises DataError if the file cannot be read or is not a wandb file.
     """
     try:
         data = path.read_bytes()
@@ -45,24 +45,24 @@ def read_wandb_file(path: Path) -> Run:
         records = read_records(data)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
-    reading = _Reading(records)
-    damage = reading.read()
+    reader = _RecordReader(records)
+    damage = reader.read()
     run_id = path.stem.removeprefix("run-")
     return Run(
-        name=reading.name or reading.run_id or run_id,
+        name=reader.name or reader.run_id or run_id,
         source=str(path),
-        config=_parsed(reading.config),
-        series=reading.series(),
-        summary=_parsed(reading.summary),
-        state=_state(reading.exit_code, age),
-        group=reading.group,
-        tags=reading.tags,
-        warnings=(f"{path}: {damage}; read up to there",) if damage else (),
+        config=_parsed(reader.config),
+        series=reader.series(),
+        summary=_parsed(reader.summary),
+        state=_state(reader.exit_code, age),
+        group=reader.group,
+        tags=reader.tags,
+        warnings=(f"{path}: {damage}; later records are left out",) if damage else (),
     )
 
 
-class _Reading:
-    """What the records have told so far."""
+class _RecordReader:
+    """Collects configuration, summary, metrics and state of one run from its records."""
 
     def __init__(self, records: Records) -> None:
         self.records = records
@@ -78,18 +78,21 @@ class _Reading:
         self._buffer = np.frombuffer(records.buffer, dtype=np.uint8)
 
     def read(self) -> Damage | None:
-        """Take in everything; the first damage, if there is any."""
+        """Read all records. Returns the first damage, or None."""
         count = len(self.records.starts)
         for first in range(0, count, BATCH):
             try:
                 self._batch(first, min(first + BATCH, count))
             except wire.Malformed as error:
                 self._batch(first, error.index)
-                return Damage(int(self.records.offsets[error.index]), "a record that is not one of wandb's")
+                return Damage(int(self.records.offsets[error.index]), "a record that is not a wandb message")
         return self.records.damage
 
     def _batch(self, first: int, last: int) -> None:
-        """Records first..last; raises wire.Malformed with the index of one that is none, and leaves no half of it."""
+        """Read records first..last.
+
+        Raises wire.Malformed with the index of a malformed record, before any metric is stored.
+        """
         starts, ends = self.records.starts[first:last], self.records.ends[first:last]
         messages = fields_of(self._buffer, starts, ends, np.arange(first, last))
         for i in np.flatnonzero(np.isin(messages.number, (CONFIG, RUN, EXIT))).tolist():
@@ -110,17 +113,17 @@ class _Reading:
     def _groups(
         self, messages: Fields, kind: int, numbers: tuple[int, ...], last: bool = False
     ) -> tuple[Fields, list[Group]]:
-        """The items in the fields `numbers` of the messages of a kind, and their groups by name."""
+        """The items in the fields `numbers` of all messages of type `kind`, and their groups by name."""
         chosen = messages.select(messages.number == kind)
         items = fields_of(self._buffer, chosen.start, chosen.stop, chosen.owner)
         items = items.select(np.isin(items.number, numbers))
         return items, self._names.groups(self.records.buffer, self._buffer, items, last)
 
     def _numbers(self, rows: Ints, group: Group) -> tuple[Ints, NDArray[np.float64]]:
-        """The values that are numbers, and their rows."""
+        """The rows and values of a group, without values that are not numbers."""
         try:
             return rows, group.floats(self._buffer)
-        except ValueError:  # text, pictures and the like among them
+        except ValueError:  # the group includes text, images or other values
             values = [_number(text) for text in group.texts(self.records.buffer)]
             kept = [i for i, value in enumerate(values) if value is not None]
             return rows[kept], np.array([values[i] for i in kept], dtype=np.float64)
@@ -159,7 +162,7 @@ class _Reading:
                 _apply(target, name, number, text)
 
     def series(self) -> dict[str, Series]:
-        """Every metric that has numbers, over wandb's step; wandb's own (`_runtime`, ...) among them."""
+        """Every numeric metric over wandb's step, including wandb's own metrics (`_runtime`, ...)."""
         columns = {
             name: (np.concatenate([rows for rows, _ in parts]), np.concatenate([values for _, values in parts]))
             for name, parts in self._columns.items()
@@ -195,7 +198,7 @@ def _state(exit_code: int | None, age: float) -> State:
 
 
 def _parsed(texts: dict[str, bytes]) -> dict[str, Any]:
-    """JSON values by name, without wandb's own."""
+    """Parse JSON values by name, without wandb's internal ones."""
     parsed = {}
     for key, text in texts.items():
         if not key.startswith("_wandb"):

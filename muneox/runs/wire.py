@@ -1,8 +1,10 @@
-"""Protocol buffers' wire format, as far as reading wandb's records needs it (protobuf.dev/programming-guides/encoding).
+"""Reads the wire format of Protocol Buffers, limited to what wandb's records use.
 
-Reading without the generated classes needs no wandb package and does not depend on the pair of wandb and protobuf
-versions. `fields` reads one message; `step` takes a field of each of many messages at once, which is what makes a
-long history quick to read.
+See protobuf.dev/programming-guides/encoding.
+
+Reading without the generated classes needs no wandb package, and it works with any combination of wandb and protobuf
+versions. `fields` reads one message. `step` reads one field of each of many messages at once, which makes reading long
+histories fast.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ Bytes = NDArray[np.uint8]
 
 
 class Malformed(ValueError):
-    """Not a message. index: of the first of many messages that is not."""
+    """The data is not a message. index: index of the first malformed message, if there are many."""
 
     def __init__(self, index: int = 0) -> None:
         super().__init__("not a message in the wire format")
@@ -30,7 +32,7 @@ class Malformed(ValueError):
 
 @contextlib.contextmanager
 def naming(index: int) -> Iterator[None]:
-    """A Malformed from within gets this index."""
+    """Set the index of a Malformed that is raised inside the context."""
     try:
         yield
     except Malformed as error:
@@ -39,7 +41,7 @@ def naming(index: int) -> Iterator[None]:
 
 
 def _varint(data: bytes, i: int) -> tuple[int, int]:
-    """An unsigned number at i, and where it ends."""
+    """Decode the unsigned number at i. Returns the number and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if i >= len(data):
@@ -52,7 +54,10 @@ def _varint(data: bytes, i: int) -> tuple[int, int]:
 
 
 def fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """Fields of a message as (number, content): bytes, or an unsigned number for a varint. Raises Malformed."""
+    """Fields of a message as (number, content), where content is bytes, or an unsigned int for a varint.
+
+    Raises Malformed.
+    """
     i = 0
     while i < len(data):
         tag, i = _varint(data, i)
@@ -73,22 +78,25 @@ def fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
 
 
 def signed(value: int) -> int:
-    """A varint as int32 or int64."""
+    """Interpret a varint as int32 or int64."""
     return value - (1 << 64) if value >> 63 else value
 
 
 def zigzag(value: int) -> int:
-    """A varint as sint64."""
+    """Interpret a varint as sint64."""
     return (value >> 1) ^ -(value & 1)
 
 
 def double(content: bytes) -> float:
-    """An I64 field as a double."""
+    """Interpret an I64 field as a double."""
     return float(struct.unpack("<d", content)[0])
 
 
 def _varints(buffer: Bytes, at: Ints) -> tuple[Ints, Ints]:
-    """The unsigned number at each position, and where it ends. One over 63 bits comes out wrong, but ends right."""
+    """Decode the unsigned number at each position. Returns the numbers and the positions after them.
+
+    A number over 63 bits is decoded incorrectly, but the position after it is correct.
+    """
     byte = buffer[at].astype(np.int64)
     value, at = byte & 127, at + 1
     shift, more = 7, np.flatnonzero(byte > 127)
@@ -101,9 +109,11 @@ def _varints(buffer: Bytes, at: Ints) -> tuple[Ints, Ints]:
 
 
 def step(buffer: Bytes, at: Ints, end: Ints, owner: Ints) -> tuple[Ints, Ints, Ints, Ints]:
-    """The field at each position: its number, its wire type, and where its content starts and ends.
+    """Decode the field at each position: its number, its wire type, and where its content starts and ends.
 
-    buffer is padded by ten bytes or more. at, end: int64[n], of messages whose `owner` (int64[n]) a Malformed names.
+    buffer: padded with at least ten bytes. at: int64[n], positions of the fields. end: int64[n], ends of their
+    messages. owner: int64[n], the indices of the messages. Raises Malformed with the lowest index of a malformed
+    message.
     """
     tag, start = _varints(buffer, at)
     number, kind = tag >> 3, tag & 7

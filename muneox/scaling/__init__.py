@@ -1,4 +1,4 @@
-"""Scaling laws: ladders of runs, fits, and forecasts with intervals."""
+"""Scaling laws: ladders of runs, fits and forecasts with intervals."""
 
 from muneox.scaling.annealing import AnnealingLaw, fit_annealing
 from muneox.scaling.forecast import Forecast, Target, forecast_size, forecast_surface

@@ -1,12 +1,13 @@
-"""The loss over a whole run from its learning-rate schedule: L(s) = L0 + A S1^-alpha - C S2.
+"""The annealing law predicts a run's loss curve from its learning-rate schedule: L(s) = L0 + A S1^-alpha - C S2.
 
 Tissue et al., arXiv:2408.11029, eq. 1: S1(s) is the sum of the learning rate up to step s and S2(s) the sum of the
-momentum m_i = lambda m_(i-1) + (lr_(i-1) - lr_i). Linear in L0, A and C once alpha and lambda are fixed. The schedule
-counts as it was, warm-up included, in both sums; the learning rate is taken in units of its peak.
+momentum m_i = lambda m_(i-1) + (lr_(i-1) - lr_i). The law is linear in L0, A and C once alpha and lambda are fixed.
+Both sums include the warm-up. The learning rate is in units of its peak.
 
-Where the rate does not fall S2 is constant after some 1/(1 - lambda) steps, a second L0: such curves alone say nothing
-of C and lambda. The law then is L0 + A S1^-alpha, and is refused where a rate falls. Begin such curves after the
-warm-up's echo in S2 (a thousand steps), which it takes for a part of A S1^-alpha.
+If the rate never falls, S2 is constant after about 1/(1 - lambda) steps and acts as a second L0. Such curves do not
+determine C and lambda. The fit then uses L0 + A S1^-alpha, and this law rejects a schedule whose rate falls. Start such
+curves about a thousand steps after the warm-up: until then the warm-up still changes S2, and the fit would attribute
+that change to A S1^-alpha.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ from muneox.scaling.separable import (
 # alpha, and one minus lambda (0.99 to 0.9999).
 EXPONENTS = Exponents(low=(0.05, 1e-4), high=(2.0, 2e-2), cells=40, median=(0.4, 1.5e-3), log_sd=(0.5, 1.0))
 CONSTANT = Exponents(low=(0.05,), high=(2.0,), cells=72, median=(0.4,), log_sd=(0.5,))  # alpha alone
-FALLEN = 0.99  # of the highest rate before: below it, a rate has fallen
-INDEPENDENT = 24  # points of one curve that count for the interval; neighbours say the same
+FALLEN = 0.99  # a rate below this fraction of the highest earlier rate has fallen
+INDEPENDENT = 24  # points per curve that the interval counts as independent; neighbouring points are correlated
 
 
 @dataclass(frozen=True)
 class Curve:
-    """steps: int64[n] >= 1, rising; loss: float64[n]; rates: float64[T], the learning rate of each step 1..T."""
+    """A loss curve and its learning-rate schedule.
+
+    steps: int64[n] >= 1, increasing. loss: float64[n]. rates: float64[T], the learning rate of each step 1..T. Raises
+    DataError if the lengths do not match, or if a value is out of range.
+    """
 
     steps: NDArray[np.int64]
     loss: Array
@@ -46,17 +51,20 @@ class Curve:
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.loss) or not len(self.steps):
-            raise DataError(f"{len(self.steps)} steps but {len(self.loss)} losses")
+            raise DataError(f"the loss curve has {len(self.steps)} steps but {len(self.loss)} losses")
         if self.steps.min() < 1 or self.steps.max() > len(self.rates):
-            raise DataError(f"steps up to {self.steps.max()}, but a schedule of {len(self.rates)} steps")
+            raise DataError(
+                f"the loss curve has steps {self.steps.min()} to {self.steps.max()}; "
+                f"expected steps 1 to {len(self.rates)} of the schedule"
+            )
         if not np.isfinite(self.loss).all() or (self.loss <= 0).any():
-            raise DataError("the loss curve holds values that are not positive and finite")
+            raise DataError("the loss curve has values that are not positive and finite")
         if not np.isfinite(self.rates).all() or (self.rates < 0).any() or self.rates.max() <= 0:
-            raise DataError("the schedule holds learning rates that are negative, not finite, or all zero")
+            raise DataError("the schedule has learning rates that are negative, not finite, or all zero")
 
     @property
     def fallen(self) -> NDArray[np.bool_]:
-        """Whether the rate has fallen by each step: bool[n]."""
+        """Whether the rate has fallen by each step of the curve: bool[n]."""
         return fallen(self.rates)[self.steps - 1]
 
     def part(self, index: slice | NDArray[np.int64] | NDArray[np.bool_]) -> Curve:
@@ -69,16 +77,19 @@ def fallen(rates: Array) -> NDArray[np.bool_]:
 
 
 def schedule(steps: ArrayLike, rates: ArrayLike, length: int, warmup: int = 0) -> Array:
-    """float64[length]: the rate of each step from a logged one, linear in between; constant beyond its ends, except a
-    linear warm-up over the first `warmup` steps."""
+    """The learning rate of each step, float64[length], interpolated linearly between logged steps.
+
+    The rate is constant before the first and after the last logged step, apart from a linear warm-up over the first
+    `warmup` steps.
+    """
     step = np.arange(1, length + 1)
     rate = np.interp(step, np.asarray(steps, np.float64), np.asarray(rates, np.float64))
     return rate * np.minimum(1, step / warmup) if warmup else rate
 
 
 def areas(rates: Array, steps: NDArray[np.int64], decay: Array) -> tuple[Array, Array]:
-    """S1 [n] and S2 [g, n] at the steps for each decay = 1 - lambda [g], in units of the peak rate."""
-    from scipy.signal import lfilter  # takes a second, which forecasts of sizes need not wait for
+    """S1 [n] and S2 [g, n] at steps [n], in units of the peak rate. decay: 1 - lambda, [g]."""
+    from scipy.signal import lfilter  # importing it takes a second, which forecasts of sizes do not need
 
     rate = rates / rates.max()
     drop = -np.diff(rate, prepend=0.0)
@@ -88,7 +99,11 @@ def areas(rates: Array, steps: NDArray[np.int64], decay: Array) -> tuple[Array, 
 
 @dataclass(frozen=True)
 class AnnealingLaw:
-    """L0, A (at S1 = 1), alpha, C (a unit of S2) and lambda; the last two None where no fitted rate has fallen."""
+    """A fitted annealing law.
+
+    floor: L0. height: A, at S1 = 1. gain: C, per unit of S2. momentum: lambda. gain and momentum are None if no fitted
+    rate has fallen.
+    """
 
     floor: float
     height: float
@@ -97,7 +112,7 @@ class AnnealingLaw:
     momentum: float | None
 
     def __call__(self, rates: Array, steps: NDArray[np.int64]) -> Array:
-        """Loss at steps [m]. Raises DataError if the rate falls and C is not known."""
+        """Loss at steps [m]. Raises DataError if the rate falls and C is unknown."""
         if self.gain is None or self.momentum is None:
             _require_constant(rates, steps)
             return np.asarray(self.floor + self.height * areas(rates, steps, np.zeros(0))[0] ** -self.alpha)
@@ -108,14 +123,14 @@ class AnnealingLaw:
 def _require_constant(rates: Array, steps: NDArray[np.int64]) -> None:
     if fallen(rates)[: steps.max()].any():
         raise DataError(
-            "what annealing gains cannot be told from these curves, in which the learning rate does not fall, or "
-            "hardly; fit a curve whose rate falls, or more of it"
+            "the learning rate of the fitted curves does not fall, or hardly, so they do not determine the gain from "
+            "annealing; fit a curve whose rate falls, or a longer part of it"
         )
 
 
 @dataclass(frozen=True)
 class AnnealingPosterior:
-    """Draws of the law. departure: relative error of the law on a schedule, or a future, that it has not seen."""
+    """Posterior draws of the law. departure: the law's relative error on an unseen schedule or on later steps."""
 
     draws: Draws
     scale: tuple[float, float]
@@ -128,7 +143,7 @@ class AnnealingPosterior:
         return bool(self.draws.theta.shape[-1] == 2)
 
     def observe(self, rates: Array, steps: NDArray[np.int64]) -> Array:
-        """Draws of the loss at steps [m] of a schedule: [s, m]. Raises DataError as the law does."""
+        """Draws of the loss at steps [m]: [s, m]. Raises DataError if the rate falls and C is unknown."""
         if not self.annealed:
             _require_constant(rates, steps)
         rng = np.random.default_rng(self.seed + 1)
@@ -137,7 +152,7 @@ class AnnealingPosterior:
 
 
 def fit_annealing(curves: Sequence[Curve]) -> AnnealingLaw:
-    """Least squares in relative residuals; every curve weighs the same, however often it was logged."""
+    """Fit the law by least squares in relative residuals. Every curve has the same weight, whatever its length."""
     design, loss, variance, scale, exponents = _prepare(curves)
     theta = best_exponents(design, loss, 1 / variance, exponents, cells=20)
     (floor, height, *gain), _ = residuals(design(theta[None])[0], loss, 1 / variance)
@@ -149,7 +164,7 @@ def fit_annealing(curves: Sequence[Curve]) -> AnnealingLaw:
 def sample_annealing(
     curves: Sequence[Curve], *, prior: NoisePrior | None = None, draws: int = 2000, seed: int = 0
 ) -> AnnealingPosterior:
-    """The posterior of the law; of each curve some points, evenly spaced, count as independent."""
+    """Sample the posterior of the law. At most INDEPENDENT evenly spaced points of each curve are used."""
     kept = tuple(_thinned(curve) for curve in curves)
     design, loss, variance, scale, exponents = _prepare(kept)
     found = sample_posterior(design, loss, exponents, prior=prior, variance=variance, draws=draws, seed=seed)
@@ -157,7 +172,7 @@ def sample_annealing(
 
 
 def unseen_error(curves: Sequence[Curve]) -> float:
-    """RMS relative error of the law on what `held_out` leaves out."""
+    """RMS relative error of the law on the points that `held_out` leaves out."""
     errors = [
         np.mean((fit_annealing(kept)(left.rates, left.steps) / left.loss - 1) ** 2) for kept, left in held_out(curves)
     ]
@@ -165,10 +180,10 @@ def unseen_error(curves: Sequence[Curve]) -> float:
 
 
 def held_out(curves: Sequence[Curve]) -> list[tuple[list[Curve], Curve]]:
-    """Each curve, and the others to predict it from.
+    """Pairs of (curves to fit, curve to predict), one per curve.
 
-    Of a curve that is alone, or the only one whose rate falls, the beginning is kept: two thirds of its points, or half
-    of those of a decay that comes later, so that the rest can be predicted at all.
+    A single curve, or the only curve whose rate falls, is split. The fit keeps its first two thirds, and in any case
+    the first half of its decay, without which it could not determine C.
     """
     parts = []
     for i, curve in enumerate(curves):
@@ -194,7 +209,7 @@ def _thinned(curve: Curve) -> Curve:
 
 def _prepare(curves: Sequence[Curve]) -> tuple[Design, Array, Array, tuple[float, float], Exponents]:
     if sum(len(curve.steps) for curve in curves) < 8:
-        raise DataError("fewer than 8 points on the loss curves; the annealing law has five parameters")
+        raise DataError("the loss curves have fewer than 8 points in total; the annealing law has five parameters")
     loss = np.concatenate([curve.loss for curve in curves])
     variance = np.concatenate([np.full(len(curve.steps), float(len(curve.steps))) for curve in curves])
     firsts = np.concatenate([areas(curve.rates, curve.steps, np.zeros(0))[0] for curve in curves])
@@ -205,8 +220,10 @@ def _prepare(curves: Sequence[Curve]) -> tuple[Design, Array, Array, tuple[float
 
 
 def _design(parts: Sequence[tuple[Array, NDArray[np.int64]]], scale: tuple[float, float]) -> Design:
-    """theta [g, 2] -> columns 1, (S1/scale)^-alpha, -S2/scale over all parts' steps: [g, n, 3]; the first two columns
-    for theta [g, 1]."""
+    """Map theta [g, 2] to the columns 1, (S1/scale)^-alpha and -S2/scale over the steps of all parts: [g, n, 3].
+
+    For theta [g, 1] the result has only the first two columns.
+    """
 
     def columns(theta: Array) -> Array:
         decays, which = np.unique(theta[:, 1:], return_inverse=True)

@@ -1,4 +1,4 @@
-"""What the forecast would have been without the largest runs, and what they came to."""
+"""Backtests: predict the largest runs of a ladder from the smaller ones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from muneox.scaling.power_law import checked, sample_power_law
 from muneox.scaling.separable import NoisePrior
 from muneox.scaling.uncertainty import LEVEL, Interval, interval
 
-FEWEST_SIZES = 4  # that a backtest is fitted to
+FEWEST_SIZES = 4  # the fewest sizes that a backtest fits
 MOST_SPLITS = 5
 
 
 @dataclass(frozen=True)
 class HeldOutRun:
-    """One held-out run. sizes: how many were fitted; extrapolation: x over the largest fitted x."""
+    """One held-out run. sizes: the number of fitted sizes. extrapolation: x divided by the largest fitted x."""
 
     sizes: int
     x: float
@@ -29,7 +29,7 @@ class HeldOutRun:
 
     @property
     def error(self) -> float:
-        """Relative: predicted / actual - 1."""
+        """Relative error: predicted / actual - 1."""
         return self.predicted.value / self.actual - 1
 
     @property
@@ -40,20 +40,20 @@ class HeldOutRun:
 def backtest(
     x: ArrayLike, y: ArrayLike, *, level: float = LEVEL, prior: NoisePrior | None = None, draws: int = 2000
 ) -> list[HeldOutRun]:
-    """Refits without the 1, 2, ... largest sizes, at least four being left, and predicts those. Empty for four sizes.
+    """Predict the 1, 2, ... largest sizes from the others, at least four.
 
-    x, y: [n]. At most five splits, evenly chosen.
+    x, y: [n]. Uses at most five splits, evenly spaced. Returns an empty list for four sizes.
     """
     size, loss = checked(x, y)
     sizes = np.unique(size)
     counts = np.arange(FEWEST_SIZES, len(sizes))
     if len(counts) > MOST_SPLITS:
         counts = np.unique(np.linspace(FEWEST_SIZES, len(sizes) - 1, MOST_SPLITS).round().astype(int))
-    held: list[HeldOutRun] = []
+    runs: list[HeldOutRun] = []
     for count in counts:
         fitted = size <= sizes[count - 1]
-        held += predict_held_out(size, loss, fitted, level=level, prior=prior, draws=draws)
-    return held
+        runs += predict_held_out(size, loss, fitted, level=level, prior=prior, draws=draws)
+    return runs
 
 
 def predict_held_out(
@@ -65,7 +65,10 @@ def predict_held_out(
     prior: NoisePrior | None = None,
     draws: int = 4000,
 ) -> list[HeldOutRun]:
-    """Fits the runs of the mask `fitted` [n] and predicts the others; nothing if the fitted ones follow no law."""
+    """Fit the runs that the mask `fitted` [n] selects and predict the others.
+
+    Returns an empty list if the selected runs cannot be fitted.
+    """
     size, loss, mask = np.asarray(x, np.float64), np.asarray(y, np.float64), np.asarray(fitted, bool)
     try:
         posterior = sample_power_law(size[mask], loss[mask], prior=prior, draws=draws)
@@ -79,11 +82,11 @@ def predict_held_out(
     ]
 
 
-def mean_error(held: Sequence[HeldOutRun]) -> float:
-    """Mean absolute relative error; NaN for none."""
-    return float(np.mean([abs(h.error) for h in held])) if held else float("nan")
+def mean_error(runs: Sequence[HeldOutRun]) -> float:
+    """Mean absolute relative error; NaN for an empty sequence."""
+    return float(np.mean([abs(run.error) for run in runs])) if runs else float("nan")
 
 
-def coverage(held: Sequence[HeldOutRun]) -> float:
-    """Share of held-out runs inside their interval; NaN for none."""
-    return float(np.mean([h.inside for h in held])) if held else float("nan")
+def coverage(runs: Sequence[HeldOutRun]) -> float:
+    """Share of held-out runs inside their interval; NaN for an empty sequence."""
+    return float(np.mean([run.inside for run in runs])) if runs else float("nan")

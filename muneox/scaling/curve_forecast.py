@@ -1,4 +1,4 @@
-"""The end of a run from its beginning, or the loss of a schedule that nobody has run, from loss curves."""
+"""Forecasts from loss curves: the end of a run from its beginning, or the loss of a new schedule."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ MOST_BACKTESTS = 5
 
 @dataclass(frozen=True)
 class CurveOptions:
-    """metric: the loss. rate: the learning rate's series, None to look for one. warmup: steps of linear warm-up that
-    the logged rate does not show. until: fit no later step."""
+    """How to read a loss curve from a run.
+
+    metric: name of the loss. rate: name of the learning-rate series; None searches the usual names. warmup: steps of
+    linear warm-up that the logged rate does not include. until: the last step to fit. smoothing: see Smoothing.parse.
+    """
 
     metric: str
     rate: str | None = None
@@ -32,7 +35,7 @@ class CurveOptions:
 
 
 def curve_of(run: Run, options: CurveOptions) -> Curve:
-    """The run's loss curve with its schedule, one rate a step. Raises DataError if a series is missing."""
+    """The run's loss curve with its schedule, one rate per step. Raises DataError if a series is missing."""
     rates = planned(run, options)
     series = smooth(run.series_of(options.metric), Smoothing.parse(options.smoothing))
     keep = (series.steps >= 1) & (series.steps <= (options.until or series.steps[-1]))
@@ -44,7 +47,7 @@ def curve_of(run: Run, options: CurveOptions) -> Curve:
 
 
 def planned(run: Run, options: CurveOptions) -> np.ndarray:
-    """The rate of each step of the run's schedule, as far as it is logged or planned."""
+    """The learning rate of each step, up to the last logged one. Raises DataError if the run has no such series."""
     names = [options.rate] if options.rate else [name for name in RATES if name in run.series]
     if not names:
         raise DataError(f"run {run.name} ({run.source}) has no learning-rate series; name it with --rate")
@@ -60,10 +63,11 @@ def forecast_curves(
     steps: Sequence[float] = (),
     level: float = LEVEL,
 ) -> Forecast:
-    """Tissue's law over the runs' curves, at the steps (by default the last) of each schedule.
+    """Fit the annealing law (Tissue et al.) to the runs' curves and predict the loss on each schedule.
 
-    schedules: runs, or tables with a learning rate for each step, that need no loss; without any, the runs' own
-    schedules are continued as logged, which with `until` predicts their ends from their beginnings.
+    steps: the steps to predict, by default the last of each schedule. schedules: runs or tables with a learning-rate
+    series; they need no loss. Without schedules, the runs' own are used, so `until` predicts the end of each run from
+    its beginning. Raises ConfigError for a step outside the schedule or inside the data, DataError for unusable curves.
     """
     curves = [curve_of(run, options) for run in runs]
     posterior = sample_annealing(curves)
@@ -77,7 +81,7 @@ def forecast_curves(
             raise ConfigError(f"step {wanted.max()} is beyond the schedule of {run.name}, which has {len(rates)} steps")
         if not schedules and wanted.min() <= reach:
             raise ConfigError(
-                f"step {wanted.min()} is inside the data, which reach to {reach}: hold steps out with --until"
+                f"step {wanted.min()} is inside the data, which end at step {reach}; hold out steps with --until"
             )
         known = run.series.get(options.metric)
         for step, draws in zip(wanted, posterior.observe(rates, wanted).T):
@@ -103,13 +107,13 @@ def forecast_curves(
 
 
 def _band(posterior: AnnealingPosterior, name: str, rates: np.ndarray, first: int, last: int, level: float) -> Band:
-    """From the first fitted step to the last forecast one; kinks of the schedule are kept."""
+    """The band from the first fitted step to the last predicted one, unsmoothed to keep the kinks of the schedule."""
     steps = np.unique(np.linspace(min(first, last), last, 2 * BAND).round().astype(np.int64))
     return band(name, steps, posterior.observe(rates, steps), level, smooth=False)
 
 
 def _parameters(posterior: AnnealingPosterior, level: float) -> dict[str, Interval]:
-    """Without C and lambda where the curves do not tell them."""
+    """Intervals of the parameters, without C and lambda if the curves do not determine them."""
     draws = posterior.draws
     alpha = draws.theta[:, 0]
     found = {
@@ -123,8 +127,8 @@ def _parameters(posterior: AnnealingPosterior, level: float) -> dict[str, Interv
 
 
 def _backtest(curves: Sequence[Curve], level: float) -> list[HeldOutRun]:
-    """The ends of what is held out by what is kept; without those of which what is kept says nothing."""
-    held = []
+    """Predict the end of each held-out curve. Curves that the others cannot predict are skipped."""
+    results = []
     for kept, left in held_out(curves)[:MOST_BACKTESTS]:
         try:
             draws = sample_annealing(kept, draws=1000).observe(left.rates, left.steps[-1:])[:, 0]
@@ -132,5 +136,5 @@ def _backtest(curves: Sequence[Curve], level: float) -> list[HeldOutRun]:
             continue
         reach = max(int(curve.steps[-1]) for curve in kept)
         end = int(left.steps[-1])
-        held.append(HeldOutRun(len(kept), float(end), float(left.loss[-1]), interval(draws, level), end / reach))
-    return held
+        results.append(HeldOutRun(len(kept), float(end), float(left.loss[-1]), interval(draws, level), end / reach))
+    return results

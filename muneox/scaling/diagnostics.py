@@ -1,4 +1,4 @@
-"""Signs that a ladder does not scale as the law assumes: outliers, divergence, inversions, bending, no collapse."""
+"""Checks that a ladder scales as the law assumes: outliers, divergence, inversions, bending and curve collapse."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from muneox.scaling.power_law import EXPONENTS, PowerLawFit, checked, fit_power_
 from muneox.scaling.separable import Array, project
 
 SIGNIFICANCE = 0.01
-NOISE = 5e-4  # relative; less than this is never held against a run
-DIVERGED = 0.10  # above the law of the others, or above the run's own minimum
-MOST_PAIRS = 40  # runs; beyond it outliers are looked for one by one
+NOISE = 5e-4  # relative; smaller deviations never count against a run
+DIVERGED = 0.10  # relative excess over the law of the other runs
+MOST_PAIRS = 40  # with more runs than this, outliers are searched one by one and not in pairs
 
 
 @dataclass(frozen=True)
 class Outlier:
-    """A run that the law of the others does not explain. excess: relative, loss over the others' law, minus 1."""
+    """A run that deviates from the law of the other runs. excess: loss / law - 1."""
 
     index: int
     excess: float
@@ -35,9 +35,8 @@ class Outlier:
 def find_outliers(x: ArrayLike, y: ArrayLike) -> list[Outlier]:
     """Runs whose deleted residual is significant at 1 % after Bonferroni's correction, worst first.
 
-    Each run, and each pair, so that two outliers do not hide each other, is judged by the law fitted to the rest, with
-    the rest's scatter and the leverage of its place. Needs two runs more than the law's parameters: with fewer than six
-    there is nothing to judge by.
+    Each run is compared with the law fitted to the others, given their scatter and the run's leverage. Pairs are tested
+    too, because two outliers can hide each other. Returns an empty list for fewer than six runs.
     """
     size, loss = checked(x, y)
     left, found = np.arange(len(size)), []
@@ -53,7 +52,7 @@ def find_outliers(x: ArrayLike, y: ArrayLike) -> list[Outlier]:
 
 
 def _worst(x: Array, y: Array, count: int) -> list[Outlier]:
-    """The one or two runs without which the rest fits best, if every one of them is significant."""
+    """The `count` runs whose removal improves the fit most, if each is significant; else an empty list."""
     sets = list(combinations(range(len(x)), count))
     weights = np.ones((len(sets), len(x)))
     for index, members in enumerate(sets):
@@ -85,9 +84,9 @@ def _worst(x: Array, y: Array, count: int) -> list[Outlier]:
 
 
 def inversions(x: ArrayLike, y: ArrayLike, noise: float) -> list[tuple[float, float]]:
-    """Neighbouring sizes (smaller, larger) of which the larger is worse by more than two standard errors.
+    """Pairs of neighbouring sizes (smaller, larger) where the larger is worse by more than two standard errors.
 
-    noise: relative, of one run. Runs of one size are averaged.
+    noise: relative noise of one run. Runs of the same size are averaged.
     """
     size, loss = checked(x, y, least=1)
     sizes = np.unique(size)
@@ -99,9 +98,10 @@ def inversions(x: ArrayLike, y: ArrayLike, noise: float) -> list[tuple[float, fl
 
 
 def bend(x: ArrayLike, y: ArrayLike, fit: PowerLawFit) -> float:
-    """p-value of terms in (log x)^2 and, from eight sizes on, (log x)^3 beside the law's three, by the F-test.
+    """p-value of an F-test for additional terms in (log x)^2 and, from eight sizes on, (log x)^3.
 
-    Small: the residuals bend, so the law is another one, or breaks within the ladder. 1 for fewer than six runs.
+    A small value means that the residuals bend: the law has another form, or changes within the ladder. Returns 1 for
+    fewer than six runs or five sizes.
     """
     size, loss = checked(x, y)
     if len(size) < 6 or len(np.unique(size)) < 5:
@@ -121,11 +121,12 @@ def bend(x: ArrayLike, y: ArrayLike, fit: PowerLawFit) -> float:
 def not_collapsing(
     x: ArrayLike, curves: Sequence[tuple[NDArray[np.int64], Array]], floor: float, tolerance: float = 0.03
 ) -> list[int]:
-    """Indices of runs whose normalised curve leaves the others'.
+    """Indices of runs whose normalised curve does not collapse onto the others.
 
-    Normalised as (L(t) - c) / (L(T) - c) against t/T (Qiu et al., arXiv:2507.02119), a slow trend over log x allowed:
-    at each time the deviation from a line in log x is measured, and a run is named whose deviation stays beyond
-    `tolerance` of the reducible loss and five median deviations over a tenth of the last half.
+    Curves are normalised as (L(t) - c) / (L(T) - c) against t/T (Qiu et al., arXiv:2507.02119). At each time the
+    deviation is measured from a line in log x, which allows a slow trend. A run is returned if its deviation exceeds
+    both `tolerance` of the reducible loss and five median deviations for more than a tenth of the second half.
+    floor: c. Returns an empty list for fewer than five curves.
     """
     if len(curves) < 5:
         return []
@@ -137,7 +138,7 @@ def not_collapsing(
     height, log = np.array(rows), np.log(np.asarray(x, np.float64))
     first, second = np.triu_indices(len(log), 1)
     first, second = first[log[first] != log[second]], second[log[first] != log[second]]
-    # Theil and Sen's line at each time.
+    # A Theil-Sen line at each time.
     slope = np.median((height[second] - height[first]) / (log[second] - log[first])[:, None], axis=0)
     deviation = height - np.median(height, axis=0) - slope * (log - np.median(log))[:, None]
     scale = np.maximum(1.4826 * np.median(np.abs(deviation), axis=0), 1e-4)
@@ -146,7 +147,7 @@ def not_collapsing(
 
 
 def describe_ladder(x: ArrayLike, y: ArrayLike, names: Sequence[str]) -> tuple[list[Outlier], list[str]]:
-    """The outliers, and all warnings about the final losses as sentences."""
+    """The outliers, and all warnings about the final losses as text."""
     size, loss = checked(x, y)
     outliers = find_outliers(size, loss)
     warnings = []

@@ -1,4 +1,4 @@
-"""What a figure of a forecast shows, chosen once for matplotlib and for the report's page."""
+"""Selects the points that a forecast's figure shows, for matplotlib and for the report page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def left_out_points(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Runs that were not fitted, have a finite loss, and are not what a target was compared with.
+    """Runs with a finite loss that were neither fitted nor compared with a target.
 
     content: a forecast's JSON (`Forecast.as_json`).
     """
@@ -20,9 +20,9 @@ def left_out_points(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def nearest_backtest(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of the held-out predictions of one size, those of the smallest extrapolation."""
-    held: Sequence[dict[str, Any]] = content["backtest"].get("held_out", [])
+    """For each size, the held-out predictions with the smallest extrapolation. content: a forecast's JSON."""
+    held_out: Sequence[dict[str, Any]] = content["backtest"].get("held_out", [])
     best: dict[float, float] = {}
-    for run in held:
+    for run in held_out:
         best[run["x"]] = min(best.get(run["x"], float("inf")), run["extrapolation"])
-    return [run for run in held if run["extrapolation"] == best[run["x"]]]
+    return [run for run in held_out if run["extrapolation"] == best[run["x"]]]

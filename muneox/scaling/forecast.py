@@ -1,4 +1,4 @@
-"""A forecast: predictions with intervals, the backtest beside them, and what they rest on; saved, and checked later."""
+"""Forecasts with intervals and a backtest. A forecast can be saved (registered) and checked later."""
 
 from __future__ import annotations
 
@@ -28,22 +28,26 @@ from muneox.scaling.uncertainty import LEVEL, Band, Interval, Trace, band, inter
 
 FEWEST_SIZES = 4
 FORMAT = 1
-BAND = 80  # places of a band
-FAR = 10.0  # times beyond the data: a warning of its own
+BAND = 80  # points along a band
+FAR = 10.0  # a target further beyond the data than this factor gets a warning
 PRIOR = (
-    "exponents log-normal, median 0.33, 90 % in 0.14 to 0.75; coefficients positive, else flat; noise of one run "
-    "scaled inverse chi-squared about {sigma:.2%}"
+    "exponents log-normal with median 0.33 and 90 % in 0.14 to 0.75; coefficients flat over positive values; noise of "
+    "one run scaled inverse chi-squared with scale {sigma:.2%}"
 )
 
 DEPARTURE = (
-    "; predictions allow for a smooth departure from the law, half-Cauchy of scale {tau:.2%}, and the intervals of "
-    "a, b and c take the law for exact"
+    "; predictions allow for a smooth departure from the law, half-Cauchy with scale {tau:.2%}; the intervals of "
+    "a, b and c assume an exact law"
 )
 
 
 @dataclass(frozen=True)
 class Target:
-    """A prediction at x (tokens too for L(N, D)). extrapolation: x over the largest fitted x. actual: if known."""
+    """A prediction at x.
+
+    extrapolation: x divided by the largest fitted x; for L(N, D) the ratio of N D. tokens: only for L(N, D).
+    actual: the observed loss, if known.
+    """
 
     x: float
     predicted: Interval
@@ -68,7 +72,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What predict_loss.py prints, draws and saves. law: size, compute, surface or annealing."""
+    """The result of predict_loss.py. law: size, compute, surface or annealing."""
 
     law: str
     formula: str
@@ -77,19 +81,19 @@ class Forecast:
     targets: tuple[Target, ...]
     parameters: dict[str, Interval]
     noise: tuple[float, str]
-    held: tuple[HeldOutRun, ...]
+    held_out: tuple[HeldOutRun, ...]
     used: tuple[Point, ...]
     left_out: tuple[tuple[Point, str], ...]
     warnings: tuple[str, ...]
     perplexity: bool = False
     prior: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
-    bands: tuple[Band, ...] = ()  # of a new run, along x up to the targets
+    bands: tuple[Band, ...] = ()  # intervals of a new run, along x up to the targets
     traces: tuple[Trace, ...] = ()  # for the picture; not in the JSON
 
     def as_json(self) -> dict[str, Any]:
-        """`targets`, `parameters`, `backtest`, `points`, `bands`, `warnings` and what they rest on, as JSON."""
-        worst = max((h.extrapolation for h in self.held), default=None)
+        """The forecast as JSON: `targets`, `parameters`, `backtest`, `points`, `bands`, `warnings` and `prior`."""
+        worst = max((h.extrapolation for h in self.held_out), default=None)
         return {
             "format": FORMAT,
             "law": self.law, "formula": self.formula, "x": self.x_name, "y": self.y_name,
@@ -97,10 +101,10 @@ class Forecast:
             "parameters": {name: found.as_json() for name, found in self.parameters.items()},
             "noise": {"relative": self.noise[0], "from": self.noise[1]},
             "backtest": {
-                "mean_absolute_relative_error": None if not self.held else mean_error(self.held),
-                "coverage": None if not self.held else coverage(self.held),
+                "mean_absolute_relative_error": None if not self.held_out else mean_error(self.held_out),
+                "coverage": None if not self.held_out else coverage(self.held_out),
                 "largest_extrapolation": worst,
-                "held_out": [_held_json(h) for h in self.held],
+                "held_out": [_held_out_json(h) for h in self.held_out],
             },
             "points": {
                 "used": [_point_json(point) for point in self.used],
@@ -113,12 +117,12 @@ class Forecast:
         }  # fmt: skip
 
 
-def _held_json(held: HeldOutRun) -> dict[str, Any]:
+def _held_out_json(run: HeldOutRun) -> dict[str, Any]:
     return {
-        "fitted_sizes": held.sizes, "x": held.x, "actual": held.actual, "prediction": held.predicted.value,
-        "low": held.predicted.low, "high": held.predicted.high, "level": held.predicted.level,
-        "relative_error": held.error, "inside": held.inside,
-        "extrapolation": held.extrapolation,
+        "fitted_sizes": run.sizes, "x": run.x, "actual": run.actual, "prediction": run.predicted.value,
+        "low": run.predicted.low, "high": run.predicted.high, "level": run.predicted.level,
+        "relative_error": run.error, "inside": run.inside,
+        "extrapolation": run.extrapolation,
     }  # fmt: skip
 
 
@@ -140,16 +144,16 @@ def forecast_size(
     names: tuple[str, str] = ("x", "loss"),
     perplexity: bool = False,
 ) -> Forecast:
-    """L(x) = a x^b + c over the points, at the targets.
+    """Fit L(x) = a x^b + c to the points and predict the targets.
 
-    fit_below: only points of x up to this are fitted; a target at the x of another one is compared with it.
-    drop_flagged leaves out runs flagged as outliers; else they are only named. Raises DataError for fewer than four
-    sizes and ConfigError for a target that is not beyond the fitted ones.
+    fit_below: fit only points with x up to this. A target is compared with the held-out points at the same x.
+    drop_flagged: leave out runs flagged as outliers instead of only warning about them. Raises DataError for fewer than
+    four sizes and ConfigError for a target that is not beyond the fitted points.
     """
     prior = prior or NoisePrior()
     fitted, left_out = _split(points, fit_below)
     if (count := len({p.x for p in fitted})) < FEWEST_SIZES:
-        raise DataError(f"{count} different sizes; a forecast needs at least {FEWEST_SIZES} (names: {names[0]})")
+        raise DataError(f"{count} different sizes of {names[0]}; a forecast needs at least {FEWEST_SIZES}")
     outliers, warnings = describe_ladder([p.x for p in fitted], [p.y for p in fitted], [p.name for p in fitted])
     if drop_flagged and outliers:
         flagged = {o.index for o in outliers}
@@ -158,7 +162,7 @@ def forecast_size(
     x, y = np.array([p.x for p in fitted]), np.array([p.y for p in fitted])
     variance = seed_variance(x, y)
     posterior = sample_power_law(x, y, variance=variance, prior=prior)
-    exact = sample_power_law(x, y, variance=variance, prior=replace(prior, tau=0.0))  # whose a, b and c have a truth
+    exact = sample_power_law(x, y, variance=variance, prior=replace(prior, tau=0.0))  # for the intervals of a, b, c
     found = _size_targets(posterior, targets, float(x.max()), points, level)
     line = np.geomspace(x.min(), max([float(x.max()), *targets]), BAND)
     warnings += collapse_warnings(fitted, float(np.median(posterior.c))) + _far(found)
@@ -184,8 +188,8 @@ def _size_targets(
     for target in targets:
         if not target > largest:
             raise ConfigError(
-                f"target {target:g} is inside the data, which reach to {largest:g}: there is nothing to forecast; "
-                "hold runs out with --fit-below"
+                f"target {target:g} is inside the data, which end at {largest:g}; choose a larger target, or hold out "
+                "runs with --fit-below"
             )
     samples = posterior.observe(targets)
     found = []
@@ -207,7 +211,11 @@ def forecast_surface(
     names: tuple[str, str] = ("params", "loss"),
     perplexity: bool = False,
 ) -> Forecast:
-    """L(N, D) over the points at targets (N, D), and the compute-optimal N and D of budgets in FLOPs (C = 6 N D)."""
+    """Fit L(N, D) to the points and predict the targets (N, D).
+
+    budgets: compute budgets C = 6 N D in FLOPs, for which the compute-optimal N and D are reported. fit_below: fit only
+    points with N up to this. Raises DataError for input that cannot be fitted.
+    """
     prior = prior or NoisePrior()
     fitted, left_out = _split(points, fit_below)
     n, d, y = (np.array([getattr(p, key) for p in fitted], np.float64) for key in ("x", "tokens", "y"))
@@ -224,7 +232,7 @@ def forecast_surface(
         line = np.geomspace(n.min(), max([n.max(), *(params for params, other in targets if other == tokens)]), BAND)
         along = posterior.observe(line, np.full(BAND, tokens))
         bands.append(band(f"{short(tokens)} tokens", line, along, level))
-    held = _surface_backtest(n, d, y, level, prior)
+    held_out = _surface_backtest(n, d, y, level, prior)
     surface, optima = posterior.surface, []
     for budget in budgets:
         best_n, best_d = surface.optimal(budget)
@@ -234,15 +242,16 @@ def forecast_surface(
     parameters = {name: interval(getattr(surface, name), level) for name in ("e", "a", "alpha", "b", "beta")}
     return Forecast(
         "surface", "L(N, D) = e + a N^-alpha + b D^-beta", *names, tuple(found), parameters,
-        (float(np.median(posterior.draws.sigma)), "residuals of the fit"), tuple(held), tuple(fitted), tuple(left_out),
-        tuple(_far(found)), perplexity, PRIOR.format(sigma=prior.sigma), {"compute_optimal": optima}, tuple(bands),
+        (float(np.median(posterior.draws.sigma)), "residuals of the fit"), tuple(held_out), tuple(fitted),
+        tuple(left_out), tuple(_far(found)), perplexity, PRIOR.format(sigma=prior.sigma),
+        {"compute_optimal": optima}, tuple(bands),
         (Trace("fitted runs", n, y, np.median(posterior.law(n, d), axis=0), d),),
     )  # fmt: skip
 
 
 def _surface_backtest(n: Array, d: Array, y: Array, level: float, prior: NoisePrior) -> list[HeldOutRun]:
-    """The runs of each of the up to three largest sizes by those of the smaller ones, three at least."""
-    held: list[HeldOutRun] = []
+    """Predict each of up to three largest sizes from all smaller ones, at least three."""
+    held_out: list[HeldOutRun] = []
     sizes = np.unique(n)
     for size in sizes[max(3, len(sizes) - 3) :]:
         smaller, at = n < size, n == size
@@ -253,17 +262,18 @@ def _surface_backtest(n: Array, d: Array, y: Array, level: float, prior: NoisePr
         reach = (n[smaller] * d[smaller]).max()
         for tokens, value, draws in zip(d[at], y[at], before.observe(n[at], d[at]).T):
             found = interval(draws, level)
-            held.append(HeldOutRun(int(smaller.sum()), float(size), float(value), found, float(size * tokens / reach)))
-    return held
+            run = HeldOutRun(int(smaller.sum()), float(size), float(value), found, float(size * tokens / reach))
+            held_out.append(run)
+    return held_out
 
 
 def collapse_warnings(points: Sequence[Point], floor: float) -> list[str]:
-    """Runs whose normalised curves leave the others', as sentences."""
+    """Warnings about runs whose normalised curves do not collapse. floor: the irreducible loss c."""
     curves = [(p.curve.steps, p.curve.values) for p in points if p.curve is not None and len(p.curve) >= 20]
     if len(curves) < len(points) or any(not np.isfinite(values).all() for _, values in curves):
         return []
     far = not_collapsing([p.x for p in points], curves, min(floor, 0.999 * min(p.y for p in points)))
-    return [f"{points[i].name} does not collapse onto the other runs' normalised curve: another recipe or an accident?"
+    return [f"{points[i].name} does not collapse onto the normalised curve of the other runs; check its recipe and log"
             for i in far]  # fmt: skip
 
 
@@ -285,11 +295,14 @@ def digest(path: Path) -> str:
 
 
 def save(path: Path, content: dict[str, Any], register: bool) -> None:
-    """Writes a forecast atomically. register: with date, versions, hashes of the inputs and one of itself; an existing
-    file is then a ConfigError, since a registered forecast is not to be rewritten."""
+    """Write a forecast atomically.
+
+    register: add the date, versions, hashes of the inputs and a hash of the forecast itself. Registering raises
+    ConfigError if the file exists, because a registered forecast must not change.
+    """
     if register:
         if path.exists():
-            raise ConfigError(f"{path} exists: a registered forecast is not overwritten; choose another name")
+            raise ConfigError(f"{path} exists and a registered forecast is not overwritten; choose another name")
         sources = sorted({point["source"] for part in content["points"].values() for point in part})
         inputs = [{"source": s, "sha256": digest(Path(s)) if Path(s).exists() else None} for s in sources]
         versions = {"muneox": megatron.__version__, "python": platform.python_version(),
@@ -301,16 +314,16 @@ def save(path: Path, content: dict[str, Any], register: bool) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A registered forecast. Raises DataError if it is none, or was changed after it was registered."""
+    """Load a registered forecast. Raises DataError if the file is not one, or was changed after it was registered."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         seal = content["registered"]["sha256"]
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no registered forecast (made by --save)") from error
+        raise DataError(f"{path} is not a registered forecast; --save writes one") from error
     if seal != _seal(content):
-        raise DataError(f"{path} was changed after it was registered: its hash does not fit")
+        raise DataError(f"{path} was changed after it was registered: its hash does not match")
     return dict(content)
 
 

@@ -1,4 +1,4 @@
-"""From runs, tables and evaluation results to the points of a ladder: one size and one loss a run."""
+"""Reads the points of a ladder, one size and one loss per run, from runs, tables and evaluation results."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from muneox.runs import (
 from muneox.runs import smooth as smoothed
 from muneox.scaling.compute import training_flops
 
-# What the runs of every ladder share, by our keys and by the name that other trainers log.
+# Settings that all runs of a ladder must share: our keys, and names that other trainers log.
 RECIPE = (*shared_by(LADDER), "optimizer.type")
 STEP_COLUMNS = ("step", "_step", "global_step", "trainer/global_step", "iteration", "iter")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which runs, and which number of each: at a step, a token count or the end, smoothed as said."""
+    """Selects the runs and the value to read from each: at a step, at a token count, or at the end."""
 
     x: str
     y: str
@@ -48,17 +48,17 @@ class Selection:
     at_step: int | None = None
     at_tokens: float | None = None
     smoothing: str = "none"
-    perplexity: bool = False  # y is one: its logarithm is the loss
+    perplexity: bool = False  # y is a perplexity; its logarithm is the loss
     group: str | None = None
     tags: tuple[str, ...] = ()
     where: tuple[tuple[str, str], ...] = ()
     exclude: tuple[str, ...] = ()
-    allow: tuple[str, ...] = ()  # recipe keys that may differ, and `corpus`
+    allow: tuple[str, ...] = ()  # keys of the recipe that may differ, or `corpus`
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run's place on the ladder. tokens: None unless asked for; curve: the whole series, where there is one."""
+    """One run of a ladder. tokens: only for L(N, D). curve: the whole series, if the source has one."""
 
     name: str
     x: float
@@ -66,16 +66,16 @@ class Point:
     source: str
     tokens: float | None = None
     curve: Series | None = None
-    corpus: str | None = None  # its SHA-256, where the run records it
+    corpus: str | None = None  # SHA-256, if the run records it
 
 
 def read_points(sources: Sequence[str], chosen: Selection, law: str = "size") -> tuple[list[Point], list[str]]:
-    """The points in the order of the sources, and what was damaged or is worth knowing.
+    """The points in the order of the sources, and warnings.
 
-    A CSV file with the columns x and y is a table of one row a run; lm-evaluation-harness results (.json) are read for
-    `task/metric`; everything else goes to muneox.runs. law: size, surface (tokens are read too) or compute (x is FLOPs
-    and every logged point of a run counts). Raises DataError for what is missing, with the names that exist, for
-    recipes that differ and for losses that are not finite.
+    A CSV file with the columns x and y is a table with one row per run. A .json file holds lm-evaluation-harness
+    results, in which y is `task/metric`. muneox.runs reads everything else. law: size, surface (reads tokens too) or
+    compute (x is FLOPs, and every logged point of a run is a point). Raises DataError if a name is missing, with the
+    names that exist, or if the recipes differ; ConfigError if the runs end at different steps.
     """
     points: list[Point] = []
     others: list[str] = []
@@ -102,22 +102,25 @@ def read_points(sources: Sequence[str], chosen: Selection, law: str = "size") ->
             _same_end(runs, chosen)
     points = [point for point in points if point.name not in chosen.exclude]
     if not points:
-        raise DataError("no run is left; the filters leave none")
+        raise DataError("no runs are left after the filters; check --group, --tag, --where and --exclude")
     return [_as_loss(point) for point in points] if chosen.perplexity else points, warnings
 
 
 def finite(points: Sequence[Point], drop: bool) -> tuple[list[Point], list[Point]]:
-    """Points with a finite loss, and those without; without `drop` the latter are a DataError that names them."""
+    """Split points into those with a finite loss and those without.
+
+    Raises DataError that names the latter, unless `drop` is set.
+    """
     good = [point for point in points if math.isfinite(point.y)]
     bad = [point for point in points if not math.isfinite(point.y)]
     if bad and not drop:
         names = ", ".join(point.name for point in bad)
-        raise DataError(f"loss not finite in {names}: diverged; leave them out with --drop-diverged")
+        raise DataError(f"the loss is not finite in {names}: these runs diverged; leave them out with --drop-diverged")
     return good, bad
 
 
 def _table(path: Path, chosen: Selection, law: str) -> list[dict[str, str]] | None:
-    """Rows of a table of one row a run; None if the file is the history of one run, which tells no size."""
+    """Rows of a table with one row per run; None if the file is the history of one run, which has no size column."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         columns = list(reader.fieldnames or ())
@@ -147,19 +150,22 @@ def _rows(rows: Sequence[Mapping[str, str]], chosen: Selection, source: str, law
                 return float(row[column])
             except (KeyError, TypeError, ValueError):
                 raise DataError(
-                    f"{source}, row {number}: `{column}` is {row.get(column)!r}, which is no number"
+                    f"{source}, row {number}: `{column}` is {row.get(column)!r}, expected a number"
                 ) from None
 
         yield Point(name, value(chosen.x), value(chosen.y), source, value(chosen.tokens) if law == "surface" else None)
 
 
 def _evaluation(path: Path, chosen: Selection) -> Point:
-    """The point of a results file of lm-evaluation-harness; its size from --x of the configuration, or the model's."""
+    """The point of an lm-evaluation-harness results file.
+
+    The size is the configuration value x. For x = params it can also be `model_num_parameters`.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         results, config = dict(content["results"]), dict(content.get("config") or {})
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no results file of lm-evaluation-harness: no `results` in it") from error
+        raise DataError(f"{path} is not a results file of lm-evaluation-harness: it has no `results`") from error
     metrics = {
         f"{task}/{name.split(',')[0]}": number
         for task, values in results.items()
@@ -196,7 +202,7 @@ def _run_points(run: Run, chosen: Selection, law: str) -> Iterator[Point]:
 
 
 def size_of(run: Run, name: str) -> float:
-    """The run's size by a configuration value's name; `width` is hidden_size. Raises DataError if there is none."""
+    """The run's size from configuration value `name`; `width` means hidden_size. Raises DataError if it is missing."""
     value = run.number("hidden_size" if name == "width" else name)
     if value is None:
         raise DataError(_unknown(run.name, "configuration value", name, list(_names(run.config))))
@@ -224,7 +230,7 @@ def _same_end(runs: Sequence[Run], chosen: Selection) -> None:
         shortest, longest = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
         raise ConfigError(
             f"the runs end at different steps ({shortest} at {ends[shortest]}, {longest} at {ends[longest]}); "
-            f"compare them at one with --at-step {ends[shortest]}, or at one token count with --at-tokens"
+            f"compare them at one step with --at-step {ends[shortest]}, or at one token count with --at-tokens"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which run to train next: what it costs, and how far it would shrink the forecast's interval."""
+"""Plans the next run of a ladder from its cost and from how far it would shrink the forecast's interval."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from muneox.scaling.power_law import checked, sample_power_law
 from muneox.scaling.separable import NoisePrior
 from muneox.scaling.uncertainty import LEVEL, interval
 
-OUTCOMES = (0.1, 0.3, 0.5, 0.7, 0.9)  # quantiles of the candidate's loss that are tried
-AFFORDABLE = 0.35  # of the target's cost: beyond it one may as well train the target
+OUTCOMES = (0.1, 0.3, 0.5, 0.7, 0.9)  # quantiles of the candidate's predicted loss to average over
+AFFORDABLE = 0.35  # share of the target's cost; a costlier run is not worth it next to the target itself
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A run that could be trained. cost: share of the target's; half_width: relative, expected after it."""
+    """A run that could be trained.
+
+    cost: share of the target's cost. half_width: the expected relative half-width of the interval after this run.
+    """
 
     x: float
     cost: float
@@ -28,7 +31,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class NextRunPlan:
-    """half_width: relative, as it stands; candidates by size; best: the most informative affordable one, if any."""
+    """The candidates for the next run.
+
+    half_width: the current relative half-width. candidates: in order of size. best: the most informative affordable
+    candidate, or None.
+    """
 
     half_width: float
     candidates: tuple[Candidate, ...]
@@ -45,15 +52,15 @@ def plan_next(
     prior: NoisePrior | None = None,
     draws: int = 1500,
 ) -> NextRunPlan:
-    """Expected interval of the law's value at `target` after one more run, for sizes from the ladder's to the target's.
+    """Expected interval at `target` after one more run, for candidate sizes between the ladder and the target.
 
-    The candidate's loss is not known: the refit is averaged over quantiles of what is predicted for it. cost_exponent:
-    cost goes as x to this power (1: parameters at fixed tokens; 2: parameters with tokens in proportion, or width).
-    Raises DataError if the target is not beyond the ladder.
+    The candidate's loss is unknown, so the half-width is averaged over quantiles of its prediction. cost_exponent: cost
+    is proportional to x to this power (1: parameters at fixed tokens; 2: parameters with tokens in proportion, or
+    width). Raises DataError if the target is not beyond the ladder.
     """
     size, loss = checked(x, y)
     if target <= size.max():
-        raise DataError(f"target {target:g} is not beyond the largest run, {size.max():g}: nothing is to be planned")
+        raise DataError(f"target {target:g} is not beyond the largest run, {size.max():g}; choose a larger target")
     now = sample_power_law(size, loss, prior=prior, draws=4000)
     before = _relative_half_width(now.observe([target])[:, 0], level)
     sizes = np.unique(np.concatenate([[np.median(np.unique(size))], np.geomspace(size.max(), target, 7)[:-1]]))

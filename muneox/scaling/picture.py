@@ -1,4 +1,4 @@
-"""The forecast as a figure for a paper: data, fit, interval, targets, backtest; below it the errors in per cent."""
+"""Draws a forecast for a paper: data, fit, interval, targets and backtest, with relative errors in a second panel."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from muneox.scaling.forecast import Forecast
 from muneox.scaling.separable import Array
 from muneox.scaling.uncertainty import Interval
 
-# Okabe and Ito's colours, which the colour-blind tell apart; the shapes differ too.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; the shapes differ too.
 DATA, FIT, TARGET, BACKTEST, LEFT = "#0072B2", "#333333", "#D55E00", "#009E73", "#888888"
 CURVES = (DATA, BACKTEST, "#CC79A7", "#56B4E9", "#E69F00")
 
 
 def draw(forecast: Forecast, path: Path) -> None:
-    """Writes the figure; the suffix (.png, .pdf, .svg) says the format."""
+    """Write the figure. The suffix (.png, .pdf, .svg) selects the format."""
     figure = Figure(figsize=(6.6, 5.2), dpi=220, layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
@@ -52,7 +52,7 @@ def draw(forecast: Forecast, path: Path) -> None:
 
 
 def _ladder(axes: Axes, forecast: Forecast) -> None:
-    """Final losses, a point a run; where tokens differ they are its colour."""
+    """Draw the final losses, one point per run. For L(N, D) the colour shows the tokens."""
     largest = max(p.x for p in forecast.used)
     axes.axvline(largest, color=FIT, linewidth=0.8, linestyle=(0, (2, 3)))
     for trace in forecast.traces:
@@ -70,7 +70,7 @@ def _ladder(axes: Axes, forecast: Forecast) -> None:
 
 
 def _curves(axes: Axes, below: Axes, forecast: Forecast) -> None:
-    """Whole loss curves with their fits, and below them the fits' errors."""
+    """Draw whole loss curves with their fits, and the errors of the fits in the lower panel."""
     for trace, colour in zip(forecast.traces, cycle(CURVES)):
         axes.plot(trace.x, trace.y, ".", color=colour, ms=2.2, alpha=0.55, label=trace.name)
         axes.plot(trace.x, trace.fit, color=colour, linewidth=1)
@@ -78,11 +78,11 @@ def _curves(axes: Axes, below: Axes, forecast: Forecast) -> None:
 
 
 def _forecasts(axes: Axes, forecast: Forecast) -> None:
-    """Bands, forecasts and what was seen of them."""
+    """Draw bands, forecasts and observed losses."""
     for band, style in zip(forecast.bands, cycle(("-", "--", ":", "-."))):
         of = f", {band.name}" if band.name else ""
-        said = f"{band.level:.0%} interval of a new run{of}"
-        axes.fill_between(band.x, band.low, band.high, color=FIT, alpha=0.13, linewidth=0, label=said)
+        label = f"{band.level:.0%} interval of a new run{of}"
+        axes.fill_between(band.x, band.low, band.high, color=FIT, alpha=0.13, linewidth=0, label=label)
         axes.plot(
             band.x, band.median, color=FIT, linewidth=1.3, linestyle=style, label=None if of else _formula(forecast)
         )
@@ -109,7 +109,7 @@ def _headline(forecast: Forecast) -> str:
 def _bars(
     axes: Axes, x: Sequence[float], found: Sequence[Interval], actual: Array, relative: bool = False, **style: Any
 ) -> None:
-    """Values with their intervals; relative: in per cent of what was seen, minus 100."""
+    """Draw values with their intervals. relative: as relative errors from `actual`, in per cent."""
     value, low, high = (np.array([getattr(i, name) for i in found]) / actual for name in ("value", "low", "high"))
     scale, shift = (100.0, 1.0) if relative else (1.0, 0.0)
     spread = scale * np.abs([value - low, high - value])
@@ -117,7 +117,7 @@ def _bars(
 
 
 def _formula(forecast: Forecast) -> str:
-    """Of a law of one x, whose band has no name."""
+    """The fitted formula of a law in one variable."""
     a, b, c = (forecast.parameters[name].value for name in "abc")
     return f"$L = {a:.3g}\\,x^{{{b:.3f}}} + {c:.3g}$"
 
@@ -126,11 +126,11 @@ def _errors(axes: Axes, forecast: Forecast) -> None:
     axes.axhline(0, color=FIT, linewidth=0.8)
     for trace in forecast.traces if forecast.law != "annealing" else ():
         axes.plot(trace.x, 100 * (trace.fit / trace.y - 1), "o", color=DATA, ms=4.2, label="fit")
-    if held := nearest_backtest(forecast.as_json()):
-        actual = np.array([h["actual"] for h in held])
-        found = [Interval(h["prediction"], h["low"], h["high"], h["level"]) for h in held]
+    if backtest := nearest_backtest(forecast.as_json()):
+        actual = np.array([h["actual"] for h in backtest])
+        found = [Interval(h["prediction"], h["low"], h["high"], h["level"]) for h in backtest]
         name = "backtest: from the other runs" if forecast.law == "annealing" else "backtest: from the smaller runs"
-        _bars(axes, [h["x"] for h in held], found, actual, True, fmt="s", color=BACKTEST, label=name)
+        _bars(axes, [h["x"] for h in backtest], found, actual, True, fmt="s", color=BACKTEST, label=name)
     if seen := [t for t in forecast.targets if t.actual is not None]:
         actual = np.array([t.actual for t in seen])
         _bars(

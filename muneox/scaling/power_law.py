@@ -1,8 +1,8 @@
-"""L(x) = a x^b + c with a, c >= 0 and b < 0: loss against size on a fixed recipe.
+"""L(x) = a x^b + c with a, c >= 0 and b < 0: loss against size for a fixed recipe.
 
 x is the number of parameters (all of them by default, which predicts best), non-embedding parameters, width or FLOPs.
-Form and use: Yao et al., nanoLM (arXiv:2304.06875) and Mu-scaling; with x = N, the D-term of Hoffmann et al.
-(arXiv:2203.15556, eq. 2) is a part of c. All functions take arrays; units of x do not matter.
+The form and its use follow Yao et al., nanoLM (arXiv:2304.06875) and Mu-scaling. With x = N, the D-term of Hoffmann et
+al. (arXiv:2203.15556, eq. 2) is part of c. All functions take arrays. The results do not depend on the unit of x.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from muneox.scaling.separable import (
 )
 
 EXPONENTS = Exponents(low=(0.01,), high=(4.0,), cells=72, median=(0.33,), log_sd=(0.5,))
-MOST_CORRELATED = 1500  # points; beyond it the departure from the law is left out, its matrix being n x n
+MOST_CORRELATED = 1500  # with more points, the departure from the law is left out: its matrix is n x n
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class PowerLawFit:
-    """A law with its relative residuals (fit - y)/y [n] and their RMS, with n - 3 degrees of freedom."""
+    """A fitted law, its relative residuals (fit - y)/y [n], and their RMS with n - 3 degrees of freedom."""
 
     law: PowerLaw
     residuals: Array
@@ -52,10 +52,10 @@ class PowerLawFit:
 
 
 def checked(x: ArrayLike, y: ArrayLike, least: int = 3) -> tuple[Array, Array]:
-    """x and y as float64[n]; raises DataError for anything that no law can be fitted to."""
+    """Return x and y as float64[n]. Raises DataError for input that cannot be fitted. least: the fewest sizes."""
     size, loss = np.asarray(x, np.float64).ravel(), np.asarray(y, np.float64).ravel()
     if size.shape != loss.shape:
-        raise DataError(f"{len(size)} sizes but {len(loss)} losses")
+        raise DataError(f"expected one loss per size, found {len(size)} sizes but {len(loss)} losses")
     if not np.isfinite(size).all() or (size <= 0).any():
         raise DataError(f"sizes must be positive and finite, found {size[~(np.isfinite(size) & (size > 0))][0]:g}")
     if not np.isfinite(loss).all():
@@ -69,10 +69,10 @@ def checked(x: ArrayLike, y: ArrayLike, least: int = 3) -> tuple[Array, Array]:
 
 
 def fit_power_law(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> PowerLawFit:
-    """Least squares in relative residuals: the exponent scanned, then refined; a and c solved exactly.
+    """Fit the law by least squares in relative residuals.
 
-    x: [n] > 0; y: [n] > 0; weights: [n], one over the noise's relative variance. Raises DataError if the loss does not
-    fall with x, or if the input is not usable.
+    The exponent is scanned, then refined; a and c are solved exactly. x: [n] > 0. y: [n] > 0. weights: [n], the inverse
+    of the noise's relative variance. Raises DataError if the loss does not fall with x, or if the input is not usable.
     """
     size, loss = checked(x, y)
     weight = np.ones_like(loss) if weights is None else np.asarray(weights, np.float64)
@@ -83,7 +83,7 @@ def fit_power_law(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) 
     if height <= 0:
         raise DataError(
             "the loss does not fall with size: no decreasing law agrees with these runs. "
-            "Do the learning rate and init of this recipe suit the larger ones?"
+            "Check that the recipe's learning rate and initialisation suit the larger runs."
         )
     exponent = -float(theta[0])
     law = PowerLaw(float(height * centre**-exponent), exponent, float(floor))
@@ -96,9 +96,9 @@ def bootstrap_power_law(
 ) -> Array:
     """Bayesian bootstrap (Rubin 1981) over runs: float64[samples, 3] of a, b, c.
 
-    groups: [n], what is drawn together, such as the checkpoints of one run. All samples are fitted at once: one matrix
-    product over a grid of exponents, then a parabola through the best three. Trust it from about 20 runs on; below
-    that, sample_power_law.
+    groups: [n], labels of points that are drawn together, such as the checkpoints of one run. All samples are fitted at
+    once: one matrix product over a grid of exponents, then a parabola through the best three. Use it from about 20 runs
+    on; with fewer, use sample_power_law.
     """
     size, loss = checked(x, y)
     rng, centre = np.random.default_rng(seed), _centre(size)
@@ -107,7 +107,7 @@ def bootstrap_power_law(
     weights = (draws / draws.mean(1, keepdims=True))[:, labels]
     best = fit_power_law(size, loss).law
     grid = np.log(-best.b) + np.linspace(-1.2, 1.2, 49)
-    for _ in range(2):  # the second grid is as narrow as the samples are
+    for _ in range(2):  # the second grid covers only the range of the samples
         _, rss = project(_design(size / centre)(np.exp(grid)[:, None]), loss, weights)
         exponent = _parabola(grid, rss)
         margin = grid[1] - grid[0]
@@ -119,7 +119,7 @@ def bootstrap_power_law(
 
 @dataclass(frozen=True)
 class PowerLawPosterior:
-    """Draws of a, b, c [s], of the noise and the misfit, and the predictions that follow."""
+    """Posterior draws [s] of a, b, c, the noise and the departure from the law, with their predictions."""
 
     draws: Draws
     x: Array
@@ -144,7 +144,7 @@ class PowerLawPosterior:
         return self.draws.law(_design(np.atleast_1d(np.asarray(x, np.float64)) / self.centre))
 
     def observe(self, x: ArrayLike) -> Array:
-        """Draws of one new run's loss at x [m]: law, misfit and noise: [s, m]."""
+        """Draws of one new run's loss at x [m], with departure and noise: [s, m]."""
         size = np.atleast_1d(np.asarray(x, np.float64))
         cross = matern(np.log(size), np.log(self.x), self.length)
         return self.draws.observe(_design(size / self.centre), cross, np.random.default_rng(self.seed + 1))
@@ -159,14 +159,15 @@ def sample_power_law(
     draws: int = 4000,
     seed: int = 0,
 ) -> PowerLawPosterior:
-    """The posterior of the law, for as few as four sizes.
+    """Sample the posterior of the law, from four sizes on.
 
-    Weak priors, stated in Exponents and NoisePrior: -b is log-normal with median 0.33 (90 %: 0.14 to 0.75), which
-    spans the exponents published for language models; a and c are free but positive. The departure from the law is a
-    smooth curve in log x of unknown size: it is what makes a prediction's interval grow with the extrapolation. a, b
-    and c have a true value only where the law is exact, and there their intervals are right without the departure
-    (tau = 0): with it those of 90 % cover 95 % of such ladders. variance: [n] relative to each other. Raises DataError
-    as fit_power_law does.
+    The priors are weak (see Exponents and NoisePrior): -b is log-normal with median 0.33 (90 %: 0.14 to 0.75), which
+    covers the exponents published for language models; a and c are only constrained to be positive. The departure from
+    the law is a smooth curve in log x of unknown size. It makes a prediction's interval grow with the extrapolation.
+
+    a, b and c have a true value only if the law is exact. Their intervals are then calibrated without the departure
+    (tau = 0); with it, 90 % intervals cover 95 % of such ladders. variance: [n], relative to each other. Raises
+    DataError under the same conditions as fit_power_law.
     """
     size, loss = checked(x, y)
     prior, centre, log_size = prior or NoisePrior(), _centre(size), np.log(size)
@@ -179,7 +180,7 @@ def sample_power_law(
 
 
 def matern(first: Array, second: Array, length: float) -> Array:
-    """Matern 3/2 correlations [m, n] of places [m] and [n] on a line."""
+    """Matern 3/2 correlations [m, n] between positions [m] and [n] on a line."""
     distance = np.sqrt(3) * np.abs(first[:, None] - second[None]) / length
     return np.asarray((1 + distance) * np.exp(-distance))
 
@@ -189,7 +190,7 @@ def _centre(x: Array) -> float:
 
 
 def _design(ratio: Array) -> Design:
-    """theta [g, 1] -> columns 1 and ratio^-theta: [g, n, 2]."""
+    """Map theta [g, 1] to the columns 1 and ratio^-theta: [g, n, 2]."""
 
     def columns(theta: Array) -> Array:
         power = np.exp(-theta * np.log(ratio))
@@ -199,7 +200,7 @@ def _design(ratio: Array) -> Design:
 
 
 def _parabola(grid: Array, rss: Array) -> Array:
-    """The minimum of each row of rss [b, g] over a uniform grid [g], between its points."""
+    """The minimum of each row of rss [b, g] over a uniform grid [g], interpolated between its points."""
     middle = np.clip(np.argmin(rss, 1), 1, len(grid) - 2)
     rows = np.arange(len(rss))
     left, centre, right = rss[rows, middle - 1], rss[rows, middle], rss[rows, middle + 1]
@@ -209,7 +210,7 @@ def _parabola(grid: Array, rss: Array) -> Array:
 
 
 def _solve_each(ratio: Array, y: Array, weights: Array, exponents: Array) -> tuple[Array, Array]:
-    """c and a at the centre for each sample with its own exponent: [b] and [b]."""
+    """c and a at the centre for each sample, given its exponent: [b] and [b]."""
     power = np.exp(-exponents[:, None] * np.log(ratio)) / y
     flat = np.broadcast_to(1 / y, power.shape)
     s00, s01, s11 = ((weights * p * q).sum(1) for p, q in ((flat, flat), (flat, power), (power, power)))

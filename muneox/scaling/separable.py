@@ -1,11 +1,11 @@
-"""Laws that are linear once their exponents are fixed: exact least squares, bootstrap and posterior.
+"""Exact least squares and posterior sampling for laws that are linear once their exponents are fixed.
 
 A law y(z) = sum_k coefficient_k * column_k(z; exponents) with coefficients >= 0 is fitted in relative residuals,
-(y - fit)/y. For fixed exponents the coefficients are solved exactly (variable projection: Golub and Pereyra 1973), so
-that only one or two exponents are left to search: there are no starting values and no bad minima.
+(y - fit)/y. For fixed exponents the coefficients are solved exactly (variable projection: Golub and Pereyra 1973). Only
+one or two exponents remain to be searched, without starting values and without local minima.
 
-The posterior sits on a grid of the exponents, the noise sigma and the size tau of a smooth departure from the law;
-the grid is narrowed until it fits the mass. Given a cell everything is Gaussian and integrated exactly.
+The posterior is evaluated on a grid of the exponents, the noise sigma and the size tau of a smooth departure from the
+law. The grid is narrowed until it covers only the mass. Within a cell the posterior is Gaussian and integrated exactly.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ Array = NDArray[np.float64]
 # theta float64[g, q] -> columns float64[g, n, k]
 Design = Callable[[Array], Array]
 
-NEGLIGIBLE = 1e-5  # of the posterior's mass on an axis, when the grid is narrowed
-# The grid is narrowed to a tempered posterior first, since a coarse grid can miss a sharp mode and keep a false one.
+NEGLIGIBLE = 1e-5  # share of the posterior's mass on an axis that narrowing the grid ignores
+# The grid is narrowed to a tempered posterior first: a coarse grid can miss a sharp mode and keep a false one.
 TEMPERATURES = (100.0, 10.0, 1.0)
-COLLINEAR = 1e-13  # determinant of the columns' correlations; less than this is rounding
+COLLINEAR = 1e-13  # determinant of the columns' correlations; a smaller one is rounding error
 
 
 @dataclass(frozen=True)
 class NoisePrior:
-    """What is believed of the residuals before the data, relative to the loss.
+    """Prior of the residuals, relative to the loss.
 
     sigma: scale of one run's noise, scaled inverse chi-squared with one degree of freedom. Repeats of published runs
-    differ by 0.02-0.12 %. tau: scale of the smooth departure of real ladders from the law, half-Cauchy; 0 takes the law
-    for exact. length: the departure's correlation length in natural logarithms of x (a decade), Matern 3/2.
+    differ by 0.02-0.12 %. tau: scale of the smooth departure of real ladders from the law, half-Cauchy; 0 assumes an
+    exact law. length: correlation length of the departure (Matern 3/2) in natural logarithms of x, by default a decade.
     """
 
     sigma: float = 1e-3
@@ -46,7 +46,7 @@ class NoisePrior:
 
 @dataclass(frozen=True)
 class Exponents:
-    """The range, prior (log-normal) and number of grid cells of each exponent; the tuples are of length q."""
+    """The range, log-normal prior and number of grid cells of each exponent. The tuples have length q."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -59,7 +59,7 @@ class Exponents:
         return np.asarray(-0.5 * squares.sum(-1))
 
     def grid(self, cells: int) -> Array:
-        """A grid uniform in the logarithms: [cells ** q, q]."""
+        """A grid that is uniform in the logarithms: [cells ** q, q]."""
         return mesh([np.geomspace(*ends, cells) for ends in zip(self.low, self.high)])
 
 
@@ -70,7 +70,7 @@ def mesh(axes: Sequence[Array]) -> Array:
 
 @dataclass(frozen=True)
 class Draws:
-    """s draws of the posterior: theta [s, q], coefficients [s, k], sigma [s], tau [s] (both relative)."""
+    """s draws of the posterior: theta [s, q], coefficients [s, k], and relative sigma [s] and tau [s]."""
 
     theta: Array
     coefficients: Array
@@ -84,12 +84,14 @@ class Draws:
         return len(self.sigma)
 
     def law(self, design: Design) -> Array:
-        """The law itself at m new places, design(theta) of [s, m, k]: [s, m]."""
+        """The law at m new positions: [s, m]. design(theta): [s, m, k]."""
         return np.asarray(np.einsum("smk,sk->sm", design(self.theta), self.coefficients))
 
     def observe(self, design: Design, kernel: Array | None, rng: np.random.Generator) -> Array:
-        """What one new run would show at m places: law, departure and noise: [s, m]. kernel: [m, n] correlations of
-        the departure there with that at the data."""
+        """The loss of one new run at m positions, with departure and noise: [s, m].
+
+        kernel: [m, n], correlations of the departure between the new positions and the data.
+        """
         law = self.law(design)
         departure, spread = np.zeros_like(law), self.sigma[:, None] ** 2
         if kernel is not None and self.tau.any():
@@ -100,8 +102,10 @@ class Draws:
 
 
 def stratified_normal(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
-    """Standard normal draws [s, k], in each column one of each s-quantile (a Latin hypercube): quantiles of what they
-    make wobble less between seeds."""
+    """Standard normal draws [s, k] from a Latin hypercube: each column has one draw in each s-quantile.
+
+    Quantiles of quantities computed from them vary less between seeds.
+    """
     ranks = rng.permuted(np.tile(np.arange(shape[0]), (shape[1], 1)), axis=1).T
     return np.asarray(ndtri((ranks + rng.random(shape)) / shape[0]))
 
@@ -109,8 +113,8 @@ def stratified_normal(rng: np.random.Generator, shape: tuple[int, int]) -> Array
 def project(columns: Array, y: Array, weights: Array) -> tuple[Array, Array]:
     """Best coefficients >= 0 and the weighted sum of squared relative residuals, for each theta (and sample).
 
-    columns: [g, n, k]; y: [n]; weights: [n] or [b, n]. Returns [..., g, k] and [..., g] with b in front if given.
-    Every subset of columns is solved (k <= 3) and the best feasible one counts: exact, where clipping is not.
+    columns: [g, n, k]. y: [n]. weights: [n] or [b, n]. Returns [g, k] and [g], or [b, g, k] and [b, g]. Every subset of
+    columns is solved (k <= 3) and the best feasible solution is kept. This is exact; clipping at zero is not.
     """
     size = columns.shape[-1]
     gram, moment, total = _moments(columns / y[:, None], np.ones_like(y), np.atleast_2d(weights))
@@ -131,8 +135,8 @@ def project(columns: Array, y: Array, weights: Array) -> tuple[Array, Array]:
 
 
 def best_exponents(design: Design, y: Array, weights: Array, exponents: Exponents, cells: int = 0) -> Array:
-    """The exponents [q] of least squares: scanned on a grid, then refined by Gauss-Newton on what projection leaves."""
-    from scipy.optimize import least_squares  # half a second, which a command's --help need not wait for
+    """The least-squares exponents [q], scanned on a grid and refined by Gauss-Newton on the projected residuals."""
+    from scipy.optimize import least_squares  # importing it takes half a second, which a command's --help does not need
 
     grid = exponents.grid(cells or exponents.cells)
     start = np.log(grid[np.argmin(project(design(grid), y, weights)[1])])
@@ -150,8 +154,10 @@ def best_exponents(design: Design, y: Array, weights: Array, exponents: Exponent
 
 
 def residuals(columns: Array, y: Array, weights: Array) -> tuple[Array, Array]:
-    """Coefficients >= 0 [k] and weighted relative residuals [n] for one theta, columns [n, k], without the moments'
-    loss of digits."""
+    """Coefficients >= 0 [k] and weighted relative residuals [n] for one theta. columns: [n, k].
+
+    Unlike `project`, it does not form moments, which lose digits.
+    """
     root = np.sqrt(weights)
     scaled = columns * (root / y)[:, None]
     norm = np.linalg.norm(scaled, axis=0)
@@ -175,11 +181,11 @@ def sample_posterior(
     draws: int = 4000,
     seed: int = 0,
 ) -> Draws:
-    """Draws of the posterior of a law with coefficients > 0.
+    """Sample the posterior of a law with coefficients > 0.
 
-    y: [n] losses > 0. kernel: [n, n] correlations of the departure from the law, None for an exact law. variance: [n]
-    noise variances relative to each other. Given the exponents the coefficients have Jeffreys' prior. Raises
-    DataError if no decreasing law agrees with the data.
+    y: [n], losses > 0. kernel: [n, n], correlations of the departure from the law; None for an exact law. variance:
+    [n], noise variances relative to each other. Given the exponents, the coefficients have Jeffreys' prior. Raises
+    DataError if no decreasing law agrees with the data, or if the data do not separate the terms of the law.
     """
     prior, rng, n = prior or NoisePrior(), np.random.default_rng(seed), len(y)
     scale = np.ones(n) if variance is None else np.asarray(variance, np.float64)
@@ -189,7 +195,7 @@ def sample_posterior(
         values, vectors = np.linalg.eigh(kernel / np.sqrt(np.outer(scale, scale)))
         values, basis = np.maximum(values, 0), vectors / np.sqrt(scale)[:, None]
     centre = best_exponents(design, y, 1 / scale, exponents)
-    # Relative to the fit: relative to y itself, a law of zero with a smooth departure of 1 would explain the noise.
+    # Relative to the fit, not to y: relative to y, a law of zero with a smooth departure of 1 would explain the noise.
     level = design(centre[None])[0] @ residuals(design(centre[None])[0], y, 1 / scale)[0]
     problem = _Problem(design, level, y / level, exponents, prior, values, basis)
     grid = _Grid.start(centre, exponents, prior, exact=not values.any())
@@ -202,7 +208,10 @@ def sample_posterior(
 
 @dataclass(frozen=True)
 class _Problem:
-    """What is fitted: ratio [n] is y over its level [n], the departure has variances `values` along `basis`."""
+    """The data and prior of one fit.
+
+    ratio: [n], y divided by its level [n]. values: [n], variances of the departure along the columns of `basis` [n, n].
+    """
 
     design: Design
     level: Array
@@ -215,7 +224,7 @@ class _Problem:
 
 @dataclass(frozen=True)
 class _Table:
-    """Log posterior [h, g] over noise cells and exponents, with the solution in each cell."""
+    """Log posterior [h, g] over noise cells and exponents, and the solution in each cell."""
 
     log_density: Array
     coefficients: Array  # [h, g, k]
@@ -230,12 +239,12 @@ class _Grid:
 
     @classmethod
     def start(cls, centre: Array, exponents: Exponents, prior: NoisePrior, exact: bool) -> _Grid:
-        """Fine about the least squares' exponents, as many runs want it, and coarse far off, as few do."""
+        """A grid that is fine near the least-squares exponents, for many runs, and coarse far away, for few runs."""
         steps = np.linspace(-1, 1, exponents.cells)
         bent = np.abs(np.sinh(8 * steps) / np.sinh(8))
         axes = []
         for middle, low, high in zip(np.log(centre), np.log(exponents.low), np.log(exponents.high)):
-            # At an end of the range there would be no cells on one side.
+            # A centre at an end of the range would leave no cells on one side.
             middle = np.clip(middle, low + 0.02 * (high - low), high - 0.02 * (high - low))
             axes.append(np.exp(middle + bent * np.where(steps < 0, low - middle, high - middle)))
         tau = np.zeros(1) if exact else np.geomspace(prior.tau / 10, max(50 * prior.tau, 0.1), 8)
@@ -243,7 +252,7 @@ class _Grid:
 
     @property
     def log_cell(self) -> Array:
-        """Logarithm of each cell's share of the exponents' plane, [g]."""
+        """Logarithm of each cell's volume in the logarithms of the exponents: [g]."""
         widths = [np.log(np.gradient(np.log(axis))) for axis in self.axes]
         return np.asarray(mesh(widths).sum(-1))
 
@@ -272,14 +281,14 @@ class _Grid:
             density = density + np.log(tau) - np.log1p((tau / prior.tau) ** 2)
         integral = 0.5 * (plain - weighted - rss)
         log_prior = exponents.log_prior(self.theta) + self.log_cell
-        # Where columns are collinear the data say nothing of the coefficients, and Jeffreys' prior is improper.
+        # If columns are collinear, the data do not determine the coefficients and Jeffreys' prior is improper.
         log_density = np.where(collinear, -np.inf, density[:, None] + log_prior + integral)
         if np.isneginf(log_density).all():
-            raise DataError("the terms of the law cannot be told apart by these runs: they vary together")
+            raise DataError("the terms of the law vary together in these runs and cannot be separated; add other sizes")
         return _Table(log_density, coefficients, gram)
 
     def narrowed(self, table: _Table, temperature: float) -> _Grid:
-        """The same number of cells over the part of each axis that holds the mass, and one cell beyond."""
+        """A grid with as many cells over the part of each axis that holds the mass, plus one cell on each side."""
         mass = np.exp((table.log_density - table.log_density.max()) / temperature)
         mass = mass.reshape(len(self.sigma), len(self.tau), *map(len, self.axes))
         sigma, tau, *axes = (self._zoom(axis, mass, i) for i, axis in enumerate((self.sigma, self.tau, *self.axes)))
@@ -312,7 +321,7 @@ def _draw(grid: _Grid, table: _Table, problem: _Problem, draws: int, rng: np.ran
         kept.append((noise[good], theta[good], coefficients[good]))
         count, tried = count + int(good.sum()), tried + len(cell)
     if count < draws // 4:
-        raise DataError("the loss does not fall as the law has it: no decreasing law agrees with these runs")
+        raise DataError("the loss does not fall as the law requires: no decreasing law agrees with these runs")
     noise, index, coefficients = (np.concatenate(part)[:draws] for part in zip(*kept))
     theta_value = grid.theta[index]
     fit = np.einsum("snk,sk->sn", problem.design(theta_value), coefficients) / problem.level
@@ -336,7 +345,10 @@ def _moments(columns: Array, target: Array, weights: Array) -> tuple[Array, Arra
 
 
 def _log_determinant(gram: Array) -> tuple[Array, NDArray[np.bool_]]:
-    """Of moments [..., k, k], k = 2 or 3, and whether the columns are collinear up to rounding, in whatever units."""
+    """Log determinant of moments [..., k, k], k = 2 or 3, and whether the columns are collinear up to rounding.
+
+    The collinearity test does not depend on the units of the columns.
+    """
     if gram.shape[-1] == 2:
         diagonal = gram[..., 0, 0] * gram[..., 1, 1]
         determinant = diagonal - gram[..., 0, 1] ** 2
@@ -348,21 +360,21 @@ def _log_determinant(gram: Array) -> tuple[Array, NDArray[np.bool_]]:
 
 
 def _standardised(gram: Array) -> tuple[Array, Array]:
-    """Norms of the columns [..., k], and the moments [..., k, k] of the columns over them."""
+    """Norms of the columns [..., k], and the moments [..., k, k] of the columns divided by their norms."""
     scale = np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), 1e-300))
     return scale, gram / (scale[..., :, None] * scale[..., None, :])
 
 
 def _root_of_inverse(gram: Array) -> Array:
-    """Lower Cholesky factors [..., k, k] of the inverses: of unit columns, which loses fewest digits."""
+    """Lower Cholesky factors [..., k, k] of the inverses, computed from unit columns to lose the fewest digits."""
     scale, correlation = _standardised(gram)
     return np.asarray(np.linalg.cholesky(np.linalg.inv(correlation)) / scale[..., :, None])
 
 
 def _solve(gram: Array, moment: Array) -> Array:
-    """Solves many small symmetric systems; closed forms for one and two unknowns, which are most of the time.
+    """Solve many small symmetric systems, with closed forms for one and two unknowns, which dominate the run time.
 
-    Of collinear columns the solution is zero: fewer of them fit as well, which `project` tries too.
+    The solution for collinear columns is zero: fewer columns fit as well, and `project` tries those too.
     """
     size = moment.shape[-1]
     if size == 1:

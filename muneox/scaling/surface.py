@@ -1,7 +1,7 @@
 """L(N, D) = E + A N^-alpha + B D^-beta: loss against parameters and tokens (Hoffmann et al., arXiv:2203.15556, eq. 2).
 
-The same machinery as for L(N): alpha and beta on a grid, E, A, B solved exactly. The weak prior on both exponents has
-median 0.33 (90 %: 0.14 to 0.75); published fits have 0.28 to 0.37 (Hoffmann et al.; Besiroglu et al.,
+As for L(N), alpha and beta are on a grid, and E, A and B are solved exactly. The weak prior of both exponents has
+median 0.33 (90 %: 0.14 to 0.75). Published fits have 0.28 to 0.37 (Hoffmann et al.; Besiroglu et al.,
 arXiv:2404.10102).
 """
 
@@ -30,7 +30,7 @@ EXPONENTS = Exponents(low=(0.03,) * 2, high=(2.0,) * 2, cells=22, median=(0.33,)
 
 @dataclass(frozen=True)
 class Surface:
-    """L(N, D) = e + a N^-alpha + b D^-beta; fields may be arrays of draws."""
+    """L(N, D) = e + a N^-alpha + b D^-beta. The fields can be arrays of draws."""
 
     e: Array
     a: Array
@@ -43,7 +43,7 @@ class Surface:
         return np.asarray(self.e + self.a * n**-self.alpha + self.b * d**-self.beta)
 
     def optimal(self, flops: ArrayLike) -> tuple[Array, Array]:
-        """Parameters and tokens of least loss for a budget C = 6 N D FLOPs (Hoffmann et al., eq. 4)."""
+        """Parameters and tokens that minimise the loss for a budget of C = 6 N D FLOPs (Hoffmann et al., eq. 4)."""
         budget = np.asarray(flops, np.float64) / 6
         ratio = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
         params = ratio * budget ** (self.beta / (self.alpha + self.beta))
@@ -52,7 +52,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class SurfacePosterior:
-    """Draws [s] of the surface and its predictions."""
+    """Posterior draws [s] of the surface, and their predictions."""
 
     draws: Draws
     centre: tuple[float, float]
@@ -65,11 +65,11 @@ class SurfacePosterior:
         return Surface(e, a * self.centre[0] ** alpha, alpha, b * self.centre[1] ** beta, beta)
 
     def law(self, params: ArrayLike, tokens: ArrayLike) -> Array:
-        """Draws of the surface at m places: [s, m]."""
+        """Draws of the surface at m positions: [s, m]."""
         return self.draws.law(_design(params, tokens, self.centre))
 
     def observe(self, params: ArrayLike, tokens: ArrayLike) -> Array:
-        """Draws of the loss of new runs at m places: [s, m]."""
+        """Draws of the loss of new runs at m positions: [s, m]."""
         return self.draws.observe(_design(params, tokens, self.centre), None, np.random.default_rng(self.seed + 1))
 
 
@@ -79,12 +79,15 @@ def _checked(params: ArrayLike, tokens: ArrayLike, y: ArrayLike) -> tuple[Array,
     if len(loss) < 6:
         raise DataError(f"{len(loss)} runs; L(N, D) has five parameters and needs at least 6")
     if abs(np.corrcoef(np.log(n), np.log(d))[0, 1]) > 0.999:
-        raise DataError("tokens grow in proportion to a power of parameters: L(N, D) cannot tell them apart; fit L(N)")
+        raise DataError("tokens are a power of parameters in these runs, so L(N, D) cannot separate them; fit L(N)")
     return n, d, loss
 
 
 def fit_surface(params: ArrayLike, tokens: ArrayLike, y: ArrayLike) -> Surface:
-    """Least squares in relative residuals; params, tokens, y: [n]. Raises DataError for input that cannot be fitted."""
+    """Fit the surface by least squares in relative residuals.
+
+    params, tokens, y: [n]. Raises DataError for input that cannot be fitted.
+    """
     n, d, loss = _checked(params, tokens, y)
     centre = _centre(n), _centre(d)
     design, weights = _design(n, d, centre), np.ones_like(loss)
@@ -103,10 +106,10 @@ def sample_surface(
     draws: int = 4000,
     seed: int = 0,
 ) -> SurfacePosterior:
-    """The posterior of the surface. params, tokens, y: [n].
+    """Sample the posterior of the surface. params, tokens, y: [n].
 
-    With five parameters for many runs, the departure from the law shows in the residuals, and counts as noise.
-    Raises DataError as fit_surface does.
+    With five parameters and many runs, the departure from the law appears in the residuals and counts as noise. Raises
+    DataError under the same conditions as fit_surface.
     """
     n, d, loss = _checked(params, tokens, y)
     centre = _centre(n), _centre(d)

@@ -1,4 +1,4 @@
-"""Intervals of draws, their coverage, and how much each run is to be believed."""
+"""Intervals and bands of posterior draws, and the noise of each run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEVEL = 0.90
 
 @dataclass(frozen=True)
 class Interval:
-    """The median of draws and the central interval that holds `level` of them."""
+    """The median of draws and the central interval that contains a share `level` of them."""
 
     value: float
     low: float
@@ -36,7 +36,7 @@ class Interval:
 
 
 def interval(draws: ArrayLike, level: float = LEVEL) -> Interval:
-    """draws: [s]."""
+    """The median and central interval of draws [s]."""
     tail = (1 - level) / 2
     low, middle, high = np.quantile(np.asarray(draws, np.float64), [tail, 0.5, 1 - tail])
     return Interval(float(middle), float(low), float(high), level)
@@ -44,7 +44,7 @@ def interval(draws: ArrayLike, level: float = LEVEL) -> Interval:
 
 @dataclass(frozen=True)
 class Band:
-    """What a new run would show along a line of x [m]: its median and the central interval, each [m]."""
+    """The predicted loss of a new run along x [m]: its median and central interval, each [m]."""
 
     name: str
     x: Array
@@ -59,7 +59,10 @@ class Band:
 
 
 def band(name: str, x: ArrayLike, draws: Array, level: float = LEVEL, *, smooth: bool = True) -> Band:
-    """draws: [s, m] at x [m]. smooth: take the sampling noise out of quantiles that are smooth in the index of x."""
+    """The band of draws [s, m] at x [m].
+
+    smooth: remove sampling noise from the quantiles, assuming that they are smooth in the index of x.
+    """
     tail = (1 - level) / 2
     lines = np.asarray(np.quantile(draws, [0.5, tail, 1 - tail], axis=0), np.float64)
     if smooth:
@@ -72,7 +75,7 @@ def band(name: str, x: ArrayLike, draws: Array, level: float = LEVEL, *, smooth:
 
 @dataclass(frozen=True)
 class Trace:
-    """Points that were fitted, for the picture: x, y and the fit there, each [n]; tokens [n] where they differ."""
+    """Fitted points for the picture: x, y and the fit at x, each [n]. tokens: [n], only for L(N, D)."""
 
     name: str
     x: Array
@@ -82,11 +85,11 @@ class Trace:
 
 
 def seed_variance(x: ArrayLike, y: ArrayLike) -> Array | None:
-    """Relative noise variance of each run [n] (mean 1) where the scatter of seeds differs between sizes, else None.
+    """Relative noise variance of each run [n], with mean 1, if the scatter of seeds differs between sizes; else None.
 
-    Whether it does is Bartlett's test at 5 % (Bartlett 1937): weights that follow chance make the intervals of the
-    law's parameters too narrow (86 % instead of 90 %). A size's own scatter is then drawn towards the pooled one with
-    the weight of four degrees of freedom, since a variance of three seeds says little.
+    Bartlett's test at 5 % decides (Bartlett 1937): weights from chance differences make the intervals of the law's
+    parameters too narrow (86 % instead of 90 %). The variance of each size is then shrunk towards the pooled one with
+    the weight of four degrees of freedom, because three seeds determine a variance poorly.
     """
     size, loss = checked(x, y, least=1)
     sizes, where, count = np.unique(size, return_inverse=True, return_counts=True)
@@ -103,14 +106,14 @@ def seed_variance(x: ArrayLike, y: ArrayLike) -> Array | None:
 
 
 def _differ(groups: Sequence[Array]) -> bool:
-    from scipy.stats import bartlett  # a second, which a command's --help need not wait for
+    from scipy.stats import bartlett  # importing it takes a second, which a command's --help does not need
 
-    with np.errstate(divide="ignore"):  # of seeds that agree exactly
+    with np.errstate(divide="ignore"):  # zero variance: seeds that agree exactly
         return bool(bartlett(*groups).pvalue < 0.05)
 
 
 def noise_floor(x: ArrayLike, y: ArrayLike) -> tuple[float, str]:
-    """Relative noise of one run, and where it is known from: repeats of a size, else the residuals of the fit."""
+    """Relative noise of one run and its source: repeats of a size, else the residuals of the fit."""
     size, loss = checked(x, y)
     _, where, count = np.unique(size, return_inverse=True, return_counts=True)
     if (freedom := int((count - 1).sum())) >= 2:

@@ -1,4 +1,4 @@
-"""Runs as the other sources hold them."""
+"""Fixtures that write runs as metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEADER = {
 
 @pytest.fixture
 def write_jsonl(tmp_path):
-    """write_jsonl(name, records, header changes): a run's folder with its metrics.jsonl."""
+    """write_jsonl(name, records, end, **header_changes) writes a metrics.jsonl and returns its path."""
 
     def write(name, records, end="\n", **changes):
         folder = tmp_path / name

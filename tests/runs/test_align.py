@@ -1,4 +1,4 @@
-"""Values at a step, at a token count, smoothed; recipes compared; configuration looked up."""
+"""Tests of values at a step or token count, smoothing, comparison of recipes, and configuration values."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def test_value_at_a_step():
 
 def test_value_at_a_token_count_as_logged_or_from_the_configuration():
     logged = a_run(loss=([10, 20], [3.0, 2.0]), tokens=([10, 20], [100, 300]))
-    told = a_run(config={"train_batch_size": 5, "model": {"seq-length": 2}}, loss=([10, 30], [3.0, 2.0]))
-    assert at_tokens(logged, "loss", 200) == 2.5 and at_tokens(told, "loss", 200) == 2.5
+    configured = a_run(config={"train_batch_size": 5, "model": {"seq-length": 2}}, loss=([10, 30], [3.0, 2.0]))
+    assert at_tokens(logged, "loss", 200) == 2.5 and at_tokens(configured, "loss", 200) == 2.5
     with pytest.raises(DataError, match="from 100 to 300 tokens"):
         at_tokens(logged, "loss", 400)
-    with pytest.raises(DataError, match="tells no token count"):
+    with pytest.raises(DataError, match="has no token count"):
         at_tokens(a_run(loss=([1], [1.0])), "loss", 1)
 
 
@@ -64,13 +64,13 @@ def test_common_steps():
 
 
 @pytest.mark.parametrize("text", ["mean", "mean:0", "mean:x", "ewma:3", "mean:-1"])
-def test_smoothing_that_is_unknown(text):
+def test_unknown_smoothing_is_rejected(text):
     with pytest.raises(ConfigError, match="smoothing"):
         Smoothing.parse(text)
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30), st.integers(1, 9))
-def test_smoothing_against_its_definition(values, n):
+def test_smoothing_matches_its_definition(values, n):
     series = Series.of(range(len(values)), values)
     for kind, reduce in (("mean", np.mean), ("median", np.median)):
         expected = [reduce(values[max(0, i - n + 1) : i + 1]) for i in range(len(values))]
@@ -83,31 +83,32 @@ def test_smoothing_against_its_definition(values, n):
     assert smooth(series, Smoothing()) is series
 
 
-def test_a_value_that_is_not_finite_spoils_only_its_windows():
+def test_a_value_that_is_not_finite_affects_only_its_windows():
     series = Series.of(range(5), [1.0, np.nan, 1.0, 1.0, 1.0])
     assert np.isnan(smooth(series, Smoothing("mean", 2)).values).tolist() == [False, True, True, False, False]
 
 
-def test_recipes_that_differ_are_told_by_key_value_and_run():
+def test_recipes_that_differ_are_reported_by_key_value_and_run():
     runs = [a_run("a", {"config": {"train_iters": 100, "lr": "1e-3"}}), a_run("b", {"train-iters": 100.0, "lr": 0.001})]
     assert require_equal(runs, ["train_iters", "lr", "no_such"], "a landscape") == {"train_iters": 100, "lr": "1e-3"}
     runs.append(a_run("c", {"train_iters": 200}))
-    with pytest.raises(DataError, match=r"a landscape .*`train_iters`, which differs: 100 in a, b; 200 in c"):
+    message = "a landscape needs runs with the same `train_iters`, which differs: 100 in a, b; 200 in c"
+    with pytest.raises(DataError, match=message):
         require_equal(runs, ["train_iters"], "a landscape")
 
 
-def test_runs_on_different_corpora_are_refused():
+def test_runs_on_different_corpora_are_rejected():
     here, there = ({"corpus": {"bytes": size, "sha256": digit * 64}} for size, digit in ((1234567, "a"), (89, "b")))
     assert require_same_corpus([a_run("a", here), a_run("b", here)], "a ladder") == "a" * 64
     assert require_same_corpus([a_run("a", {}), a_run("b", {})], "a ladder") is None
-    both = r"and there are 2: 1,234,567 bytes with SHA-256 a{12}\.\.\. in a; 89 bytes with SHA-256 b{12}\.\.\. in b"
+    both = r"found 2: 1,234,567 bytes with SHA-256 a{12}\.\.\. in a; 89 bytes with SHA-256 b{12}\.\.\. in b"
     with pytest.raises(DataError, match=f"a ladder needs runs on one corpus, {both}"):
         require_same_corpus([a_run("a", here), a_run("b", there)], "a ladder")
-    with pytest.raises(DataError, match="a corpus that is not recorded in b"):
+    with pytest.raises(DataError, match="an unrecorded corpus in b"):
         require_same_corpus([a_run("a", here), a_run("b", {})], "a ladder")
 
 
-def test_configuration_values_are_found_wherever_they_stand():
+def test_configuration_values_are_found_in_every_section():
     config = {
         "config": {"hidden_size": 1, "optimizer": {"params": {"lr": 0.5, "betas": [0.9]}}, "zero": None},
         "model": {"hidden_size": 2, "params": 10},

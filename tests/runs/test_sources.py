@@ -1,4 +1,4 @@
-"""What a user may name as runs, the filters, and that every source gives the same run."""
+"""Tests of the sources that a user can name, of the filters, and that every source yields the same run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RECORDS = [
 
 
 def table(run):
-    """Comparable content of a run; wandb's own series and NaN's inequality aside."""
+    """The series of a run in comparable form: without wandb's own, and with text for NaN."""
     return {
         name: [(int(s), "nan" if math.isnan(v) else round(v, 6)) for s, v in zip(one.steps, one.values)]
         for name, one in run.series.items()
@@ -29,7 +29,7 @@ def table(run):
     }
 
 
-def test_jsonl_holds_header_series_and_state(write_jsonl):
+def test_a_jsonl_yields_header_series_and_state(write_jsonl):
     run = read_jsonl(write_jsonl("w64-s1", RECORDS))
     assert (run.name, run.state, run.group) == ("w64-s1", "finished", "g")
     assert run.number("params") == 1000 and run.number("train-batch-size") == 4 and run.number("lr") == 0.001
@@ -38,7 +38,7 @@ def test_jsonl_holds_header_series_and_state(write_jsonl):
     assert run.summary["valid/loss"] == 2.5 and run.warnings == ()
 
 
-def test_a_torn_line_is_left_out_and_told(write_jsonl):
+def test_an_incomplete_line_is_left_out_with_a_warning(write_jsonl):
     path = write_jsonl("w", RECORDS, end='\n{"step": 30, "tra')
     run = read_jsonl(path)
     assert run.series["tokens"].steps.tolist() == [10, 20] and str(path) in run.warnings[0]
@@ -48,7 +48,7 @@ def test_a_torn_line_is_left_out_and_told(write_jsonl):
     assert read_jsonl(path).state == "unknown"
 
 
-def test_all_our_trackers_give_the_same_run(tmp_path, monkeypatch, header):
+def test_all_our_trackers_yield_the_same_run(tmp_path, monkeypatch, header):
     for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -76,7 +76,7 @@ def test_all_our_trackers_give_the_same_run(tmp_path, monkeypatch, header):
     assert offline.group == jsonl.group == "g" and offline.state == "finished"
 
 
-def test_folders_globs_and_repetitions(write_jsonl, tmp_path):
+def test_folders_and_globs_are_searched_and_repetitions_read_once(write_jsonl, tmp_path):
     for name in ("a", "b", "deep/c"):
         write_jsonl(name, RECORDS)
     everything = read_runs([str(tmp_path)])
@@ -85,7 +85,7 @@ def test_folders_globs_and_repetitions(write_jsonl, tmp_path):
     assert [run.name for run in again] == ["a", "b"]
 
 
-def test_an_unreadable_run_in_a_folder_is_left_out_and_told(write_jsonl, tmp_path, caplog):
+def test_an_unreadable_run_in_a_folder_is_left_out_with_a_warning(write_jsonl, tmp_path, caplog):
     write_jsonl("a", RECORDS)
     broken = tmp_path / "b" / "metrics.jsonl"
     broken.parent.mkdir()
@@ -97,7 +97,7 @@ def test_an_unreadable_run_in_a_folder_is_left_out_and_told(write_jsonl, tmp_pat
             read_runs([str(alone)])
 
 
-def test_runs_of_one_name_get_their_folders(write_jsonl, tmp_path):
+def test_runs_with_the_same_name_get_the_names_of_their_folders(write_jsonl, tmp_path):
     write_jsonl("x/run", RECORDS)
     write_jsonl("y/run", RECORDS, config={"wandb_run_name": "run"})
     names = [run.name for run in read_runs([str(tmp_path)])]
@@ -108,13 +108,13 @@ def test_runs_of_one_name_get_their_folders(write_jsonl, tmp_path):
     "sources, message",
     [
         ([], "no runs are named"),
-        (["{tmp}/none/metrics.jsonl"], "is no file or folder"),
-        (["{tmp}/none*"], "matches no file"),
-        (["{tmp}/empty"], "holds no runs"),
-        (["{tmp}/notes.txt"], "is not known as a run"),
+        (["{tmp}/none/metrics.jsonl"], "is not a file or folder"),
+        (["{tmp}/none*"], "does not match any file or folder"),
+        (["{tmp}/empty"], "has no runs: no metrics.jsonl"),
+        (["{tmp}/notes.txt"], "is not a file of a run; expected"),
     ],
 )
-def test_what_is_missing_is_named(tmp_path, sources, message):
+def test_a_missing_source_is_named(tmp_path, sources, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(DataError, match=message):
@@ -124,29 +124,29 @@ def test_what_is_missing_is_named(tmp_path, sources, message):
 def test_a_misspelt_path_below_a_folder_is_not_taken_for_a_project(write_jsonl, tmp_path, monkeypatch):
     write_jsonl("runs/a", RECORDS)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "wandb", None)  # would say that wandb is missing
-    with pytest.raises(DataError, match="runs/b is no file or folder, and not"):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # reading a project would report that wandb is missing
+    with pytest.raises(DataError, match="runs/b is not a file or folder, and not"):
         read_runs(["runs/b"])
 
 
-def test_filters_choose_and_say_what_there_is(write_jsonl, tmp_path):
+def test_filters_select_runs_and_errors_list_the_values(write_jsonl, tmp_path):
     write_jsonl("a", RECORDS)
     write_jsonl("b", RECORDS, config={"hidden_size": 128, "wandb_group": "h"}, model={})
     folder = [str(tmp_path)]
     assert [run.name for run in read_runs(folder, group="h")] == ["b"]
     assert [run.name for run in read_runs(folder, where={"hidden-size": "64.0", "use_mup": "true"})] == ["a"]
     for options, message in [
-        ({"group": "k"}, "no run is of group `k`; groups: g, h"),
+        ({"group": "k"}, "no run has the group `k`; groups: g, h"),
         ({"tags": ["t"]}, "no run has the tag `t`; tags: none"),
-        ({"where": {"hidden_size": "1"}}, "hidden_size = 1; there are 128, 64"),
+        ({"where": {"hidden_size": "1"}}, "hidden_size = 1; values: 128, 64"),
         ({"where": {"seq_len": "1"}}, "no run has `seq_len`.*did you mean seq_length"),
-        ({"group": "g", "where": {"hidden_size": "128"}}, "none passes all"),
+        ({"group": "g", "where": {"hidden_size": "128"}}, "none of the 2 runs passes all filters"),
     ]:
         with pytest.raises(DataError, match=message):
             read_runs(folder, **options)
 
 
-def test_csv_of_a_history(tmp_path):
+def test_the_csv_of_a_history_is_read(tmp_path):
     path = tmp_path / "w64.csv"
     path.write_text("\ufeffStep,train/loss,note\n1,3.5,hello\n2,,\n3,nan,\n")
     run = read_csv(path)
@@ -159,13 +159,13 @@ def test_csv_of_a_history(tmp_path):
     with pytest.raises(DataError, match=r"w64\.csv is not the history.*width, loss"):
         read_csv(path)
     path.write_text("step,loss\nx,2\n")
-    with pytest.raises(DataError, match="row 2: the step `x`"):
+    with pytest.raises(DataError, match="row 2: the step is `x`, expected a number"):
         read_csv(path)
 
 
-def test_tensorboard_without_scalars_or_package(tmp_path, monkeypatch):
+def test_tensorboard_without_scalars_or_package_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "events.out.tfevents.1").write_bytes(b"")
-    with pytest.raises(DataError, match="no scalar"):
+    with pytest.raises(DataError, match="has TensorBoard events but no scalars"):
         read_tensorboard(tmp_path)
     monkeypatch.setitem(sys.modules, "tensorboard.backend.event_processing.event_accumulator", None)
     with pytest.raises(DataError, match=r"pip install -e \.\[tensorboard\]"):
@@ -214,7 +214,7 @@ def fake_wandb(monkeypatch, runs=None, error=None):
     return asked
 
 
-def test_projects_on_a_server(monkeypatch):
+def test_projects_on_a_server_are_read(monkeypatch):
     asked = fake_wandb(monkeypatch, [FakeRun("a", tags=["t"]), FakeRun("b", tags=["t"])])
     runs = read_runs(["entity/project"], group="g", tags=["t"])
     assert asked == [("entity/project", {"group": "g", "tags": {"$all": ["t"]}})]
@@ -225,9 +225,9 @@ def test_projects_on_a_server(monkeypatch):
     assert asked[-1] == "entity/project/abc"
 
 
-def test_a_project_that_is_empty_or_out_of_reach(monkeypatch):
+def test_an_empty_or_unreachable_project_is_an_error(monkeypatch):
     fake_wandb(monkeypatch, [])
-    with pytest.raises(DataError, match="entity/project: no runs there"):
+    with pytest.raises(DataError, match="entity/project: no runs found"):
         read_runs(["entity/project"])
     fake_wandb(monkeypatch, error=ConnectionError("no route to host"))
     with pytest.raises(DataError, match="entity/project.*no route to host.*wandb login"):

@@ -1,4 +1,4 @@
-"""Reading wandb's offline files: as the real wandb writes them, cut at every byte, damaged, of an unusual form."""
+"""Tests of reading wandb's offline files: files of the real wandb, truncated, damaged and unusual ones."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def real_run(tmp_path_factory):
     return path
 
 
-def test_what_wandb_writes_is_read_back(real_run):
+def test_a_file_of_the_real_wandb_is_read(real_run):
     run = read_wandb_file(real_run)
     assert (run.name, run.group, run.tags, run.state) == ("ladder-1", "g", ("a", "b"), "finished")
     assert run.config == {"model": {"params": 10}, "hidden_size": 64, "late": 5}
@@ -101,7 +101,7 @@ def test_our_field_numbers_are_those_of_the_installed_wandb():
         ours.RUN_TAG,
     )
     typed = ("key", "nested_key", "boolean", "integer", "number", "text", "json", "value_json")
-    known = set(pb.HistoryItem.DESCRIPTOR.fields_by_name)  # the typed ones came later
+    known = set(pb.HistoryItem.DESCRIPTOR.fields_by_name)  # older versions have no typed fields
     for name in known & set(typed):
         assert numbers(pb.HistoryItem, name) == (getattr(items, name.upper()),)
     for message in (pb.ConfigRecord, pb.SummaryRecord):
@@ -117,14 +117,14 @@ def test_a_run_killed_while_logging_is_read_up_to_its_last_whole_record(tmp_path
         command, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
         path, deadline = None, time.monotonic() + 120
-        while time.monotonic() < deadline:  # until wandb's service has put some of it on disk
+        while time.monotonic() < deadline:  # until wandb's service has written some records to disk
             path = next(iter(tmp_path.glob("wandb/offline-run-*/run-*.wandb")), None)
             if path and path.stat().st_size > 40_000:
                 break
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)  # the process and wandb's service
     data = path.read_bytes()
-    path = tmp_path / "run-as-it-was.wandb"  # a service that outlives the group might still write to the first
+    path = tmp_path / "run-as-it-was.wandb"  # a service that survives the kill can still write to the original
     path.write_bytes(data)
     expected = {}
     for record in files.reference_records(data):
@@ -145,7 +145,7 @@ def small_file(steps=5):
     return [*records, files.exit_record()]
 
 
-def test_cut_at_any_byte_a_file_gives_the_records_before_the_cut(tmp_path):
+def test_a_file_cut_at_any_byte_yields_the_records_before_the_cut(tmp_path):
     path = tmp_path / "run-abc.wandb"
     data, ends = write(path, small_file())
     for cut in range(len(data)):
@@ -163,7 +163,7 @@ def test_cut_at_any_byte_a_file_gives_the_records_before_the_cut(tmp_path):
 
 @settings(max_examples=150)
 @given(st.data())
-def test_any_changed_byte_leaves_a_prefix_and_is_told(tmp_path_factory, data):
+def test_any_changed_byte_leaves_a_prefix_and_a_warning(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("flip") / "run-x.wandb"
     whole, ends = write(path, small_file())
     place = data.draw(st.integers(7, len(whole) - 1))
@@ -177,7 +177,7 @@ def test_any_changed_byte_leaves_a_prefix_and_is_told(tmp_path_factory, data):
     assert f"byte {begins};" in run.warnings[0]
 
 
-def test_records_across_blocks_survive_and_lose_only_what_is_cut(tmp_path):
+def test_records_across_blocks_are_read_and_only_cut_ones_are_lost(tmp_path):
     path = tmp_path / "run-big.wandb"
     names = [f"layers.{i}.norm" for i in range(700)]
     records = [
@@ -207,7 +207,7 @@ numbers = st.floats(allow_nan=False) | st.integers(-(2**62), 2**62)
 
 @settings(max_examples=60)
 @given(st.lists(st.dictionaries(names, numbers, max_size=6), max_size=8), st.integers(0, 40000))
-def test_any_metrics_come_back(tmp_path_factory, steps, padding):
+def test_any_metrics_are_read_back(tmp_path_factory, steps, padding):
     path = tmp_path_factory.mktemp("any") / "run-x.wandb"
     records, expected = [pb.Record(num=1, output=pb.OutputRecord(line="x" * padding))], {}
     for step, metrics in enumerate(steps):
@@ -222,7 +222,7 @@ def test_any_metrics_come_back(tmp_path_factory, steps, padding):
     assert values(run) == expected and run.warnings == ()
 
 
-def test_typed_values_and_other_forms_of_items(tmp_path):
+def test_typed_values_and_other_forms_of_items_are_read(tmp_path):
     record = pb.Record(num=1)
     record.history.item.add(nested_key=["_step"], value_json="7")
     record.history.item.add(key="old", value_json="1.5")
@@ -231,7 +231,7 @@ def test_typed_values_and_other_forms_of_items(tmp_path):
     record.history.item.add(nested_key=["nothing"], value_json="null")
     record.history.item.add(nested_key=["half"], value_json="0.5")
     typed = {"d": b"\x31" + struct.pack("<d", 0.1), "i": b"\x28\x05", "b": b"\x20\x01"}
-    for name, field in typed.items():  # fields 6, 5 (zigzag) and 4, which older wandbs do not know
+    for name, field in typed.items():  # fields 6, 5 (zigzag) and 4, which older versions of wandb lack
         item = b"\x12\x01" + name.encode() + field
         record.history.MergeFromString(b"\x0a" + bytes([len(item)]) + item)
     path = tmp_path / "run-x.wandb"
@@ -241,7 +241,7 @@ def test_typed_values_and_other_forms_of_items(tmp_path):
     assert found == {"old": {7: 1.5}, "half": {7: 0.5}, "d": {7: 0.1}, "i": {7: -3.0}, "b": {7: 1.0}}
 
 
-def test_summary_keeps_the_last_update_and_obeys_removals(tmp_path):
+def test_the_summary_keeps_the_last_update_and_applies_removals(tmp_path):
     records = [pb.Record(num=i) for i in range(4)]
     records[0].summary.update.add(nested_key=["a"], value_json="1")
     records[0].summary.update.add(nested_key=["b"], value_json="2")
@@ -255,7 +255,7 @@ def test_summary_keeps_the_last_update_and_obeys_removals(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [b"\xff\xff\xff", b"\x12\x7f\x0a\x05", b"\x12\x04\x0a\x02\x12\x09", b"\x0f\x00"])
-def test_a_record_that_is_no_message_ends_the_reading(tmp_path, bad):
+def test_reading_stops_at_a_malformed_record(tmp_path, bad):
     path = tmp_path / "run-x.wandb"
     records = small_file()
     _, ends = write(path, [*records[:3], bad, *records[3:]])
@@ -264,13 +264,13 @@ def test_a_record_that_is_no_message_ends_the_reading(tmp_path, bad):
 
 
 @pytest.mark.parametrize("code, state", [(0, "finished"), (1, "crashed"), (255, "crashed")])
-def test_the_exit_code_tells_the_state(tmp_path, code, state):
+def test_the_exit_code_determines_the_state(tmp_path, code, state):
     path = tmp_path / "run-x.wandb"
     write(path, [files.history(1, {"loss": "1"}), files.exit_record(code)])
     assert read_wandb_file(path).state == state
 
 
-def test_another_file_is_refused_by_name(tmp_path):
+def test_another_file_is_rejected_by_name(tmp_path):
     path = tmp_path / "run-x.wandb"
     path.write_bytes(b"something else entirely")
     with pytest.raises(DataError, match=r"run-x\.wandb.*not a wandb file"):
@@ -279,8 +279,8 @@ def test_another_file_is_refused_by_name(tmp_path):
         read_wandb_file(tmp_path / "none.wandb")
 
 
-def test_names_with_one_short_digest_are_told_apart():
-    words = [f"metric/{i}".encode() for i in range(3000)] * 2  # far more than 16 bits tell apart
+def test_names_with_the_same_short_digest_are_distinguished():
+    words = [f"metric/{i}".encode() for i in range(3000)] * 2  # enough for collisions of 16-bit digests
     buffer = b"".join(words) + bytes(16)
     stop = np.cumsum([len(word) for word in words])
     start = stop - [len(word) for word in words]

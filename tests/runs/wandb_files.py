@@ -1,4 +1,4 @@
-"""wandb's file format, written by us: LevelDB chunks of Records built with wandb's own message classes."""
+"""Writes files in wandb's format: LevelDB chunks of Records built with wandb's own message classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BLOCK = 32768
 
 
 def log_of(payloads):
-    """A file's bytes, and for each payload where its last chunk ends."""
+    """The bytes of a file, and for each payload the end of its last chunk."""
     data, ends = bytearray(HEADER), []
     for payload in payloads:
         rest, first = payload, True
@@ -32,7 +32,7 @@ def log_of(payloads):
 
 
 def history(step, values, num=1):
-    """A Record with a step's metrics. values: {name or tuple of levels: JSON text}."""
+    """A Record with the metrics of one step. values: {name or tuple of levels: JSON text}."""
     record = pb.Record(num=num)
     for name, text in {**values, "_step": str(step)}.items():
         item = record.history.item.add(value_json=text)
@@ -56,7 +56,7 @@ def exit_record(code=0):
 
 
 def reference_records(data):
-    """What a plain scan with wandb's own classes finds: Records up to the first chunk that is damaged or cut off."""
+    """Records up to the first damaged or truncated chunk, from a plain scan with wandb's own classes."""
     position, parts, found = len(HEADER), [], []
     while position + 7 <= len(data):
         room = BLOCK - position % BLOCK

@@ -1,4 +1,4 @@
-"""The annealing law: its sums as the paper defines them, exact recovery, an unseen schedule and a run's end."""
+"""Tests of the annealing law: the sums of the paper, exact recovery, unseen schedules and the end of a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def curve(kind, noise=0.0, seed=0, warmup=WARMUP, law=LAW, total=TOTAL, first=WA
 
 @settings(max_examples=25)
 @given(momentum=st.floats(0.9, 0.9999), seed=st.integers(0, 30))
-def test_the_sums_are_those_of_the_paper(momentum, seed):
+def test_areas_match_the_sums_of_the_paper(momentum, seed):
     rate = np.random.default_rng(seed).uniform(0, 1e-3, 12)
     steps = np.array([1, 5, 12])
     first, second = areas(rate, steps, np.array([1 - momentum]))
@@ -59,7 +59,7 @@ def test_the_unit_of_the_learning_rate_does_not_matter():
     assert [other.floor, other.alpha, other.gain] == pytest.approx([one.floor, one.alpha, one.gain], rel=1e-6)
 
 
-def test_a_curve_counts_the_same_however_often_it_was_logged():
+def test_the_weight_of_a_curve_does_not_depend_on_how_often_it_was_logged():
     dense, other = curve("cosine", 0.002), curve("drop", 0.002, 1)
     thrice = Curve(np.repeat(dense.steps, 3), np.repeat(dense.loss, 3), dense.rates)
     one, two = fit_annealing([dense, other]), fit_annealing([thrice, other])
@@ -83,18 +83,18 @@ def test_an_unseen_schedule_and_the_end_of_a_run_are_inside_their_intervals():
     [(("cosine", "constant"), 0), (("constant", "drop"), WARMUP), (("constant", "constant", "wsd"), 0)],
 )
 def test_one_falling_rate_among_constant_ones_is_enough(kinds, warmup):
-    """Without the falling one S2 is a second constant: the error on unseen schedules must not be taken from there."""
+    """Without the falling rate S2 is a second constant, so the departure must not be estimated from that fit."""
     curves = [curve(kind, 0.001, i, warmup, total=24000, first=2200) for i, kind in enumerate(kinds)]
     posterior = sample_annealing(curves, draws=800)
     assert posterior.annealed and 0.001 <= posterior.departure < 0.02
     low, middle, high = np.quantile(posterior.draws.theta, [0.05, 0.5, 0.95], axis=0)
-    assert (low < middle).all() and (middle < high).all()  # a sharp ridge that a coarse grid takes for a point
+    assert (low < middle).all() and (middle < high).all()  # a sharp ridge, which a coarse grid reduces to a point
     end = np.array([24000])
     low, high = np.quantile(posterior.observe(curves[0].rates, end), [0.05, 0.95])
     assert low < LAW(curves[0].rates, end)[0] < high
 
 
-def test_constant_rates_tell_their_own_future_but_nothing_of_annealing():
+def test_constant_rates_predict_their_own_future_but_no_annealing():
     truth = AnnealingLaw(2.5, 20.0, 0.45, 2e-3, 0.99)
     whole = [curve("constant", 0.001, seed, law=truth) for seed in (0, 1)]
     end = np.array([TOTAL])
@@ -111,14 +111,14 @@ def test_constant_rates_tell_their_own_future_but_nothing_of_annealing():
 
 
 def test_a_decay_late_in_a_single_run_is_split_within_it():
-    """Held out after two thirds, all that tells C would be in what is to be predicted."""
+    """A split at two thirds would hold out the whole decay, which alone determines C."""
     [(kept, left)] = held_out([curve("wsd")])
     assert kept[0].fallen.any() and left.fallen.all()
     posterior = sample_annealing([curve("wsd", 0.001)])
     assert posterior.annealed and posterior.departure < 0.02
 
 
-def test_schedule_fills_in_the_steps_between():
+def test_schedule_interpolates_between_logged_steps():
     assert schedule([2, 4], [1.0, 0.5], 5).tolist() == [1.0, 1.0, 0.75, 0.5, 0.5]
     assert schedule([4], [1.0], 5, warmup=4).tolist() == [0.25, 0.5, 0.75, 1.0, 1.0]
 
@@ -127,17 +127,17 @@ def test_schedule_fills_in_the_steps_between():
     ("steps", "loss", "rate", "words"),
     [
         ([1, 2], [3.0], np.ones(2), "2 steps but 1 losses"),
-        ([1, 5], [3.0, 2.0], np.ones(3), "schedule of 3 steps"),
-        ([0, 1], [3.0, 2.0], np.ones(3), "schedule"),
+        ([1, 5], [3.0, 2.0], np.ones(3), "steps 1 to 5; expected steps 1 to 3 of the schedule"),
+        ([0, 1], [3.0, 2.0], np.ones(3), "steps 0 to 1; expected steps 1 to 3 of the schedule"),
         ([1, 2], [3.0, np.nan], np.ones(3), "finite"),
         ([1, 2], [3.0, 2.0], np.zeros(3), "zero"),
     ],
 )
-def test_what_is_no_curve(steps, loss, rate, words):
+def test_an_invalid_curve_raises_a_data_error(steps, loss, rate, words):
     with pytest.raises(DataError, match=words):
         Curve(np.array(steps), np.array(loss), rate)
 
 
-def test_too_few_points():
+def test_too_few_points_raise_a_data_error():
     with pytest.raises(DataError, match="fewer than 8"):
         fit_annealing([Curve(np.arange(1, 6), np.linspace(4, 3, 5), np.ones(5))])

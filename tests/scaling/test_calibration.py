@@ -1,4 +1,4 @@
-"""Ladders of known truth: no bias in the law, intervals that hold what they promise, accidents flagged."""
+"""Simulated ladders with a known law: unbiased fits, calibrated intervals, and flagged accidents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from muneox.scaling.ladder import Point
 
 
 def ladder(rng, noise):
-    """Eight sizes over a decade or two, three seeds; a target two to eight times the largest, and its loss."""
+    """Eight sizes over one to two decades with three seeds, a target 2 to 8 times larger, its loss, and a, b, c."""
     c, b = rng.uniform(1.5, 2.5), rng.uniform(0.2, 0.5)
     a = rng.uniform(0.5, 2) * 10**b
     x = np.repeat(np.geomspace(10, 10 ** rng.uniform(2, 3), 8), 3)
@@ -21,7 +21,7 @@ def ladder(rng, noise):
 
 
 def trial(count, seed):
-    """Share of ladders [4] whose intervals hold the target, a, b and c; log of what is found over the truth [n, 3]."""
+    """Share of ladders [4] whose intervals contain the target, a, b and c; log of estimate over truth [n, 3]."""
     rng, inside, ratios = np.random.default_rng(seed), [], []
     for _ in range(count):
         x, y, target, actual, truth = ladder(rng, (0.002, 0.005)[len(inside) % 2])
@@ -33,14 +33,14 @@ def trial(count, seed):
     return np.mean(inside, 0), np.array(ratios)
 
 
-def test_two_dozen_ladders():
+def test_intervals_are_calibrated_over_two_dozen_ladders():
     covered, ratios = trial(24, 1)
     assert (covered >= 0.72).all(), covered  # three standard errors below 0.9
     assert (abs(ratios.mean(0)) < 3 * ratios.std(0) / np.sqrt(24) + 0.02).all()
 
 
 @pytest.mark.slow
-def test_two_hundred_ladders():
+def test_intervals_are_calibrated_over_two_hundred_ladders():
     covered, ratios = trial(200, 2)
     assert ((covered >= 0.87) & (covered <= 0.93)).all(), covered
     assert (abs(ratios.mean(0)) < 0.03).all(), ratios.mean(0)

@@ -1,4 +1,4 @@
-"""Signs of broken scaling: each is seen, and none is seen in a good ladder; the backtest and the plan."""
+"""Tests of the diagnostics, which flag broken scaling and no good ladder, of the backtest and of the next run."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def test_two_outliers_do_not_hide_each_other():
     assert {o.index for o in find_outliers(X, y)} == {2, 3}
 
 
-def test_too_few_runs_to_judge_by():
+def test_no_outliers_are_reported_for_fewer_than_six_runs():
     assert find_outliers(X[:5], np.append(Y[:4], 9.0)) == []
 
 
-def test_a_wider_run_that_is_worse_is_named():
+def test_a_larger_size_that_is_worse_is_reported():
     assert inversions(X, Y, 0.001) == []
     y = Y.copy()
     y[6] = y[5] * 1.01
@@ -57,14 +57,14 @@ def test_a_wider_run_that_is_worse_is_named():
     assert any("broken scaling" in text for text in describe_ladder(X, y, NAMES)[1]) or find_outliers(X, y)
 
 
-def test_bending_residuals_are_seen():
+def test_bending_residuals_are_detected():
     assert bend(X, Y, fit_power_law(X, Y)) > 0.01
     x = np.geomspace(10, 1000, 12)
     broken = np.where(x < 100, 6 * x**-0.2, 6 * 100**0.5 * x**-0.7)
     assert bend(x, 2 + broken, fit_power_law(x, 2 + broken)) < 0.01
 
 
-def test_a_run_that_leaves_the_others_curve_is_named():
+def test_a_run_that_does_not_collapse_is_reported():
     steps = np.arange(10, 1001, 10)
     curves = [(steps, 2 + 4 * x**-0.3 + 8 * x**-0.1 * steps**-0.5) for x in X]
     assert not_collapsing(X, curves, 2.0) == []
@@ -75,11 +75,11 @@ def test_a_run_that_leaves_the_others_curve_is_named():
 
 
 def test_the_backtest_predicts_the_largest_from_the_smaller():
-    held = backtest(X, Y, draws=500)
-    assert {h.sizes for h in held} == {4, 5, 6, 7}
-    assert [h.x for h in held if h.sizes == 7] == [X[7]]
-    assert all(h.extrapolation == pytest.approx(h.x / X[h.sizes - 1]) for h in held)
-    assert mean_error(held) < 0.02 and coverage(held) >= 0.7
+    runs = backtest(X, Y, draws=500)
+    assert {h.sizes for h in runs} == {4, 5, 6, 7}
+    assert [h.x for h in runs if h.sizes == 7] == [X[7]]
+    assert all(h.extrapolation == pytest.approx(h.x / X[h.sizes - 1]) for h in runs)
+    assert mean_error(runs) < 0.02 and coverage(runs) >= 0.7
     assert backtest(X[:4], Y[:4]) == [] and np.isnan(mean_error([]))
 
 
@@ -90,7 +90,7 @@ def test_the_backtest_never_sees_what_it_predicts():
     assert after.predicted == before.predicted and after.actual != before.actual
 
 
-def test_the_plan_prefers_what_tells_most_for_the_money():
+def test_the_plan_chooses_the_most_informative_affordable_run():
     plan = plan_next(X, Y, 4000, draws=300)
     costs = [c.cost for c in plan.candidates]
     widths = [c.half_width for c in plan.candidates]
@@ -101,7 +101,7 @@ def test_the_plan_prefers_what_tells_most_for_the_money():
         plan_next(X, Y, 100)
 
 
-def test_seed_noise_is_told_from_repeats():
+def test_seed_noise_is_estimated_from_repeats():
     x, rng = np.repeat(X, 3), np.random.default_rng(1)
     noise = np.where(x < 60, 0.01, 0.002)
     y = (2 + 6 * x**-0.35) * (1 + noise * rng.standard_normal(24))
@@ -113,6 +113,6 @@ def test_seed_noise_is_told_from_repeats():
     assert noise_floor(X, Y)[1] == "residuals of the fit"
 
 
-def test_interval_is_of_quantiles():
+def test_an_interval_consists_of_quantiles():
     found = interval(np.arange(1001.0), 0.8)
     assert [found.value, found.low, found.high] == pytest.approx([500, 100, 900]) and 101 in found and 99 not in found

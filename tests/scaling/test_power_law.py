@@ -1,4 +1,4 @@
-"""L(x) = a x^b + c: exact on noiseless laws, indifferent to units, known tables, and what it refuses."""
+"""Tests of L(x) = a x^b + c: noiseless laws, units of x, published tables and invalid input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MU_SCALING = np.array([
     [8.53, 3.9181], [21.56, 3.6054], [39.09, 3.4431], [61.12, 3.3542], [87.65, 3.2902], [118.68, 3.2478],
     [154.21, 3.224], [194.24, 3.1797], [676.48, 3.0854], [1446.72, 3.0425],
 ]).T  # fmt: skip
-# nanoLM: millions of parameters and losses, of two decimals.
+# nanoLM: millions of parameters, losses with two decimals, and the largest error allowed.
 NANOLM = {
     "gpt 7k": ([8.82, 22.36, 40.61, 63.59, 91.28, 123.69, 160.82, 202.67],
                [4.52, 4.25, 4.16, 4.10, 4.04, 4.01, 4.00, 3.98], 0.001),
@@ -56,13 +56,13 @@ def test_units_of_x_do_not_matter(scale, seed):
     assert other(3000 * scale) == pytest.approx(one(3000), rel=1e-7)
 
 
-def test_the_posterior_does_not_know_the_units():
+def test_the_posterior_does_not_depend_on_the_unit_of_x():
     y = PowerLaw(6, -0.35, 2)(SIZES) * (1 + 0.003 * np.random.default_rng(0).standard_normal(8))
     one, other = (sample_power_law(k * SIZES, y).observe([2000 * k]) for k in (1.0, 1e6))
     assert np.quantile(other, [0.05, 0.5, 0.95]) == pytest.approx(np.quantile(one, [0.05, 0.5, 0.95]), rel=1e-6)
 
 
-def test_the_fit_is_that_of_a_general_optimizer():
+def test_the_fit_equals_that_of_a_general_optimizer():
     x, y = MU_SCALING
     mine = fit_power_law(x, y).law
     peer, _ = curve_fit(lambda v, a, b, c: a * v**b + c, x, y, [3, -0.4, 2.8], sigma=y, ftol=1e-14, xtol=1e-14)
@@ -83,7 +83,7 @@ def test_projection_is_nonnegative_least_squares(seed):
         assert coefficients[b, g] == pytest.approx(best, rel=1e-4, abs=1e-6)
 
 
-def test_collinear_columns_are_no_error_and_change_no_fit():
+def test_collinear_columns_do_not_change_the_projection():
     rng = np.random.default_rng(0)
     y, weights = rng.uniform(1, 3, 9), rng.uniform(0.1, 2, 9)
     power = np.geomspace(1, 9, 9) ** -0.5
@@ -92,7 +92,7 @@ def test_collinear_columns_are_no_error_and_change_no_fit():
     _, alone = project(columns[None, :, :2], y, weights)
     assert both == pytest.approx(alone, rel=1e-9)
     exponents = Exponents((0.1,), (2.0,), 20, (0.4,), (0.5,))
-    with pytest.raises(DataError, match="cannot be told apart"):
+    with pytest.raises(DataError, match="vary together in these runs and cannot be separated"):
         sample_posterior(lambda theta: np.repeat(columns[None], len(theta), 0), y, exponents)
 
 
@@ -102,7 +102,7 @@ def test_mu_scaling_three_widths_from_seven():
     low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95], axis=0)
     assert np.abs(middle - y[7:]).mean() <= 0.0066
     assert ((low <= y[7:]) & (y[7:] <= high)).all()
-    assert ((high - low) / 2 / middle < 0.025).all()  # at nearly ten times the size: covering by width would be no art
+    assert ((high - low) / 2 / middle < 0.025).all()  # at 9.4 times the size; wide intervals would cover trivially
 
 
 @pytest.mark.parametrize("series", NANOLM)
@@ -131,7 +131,7 @@ def test_an_exact_law_is_more_certain_than_one_with_a_departure():
 
 
 def test_many_runs_pin_the_exponent():
-    """A sharp posterior, that a coarse grid would miss."""
+    """The posterior is sharp; a coarse grid would miss it."""
     rng = np.random.default_rng(0)
     x = 10 ** rng.uniform(1, 4, 600)
     posterior = sample_power_law(x, (5 * x**-0.35 + 2) * (1 + 0.004 * rng.standard_normal(600)))
@@ -196,7 +196,7 @@ def test_matern_is_a_correlation():
     ],
 )
 @pytest.mark.parametrize("fit", [fit_power_law, sample_power_law])
-def test_what_cannot_be_fitted_is_said(fit, x, y, words):
+def test_input_that_cannot_be_fitted_raises_a_data_error(fit, x, y, words):
     with pytest.raises(DataError) as error:
         fit(x, y)
     assert all(word in str(error.value) for word in words), error.value

@@ -1,4 +1,4 @@
-"""The command: tables, metrics.jsonl and evaluation results in; text, JSON, picture and a registered forecast out."""
+"""Tests of `muneox predict-loss`: its inputs, its text, JSON and picture, and registered forecasts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(*arguments):
 
 
 def metrics(folder, params, seed=0, corpus="a" * 64, **config):
-    """A metrics.jsonl as a run leaves it, its loss falling to that of its size at step 400."""
+    """Write a metrics.jsonl as a run does; its loss reaches that of its size at step 400."""
     monitor = JsonlMonitor(folder / "metrics.jsonl")
     header = {
         "config": {"lr": 0.01, "train_iters": 400, "seed": seed, **config},
@@ -61,7 +61,7 @@ def runs(tmp_path):
 TABLE = ("--x", "params_M", "--y", "loss", "--where", "kind=a")
 
 
-def test_a_table_is_forecast_and_compared_with_what_was_held_out(table, tmp_path, capsys):
+def test_a_table_is_forecast_and_compared_with_held_out_runs(table, tmp_path, capsys):
     out, picture = tmp_path / "deep/forecast.json", tmp_path / "forecast.png"
     code = run(table, *TABLE, "--fit-below", 300, "--target", TARGET, 4096, "--json", out, "--plot", picture)
     assert code == 0
@@ -116,8 +116,9 @@ def test_a_forecast_is_registered_once_and_checked(runs, tmp_path, capsys):
     outcome = tmp_path / "outcome.json"
     assert run("--check", saved, target, "--json", outcome) == 0
     assert "inside" in capsys.readouterr().out
-    [told] = json.loads(outcome.read_text())["targets"]
-    assert told["inside"] and told["relative_error"] == pytest.approx(told["prediction"] / told["actual"] - 1)
+    [checked] = json.loads(outcome.read_text())["targets"]
+    assert checked["inside"]
+    assert checked["relative_error"] == pytest.approx(checked["prediction"] / checked["actual"] - 1)
     worse = metrics(tmp_path / "worse", int(TARGET * 1e6), seed=9, note="x")
     text = (worse / "metrics.jsonl").read_text().splitlines()
     last = json.loads(text[-1]) | {"valid/loss": 3.0}
@@ -144,7 +145,7 @@ def test_perplexities_are_fitted_as_losses(tmp_path):
     assert target["perplexity"]["prediction"] == pytest.approx(np.exp(target["prediction"]))
 
 
-def test_results_of_lm_eval_are_read(tmp_path):
+def test_lm_eval_results_are_read(tmp_path):
     for i, x in enumerate(SIZES):
         content = {
             "results": {"wikitext": {"word_perplexity,none": float(np.exp(loss(x))), "alias": "wikitext"}},
@@ -160,7 +161,7 @@ def test_results_of_lm_eval_are_read(tmp_path):
         run(*files, "--y", "word_perplexity", *arguments)
 
 
-def test_a_surface_and_the_optimum_of_a_budget(tmp_path):
+def test_a_surface_is_forecast_with_the_optimum_of_a_budget(tmp_path):
     rows = [
         (n, d, 1.7 + 400 * n**-0.34 + 410 * d**-0.28) for n in (1e8, 3e8, 1e9, 3e9) for d in (3e9, 1e10, 3e10, 1e11)
     ]
@@ -189,7 +190,7 @@ def test_compute_takes_the_best_run_of_each_budget(runs, tmp_path):
     assert values == sorted(values, reverse=True)
 
 
-def test_a_runs_end_from_its_beginning(tmp_path):
+def test_the_end_of_a_run_is_forecast_from_its_beginning(tmp_path):
     steps = np.arange(20, 2001, 20)
     rate = 0.5 + 0.5 * np.cos(np.pi * steps / 2000)
     area = np.cumsum(rate) * 20
@@ -218,7 +219,7 @@ def test_the_next_run_is_planned(table, capsys, tmp_path):
     assert all(one["cost"] == pytest.approx((one["x"] / TARGET) ** 2) for one in plan["candidates"])
 
 
-def test_a_diverged_run_is_left_out_when_told_and_an_outlier_named(tmp_path, capsys):
+def test_a_diverged_run_is_left_out_on_request_and_an_outlier_is_reported(tmp_path, capsys):
     path = tmp_path / "t.csv"
     rows = [f"r{i},{x},{loss(x, i)}" for i, x in enumerate(np.geomspace(8, 400, 9))]
     path.write_text("\n".join(["name,params,loss", *rows, "bad,70,nan", "worse,90,6.5"]) + "\n")
@@ -235,7 +236,7 @@ def test_a_diverged_run_is_left_out_when_told_and_an_outlier_named(tmp_path, cap
     assert content["targets"][0]["prediction"] == pytest.approx(loss(2000), rel=0.01)
 
 
-def test_what_is_wrong_is_said(table, runs, tmp_path):
+def test_each_error_names_its_cause_and_the_way_out(table, runs, tmp_path):
     few = tmp_path / "few.csv"
     few.write_text("params,loss\n1,3\n2,2.8\n4,2.7\n")
     other = metrics(tmp_path / "runs/other", int(5e8), lr=0.02)
@@ -255,7 +256,7 @@ def test_what_is_wrong_is_said(table, runs, tmp_path):
         ((*runs, "--y", "valid/loss", "--target", 9e9, "--at-step", 90), DataError, ["step 90"]),
         ((tmp_path / "nowhere", "--y", "loss", "--target", 9), DataError, ["nowhere"]),
         (("--y", "loss", "--target", 9), ConfigError, ["no runs"]),
-        (("--check", table, table), DataError, ["no registered forecast"]),
+        (("--check", table, table), DataError, ["is not a registered forecast"]),
     ]
     for arguments, kind, words in cases:
         with pytest.raises(kind) as error:

@@ -1,4 +1,4 @@
-"""The report page: its numbers are those of its inputs, it needs nothing from outside, and a browser draws it all."""
+"""Tests of the report page: its numbers match its inputs, it is self-contained, and a browser draws it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from muneox.report import lr_landscape as lr_landscape_section
 from mup.slopes import Thresholds, verdict
 from tests.tools_mup import synthetic
 
-pytestmark = pytest.mark.xdist_group("report")  # its inputs and the browser are made once
+pytestmark = pytest.mark.xdist_group("report")  # the inputs and the browser's page are made once
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = "</script><img src=x onerror=alert(1)>&\"'"
@@ -83,7 +83,7 @@ FORECAST = {
 
 
 def coord_records(power):
-    """Statistics of three modules over four widths and three seeds, growing as a power of the width."""
+    """Statistics of three modules over four widths and three seeds; those of `mlp` grow as a power of the width."""
     for module, seed in ((m, s) for m in ("embedding", "mlp", "") for s in (1, 2, 3)):
         for width in (64, 128, 256, 512):
             for statistic, t in (("mean_abs", 0), ("rms_delta", 1), ("rms_delta", 4)):
@@ -94,7 +94,7 @@ def coord_records(power):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """What the tools write, for a small family of runs."""
+    """A folder with the tools' files for a small family of runs."""
     folder = tmp_path_factory.mktemp("inputs")
     up, sp = list(coord_records(0.0)), list(coord_records(0.8))
     outcomes = {"up": verdict(up, reference=sp).as_dict(), "sp": verdict(sp).as_dict()}
@@ -128,7 +128,7 @@ def page(inputs):
 
 
 class Reader(HTMLParser):
-    """Elements with their attributes, tables as rows of (text, number behind it), and the content of scripts."""
+    """Parses a page into elements with attributes, tables as rows of (text, number), and the content of scripts."""
 
     VOID = ("meta", "link", "img", "br", "input")
 
@@ -183,7 +183,7 @@ def table(read, *head):
 
 
 def check_numbers(read, inputs):
-    """Tables against the JSON files: full precision behind the cells, rounded in them."""
+    """Compare the tables with the JSON files: rounded text in the cells, full precision behind them."""
     landscape = json.loads((inputs / "lr.json").read_text())
     rows = table(read, "parametrization", "width", "best lr tried")
     keys = ("width", "best_lr", "log2_lr", "low", "high", "loss", "seeds")
@@ -214,14 +214,14 @@ def check_numbers(read, inputs):
     assert [cell[0] for cell in ladder[5]] == ["gone", "5M", "nan", "left out: loss is nan"]
 
 
-def test_numbers_in_the_page_are_those_of_the_inputs(read, inputs):
+def test_numbers_in_the_page_match_the_inputs(read, inputs):
     check_numbers(read, inputs)
     embedded = json.loads(read.scripts["report-data"])
     assert embedded["forecast"] == [FORECAST]
     assert embedded["lr_landscape"] == json.loads((inputs / "lr.json").read_text())
 
 
-def test_figures_hold_the_same_numbers(read, inputs):
+def test_numbers_in_the_figures_match_the_inputs(read, inputs):
     figures = {figure["name"]: figure for figure in json.loads(read.scripts["figures"])}
     assert set(figures) == {
         *("coord-slopes", "coord-up", "coord-sp", "landscape-mup", "landscape-sp"),
@@ -245,7 +245,7 @@ def test_figures_hold_the_same_numbers(read, inputs):
     assert area["x"] == band["x"] + band["x"][::-1] and area["y"] == band["low"] + band["high"][::-1]
 
 
-def test_the_audit_is_shown_as_its_json_says(read):
+def test_the_audit_table_matches_its_json(read):
     rows = table(read, "parameter", "role")
     assert [row[0][0] for row in rows] == [row["name"] for row in AUDIT["parameters"]]
     assert [row[5][1] for row in rows] == [row["measured"]["init_std"] for row in AUDIT["parameters"]]
@@ -266,20 +266,20 @@ def test_the_audit_is_shown_as_its_json_says(read):
     ("moves", "options", "code", "status"),
     [
         (0.0, [], 0, "pass"),
-        (0.8, [], 0, "fail"),  # without a limit the tool judges nothing by its exit code
+        (0.8, [], 0, "fail"),  # without a limit the tool always exits with 0
         (0.1, ["--max-drift", "0.05"], 1, "fail"),
         (0.1, ["--max-drift", "0.2"], 0, "pass"),
         (0.8, ["--max-drift", "1.0"], 0, "pass"),
     ],
 )
-def test_the_report_judges_a_landscape_as_the_tool_does(tmp_path, moves, options, code, status):
+def test_the_report_and_the_tool_agree_on_a_landscape(tmp_path, moves, options, code, status):
     family = synthetic.sweep(lambda w: -7.3 - moves * math.log2(w / 64), widths=(64, 128), seeds=(1, 2), noise=0.001)
     runs = synthetic.write(family, tmp_path / "runs")
     assert lr_landscape.main([str(runs), "--out", str(tmp_path / "lr"), *options]) == code
     assert lr_landscape_section.section(tmp_path / "lr.json").status == status
 
 
-def test_the_band_that_passes_is_the_verdicts_own(tmp_path):
+def test_the_shaded_band_has_the_limits_of_the_verdict(tmp_path):
     up, sp = list(coord_records(0.0)), list(coord_records(0.8))
     strict = Thresholds(max_slope=0.1, min_slope=-0.2)
     outcomes = {"up": verdict(up, reference=sp, thresholds=strict).as_dict(), "sp": verdict(sp).as_dict()}
@@ -317,7 +317,7 @@ def luminance(colour):
 
 
 def contrast(a, b):
-    """WCAG 2.2, 1.4.3."""
+    """Contrast ratio of two colours (WCAG 2.2, 1.4.3)."""
     low, high = sorted((luminance(a), luminance(b)))
     return (high + 0.05) / (low + 0.05)
 
@@ -338,9 +338,9 @@ def test_contrast_of_text_and_lines_light_and_dark():
             assert contrast(theme[f"c{i}"], theme["card"]) >= 3, i
 
 
-def test_parts_are_optional_and_forecasts_can_be_compared(inputs, tmp_path):
+def test_sections_are_optional_and_forecasts_can_be_compared(inputs, tmp_path):
     other = json.loads((inputs / "forecast.json").read_text())
-    del other["bands"]  # as SP's ladder, or another tool, may have none
+    del other["bands"]  # a forecast can lack bands
     del other["targets"][0]["actual"], other["targets"][0]["inside"], other["targets"][0]["relative_error"]
     (tmp_path / "sp.json").write_text(json.dumps(other))
     out = tmp_path / "r.html"
@@ -373,7 +373,7 @@ def test_parts_are_optional_and_forecasts_can_be_compared(inputs, tmp_path):
         ),
     ],
 )
-def test_wrong_inputs_are_named_and_nothing_is_written(tmp_path, option, content, message):
+def test_an_invalid_input_is_named_and_nothing_is_written(tmp_path, option, content, message):
     path, out = tmp_path / "x.json", tmp_path / "out.html"
     if content is not None:
         path.write_text(content)
@@ -388,7 +388,7 @@ def test_without_plotly_the_extra_is_named(inputs, tmp_path, monkeypatch):
         report.main(["--audit", str(inputs / "audit.json"), "--out", str(tmp_path / "r.html")])
 
 
-# Runs in the page after its own script, does what a reader would, and leaves what it saw in the document.
+# Runs in the page after its script, acts as a reader, and stores its observations in the document.
 PROBE = """
 <script>
 const seen = { drawn: document.querySelectorAll(".plot .main-svg").length > 0 };
@@ -426,9 +426,9 @@ document.body.dataset.seen = JSON.stringify(seen);
 
 @pytest.fixture(scope="module")
 def in_browser(page, tmp_path_factory):
-    """What headless Chromium made of the page, at the width of a phone: the document and its log."""
+    """The document and the log of headless Chromium for the page, at the width of a phone."""
     if BROWSER is None:
-        pytest.skip("no Chromium on this machine (apt-get install chromium): the page is not drawn in a browser")
+        pytest.skip("this machine has no Chromium (apt-get install chromium), so the page is not drawn in a browser")
     folder = tmp_path_factory.mktemp("browser")
     probed = folder / "report.html"
     before, _, after = page.read_text(encoding="utf-8").rpartition("</body>")
@@ -446,7 +446,7 @@ def in_browser(page, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_browser_draws_all_of_it_without_errors(in_browser, inputs):
+def test_a_browser_draws_the_whole_page_without_errors(in_browser, inputs):
     document, log = in_browser
     assert [line for line in log.splitlines() if "CONSOLE" in line] == []
     drawn = re.search(r'data-drawn="(\d+)"', document)
@@ -462,7 +462,7 @@ def test_a_browser_draws_all_of_it_without_errors(in_browser, inputs):
 
 
 @pytest.mark.slow
-def test_numbers_in_the_browsers_document_are_those_of_the_inputs(in_browser, inputs):
+def test_numbers_in_the_browser_document_match_the_inputs(in_browser, inputs):
     body = re.sub(r"<script.*?</script>|<svg.*?</svg>|<style.*?</style>", "", in_browser[0], flags=re.S)
     body = re.search(r"<main.*</main>", body, flags=re.S)[0]
     check_numbers(Reader(body), inputs)

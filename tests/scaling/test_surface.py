@@ -1,4 +1,4 @@
-"""L(N, D) and L(C)."""
+"""Tests of L(N, D) and L(C)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_noiseless_surfaces_are_recovered(alpha, beta, e):
     assert found(1e10, 1e12) == pytest.approx(truth(1e10, 1e12), rel=1e-4)
 
 
-def test_compute_optimal_is_the_minimum_along_the_budget():
+def test_the_compute_optimum_minimises_the_loss_of_a_budget():
     for flops in (1e20, 1e23):
         params, tokens = HOFFMANN.optimal(flops)
         assert training_flops(params, tokens) == pytest.approx(flops)
@@ -35,7 +35,7 @@ def test_compute_optimal_is_the_minimum_along_the_budget():
         assert np.log(params) == pytest.approx(found.x, abs=1e-2)
 
 
-def test_the_posterior_holds_truth_and_its_units_do_not_matter():
+def test_the_posterior_contains_the_truth_and_does_not_depend_on_units():
     rng = np.random.default_rng(0)
     y = HOFFMANN(N, D) * (1 + 0.003 * rng.standard_normal(len(N)))
     posterior = sample_surface(N, D, y)
@@ -48,11 +48,11 @@ def test_the_posterior_holds_truth_and_its_units_do_not_matter():
     assert np.median(scaled.law([1e4], [1e3])) == pytest.approx(np.median(inside), rel=1e-6)
 
 
-def test_what_a_surface_cannot_be_fitted_to():
+def test_input_that_a_surface_cannot_fit_raises_a_data_error():
     with pytest.raises(DataError, match="at least 6"):
         fit_surface(N[:5], D[:5] * np.arange(1, 6), HOFFMANN(N, D)[:5])
     sizes = np.geomspace(1e8, 1e9, 8)
-    with pytest.raises(DataError, match="cannot tell them apart"):
+    with pytest.raises(DataError, match=r"L\(N, D\) cannot separate them"):
         sample_surface(sizes, 20 * sizes, HOFFMANN(sizes, 20 * sizes))
 
 

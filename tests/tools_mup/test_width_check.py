@@ -116,7 +116,7 @@ def test_bad_input_is_named(tmp_path):
         checked(runs(better, widths=(64,)))
     folder = synthetic.write([synthetic.run(64, 0.1), synthetic.run(128, 0.2)], tmp_path / "runs")
     with pytest.raises(
-        DataError, match="alike in `optimizer.params.lr`, which differs: 0.2 in mup-w128.*0.1 in mup-w64"
+        DataError, match="with the same `optimizer.params.lr`, which differs: 0.2 in mup-w128.*0.1 in mup-w64"
     ):
         width_check.main([str(folder), "--out", str(tmp_path / "o")])
 
