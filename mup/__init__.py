@@ -4,8 +4,8 @@
     mup.set_base_shapes(model, base_model, delta=delta_model)
     optimizer = mup.MuAdamW(model, lr=1e-3)
 
-A drop-in for the `mup` package of Yang et al., with its rules as data (mup.rules), a static audit and a verdict on
-coordinate checks.
+A drop-in replacement for the `mup` package of Yang et al., with its rules as data (mup.rules), a static audit and a
+verdict on coordinate checks.
 """
 
 from mup import coord_check, infshape, init, layer, optim, rules, schedule, shape, umup

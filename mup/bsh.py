@@ -1,8 +1,8 @@
-"""Base-shape files: name -> list of base sizes, `null` for a finite dimension, in YAML.
+"""Base-shape files: YAML mappings from name to a list of base sizes, with `null` for a finite dimension.
 
-The subset of YAML that `yaml.dump` makes of such a mapping is read and written here, so that the library needs
-nothing but torch, and the files go both ways between this package and the original one.
-A finite dimension's size, when known, is written as a comment beside its `null`; it is only for reports.
+This module reads and writes the subset of YAML that `yaml.dump` produces for such a mapping. The library therefore
+needs no YAML package, and the original package can read the files and vice versa.
+The size of a finite dimension, if known, is a comment next to its `null`. It is used only in reports.
 """
 
 from __future__ import annotations
@@ -20,24 +20,27 @@ __all__ = ["BaseShape", "read_bsh", "read_comments", "write_bsh"]
 StrPath = Union[str, "os.PathLike[str]"]
 
 _HEADER = (
-    "Base shapes: one list of sizes for each parameter.",
+    "Base shapes: one list of sizes per parameter.",
     "A number is the base size of a width (an infinite dimension); null is a finite dimension.",
 )
 _NULLS = {"", "~", "null", "Null", "NULL"}
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_./]*\Z")
 _RESERVED = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
-_MAX_SIMPLE_KEY = 128  # YAML 1.1: a longer key needs the explicit form "? key"
+_MAX_SIMPLE_KEY = 128  # in YAML 1.1 a longer key needs the explicit form "? key"
 
 
 class BaseShape(NamedTuple):
-    """base: base sizes, None where finite. finite: sizes of the finite dimensions where known, else None."""
+    """Base shape of one parameter.
+
+    base: base sizes; None for a finite dimension. finite: sizes of the finite dimensions if known, otherwise None.
+    """
 
     base: list[int | None]
     finite: list[int | None]
 
 
 def write_bsh(shapes: Mapping[str, BaseShape], file: StrPath, comments: Sequence[str] = ()) -> None:
-    """Write the shapes, whole or not at all. comments: lines put on top (without `#`)."""
+    """Write the shapes atomically. comments: lines at the top of the file, without `#`."""
     lines = [f"# {line}".rstrip() for comment in (*_HEADER, *comments) for line in comment.splitlines() or [""]]
     for name in sorted(shapes):
         key = _format_key(name)
@@ -57,7 +60,7 @@ def write_bsh(shapes: Mapping[str, BaseShape], file: StrPath, comments: Sequence
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.chmod(temporary, 0o644)  # mkstemp creates a private file
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -65,7 +68,7 @@ def write_bsh(shapes: Mapping[str, BaseShape], file: StrPath, comments: Sequence
 
 
 def read_comments(file: StrPath) -> list[str]:
-    """The comment lines on top of a base-shape file, without `#`."""
+    """Return the comment lines at the top of a base-shape file, without `#`."""
     comments = []
     for line in Path(file).read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -75,7 +78,7 @@ def read_comments(file: StrPath) -> list[str]:
 
 
 def read_bsh(file: StrPath) -> dict[str, BaseShape]:
-    """Read a base-shape file. Raises ValueError naming the file and line when it is not one."""
+    """Read a base-shape file. Raises ValueError, with file and line, if the file has another format."""
     try:
         text = Path(file).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -114,7 +117,7 @@ class _Reader:
                     code, comment = head, raw[match.end() :].strip()
                     break
             if "\t" in code[: len(code) - len(code.lstrip())]:
-                raise self.fail(number, "indented by a tab")
+                raise self.fail(number, "the line is indented with a tab")
             yield _Line(number, len(code) - len(code.lstrip(" ")), code.strip(), comment)
 
     def read(self) -> dict[str, BaseShape]:
@@ -125,11 +128,11 @@ class _Reader:
         while at < len(self.lines):
             at = self._entry(at)
         if not self.shapes:
-            raise ValueError(f"{self.file}: not a base-shape file: no parameter in it")
+            raise ValueError(f"{self.file}: not a base-shape file: it contains no parameter")
         return self.shapes
 
     def _entry(self, at: int) -> int:
-        """Read one `name: list` that begins at line `at`; return the line after it."""
+        """Read one `name: list` that starts at line `at`. Returns the index of the next line."""
         line = self.lines[at]
         if line.indent:
             raise self.fail(line.number, f"unexpected indentation before {line.text[:40]!r}")
@@ -208,7 +211,7 @@ class _Reader:
         if text in _NULLS:
             return None
         if not re.fullmatch(r"[1-9][0-9]*", text):
-            raise self.fail(number, f"a size of {name!r} is {text[:40]!r}, neither a positive integer nor null")
+            raise self.fail(number, f"a size of {name!r} is {text[:40]!r}, expected a positive integer or null")
         return int(text)
 
     def _split_key(self, line: _Line) -> tuple[str, str]:

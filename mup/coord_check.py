@@ -1,7 +1,7 @@
-"""Coordinate checks: the size of activations, and of their change in training, over widths.
+"""Coordinate checks: the size of activations, and of their change in training, as a function of width.
 
-`coord_records` and `verdict` judge a parametrization; `get_coord_data` and `plot_coord_data` are those of the
-original package. pandas, matplotlib and tqdm are imported where they are used, and never at import.
+`coord_records` and `verdict` judge a parametrization. `get_coord_data` and `plot_coord_data` are the functions of the
+original package. pandas, matplotlib and tqdm are imported only when they are used.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ __all__ = [
 
 Models = Mapping[Any, Callable[[], nn.Module]]
 TrainStep = Callable[[nn.Module, Any, Any], Any]
-"""(model, optimizer, batch) -> anything: one whole training step, forward to optimizer.step."""
+"""(model, optimizer, batch) -> any: one whole training step, from the forward pass to optimizer.step."""
 
 
-# ---- the check that judges ------------------------------------------------------------------------------------
+# ---- the check with a verdict ---------------------------------------------------------------------------------
 
 
 def coord_records(
@@ -57,11 +57,13 @@ def coord_records(
     keep: Callable[[str], bool] | None = None,
     axis: str = "width",
 ) -> list[dict[str, Any]]:
-    """Train each model on one fixed batch and record what `verdict` judges.
+    """Train each model on one fixed batch and return the records for `verdict`.
 
-    models: width -> function that builds the model (one at a time is alive). batch: what train_step and forward
-    take; by default (inputs, integer targets) with cross-entropy. optimizer: model -> optimizer. forward: runs the
-    model for measuring; by default model(inputs). steps: when to measure the change. axis: name of the keys' column.
+    models: width -> function that builds the model. Only one model exists at a time.
+    batch: argument of train_step and forward; by default (inputs, integer targets) with cross-entropy.
+    optimizer: model -> optimizer.
+    forward: runs the model to measure it; by default model(inputs).
+    steps: steps at which the change is measured. axis: name of the column with the keys of `models`.
     Returns records of `axis`, seed, module, t, statistic, value, may_vanish: "mean_abs" (mean |x|) at t = 0, and
     "rms_delta" (RMS of x_t - x_0 over batch and coordinates) at the steps.
     """
@@ -92,7 +94,7 @@ def _cross_entropy_step(model: nn.Module, optimizer: Any, batch: Any) -> None:
     optimizer.step()
 
 
-# ---- the original package's API -------------------------------------------------------------------------------
+# ---- API of the original package ------------------------------------------------------------------------------
 
 
 def get_coord_data(
@@ -106,10 +108,13 @@ def get_coord_data(
 ) -> Any:
     """Train the models and record statistics of their activations in a pandas DataFrame.
 
-    models: width -> function that builds the model. dataloader: batches; only the first when fix_data.
-    optimizer: sgd, adam, adamw (in muP when mup, else torch's) or model -> optimizer. lr: by default 0.1 for sgd,
-    else 1e-3. filter_trainable_by_name: which parameters are trained. kwargs: as `_get_coord_data`.
-    Returns columns width, module, t (1 is before the first update), seed, a column a statistic, optimizer, lr.
+    models: width -> function that builds the model.
+    dataloader: batches; with fix_data only the first is used.
+    optimizer: sgd, adam or adamw (in muP with `mup`, otherwise torch's), or model -> optimizer.
+    lr: by default 0.1 for sgd, otherwise 1e-3.
+    filter_trainable_by_name: whether to train the parameter with this name.
+    kwargs: arguments of `_get_coord_data`.
+    Returns the columns width, module, t (1 is before the first update), seed, one per statistic, optimizer, lr.
     """
     if lr is None:
         lr = 0.1 if optimizer == "sgd" else 1e-3
@@ -127,7 +132,7 @@ def _optimizer_of(
     in_mup = {"sgd": optim.MuSGD, "adam": optim.MuAdam, "adamw": optim.MuAdamW}
     in_sp = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     if optimizer not in in_mup:
-        raise ValueError(f"optimizer {optimizer!r} is none of {', '.join(in_mup)}, nor a function of the model")
+        raise ValueError(f"optimizer: expected {', '.join(in_mup)} or a function of the model, got {optimizer!r}")
     cls: Callable[..., Any] = (in_mup if mup else in_sp)[optimizer]
     return lambda model: cls([p for name, p in model.named_parameters() if not trainable or trainable(name)], lr=lr)
 
@@ -153,13 +158,17 @@ def _get_coord_data(
     train_step: TrainStep | None = None,
     one_hot_target: bool = False,
 ) -> Any:
-    """What get_coord_data does once it has an optimizer.
+    """Train and record, given an optimizer. This is the main part of get_coord_data.
 
-    nsteps: training steps. dict_in_out: batches and outputs are dicts (Hugging Face), the loss under output_name,
-    or the first element of a tuple. flatten_input, flatten_output: to [batch, -1] and [-1, classes]. lossfn: xent,
-    mse, nll, l1 or a function. cuda: use a GPU where there is one. nseeds: repetitions.
-    *_fdict: name -> statistic (of FDICT, or a function) of outputs (default l1), inputs and parameters.
-    train_step: the caller's own training step (model, optimizer, batch) instead of all this.
+    nsteps: number of training steps.
+    dict_in_out: batches and outputs are dicts, as in Hugging Face. The loss is the entry `output_name`, or the first
+    element if the output is a tuple.
+    flatten_input, flatten_output: reshape to [batch, -1] and [-1, classes].
+    lossfn: xent, mse, nll, l1 or a function.
+    cuda: use a GPU if there is one.
+    nseeds: number of repetitions.
+    *_fdict: name -> statistic (a name in FDICT, or a function) of outputs (default l1), inputs and parameters.
+    train_step: a training step (model, optimizer, batch) of the caller, which replaces the default step.
     """
     import pandas as pd
 
@@ -238,7 +247,7 @@ def _loss(
         "l1": F.l1_loss,
     }
     if isinstance(lossfn, str) and lossfn not in known:
-        raise ValueError(f"lossfn {lossfn!r} is none of {', '.join(known)}, nor a function")
+        raise ValueError(f"lossfn: expected {', '.join(known)} or a function, got {lossfn!r}")
     return (known[lossfn] if isinstance(lossfn, str) else lossfn)(output, target)
 
 
@@ -251,7 +260,7 @@ def _to(batch: Any, device: str) -> Any:
 
 
 class _progress:
-    """A tqdm bar where wanted and installed."""
+    """A tqdm progress bar, if requested and installed."""
 
     def __init__(self, total: int, show: bool) -> None:
         self.bar: Any = None
@@ -289,10 +298,10 @@ def example_plot_coord_check(
     name_contains: str | None = None,
     name_not_contains: str | None = None,
 ) -> Any:
-    """Coordinate check of an example MLP or CNN, plotted; returns the matplotlib figure.
+    """Plot the coordinate check of an example MLP or CNN. Returns the matplotlib figure.
 
-    The images are random, of CIFAR-10's shape, and nothing is downloaded whatever download_cifar says: a
-    coordinate check needs no real data.
+    The images are random, with the shape of CIFAR-10. A coordinate check needs no real data, so nothing is
+    downloaded, and download_cifar has no effect.
     """
     from mup.example_models import lazy_models, random_images
 

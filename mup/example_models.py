@@ -1,4 +1,4 @@
-"""The MLP and CNN of example_plot_coord_check."""
+"""The MLP and the CNN of example_plot_coord_check."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _INITS = (
 
 
 def random_images(batch_size: int, as_dict: bool = False, flatten: bool = False) -> Any:
-    """One batch of Gaussian images [b, 3, 32, 32] and labels [b], the same at every call."""
+    """Return a batch of Gaussian images [b, 3, 32, 32] and labels [b], equal at every call."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch_size, CHANNELS, SIDE, SIDE, generator=generator)
     labels = torch.randint(CLASSES, (batch_size,), generator=generator)
@@ -35,7 +35,7 @@ def random_images(batch_size: int, as_dict: bool = False, flatten: bool = False)
 
 
 class _WithLoss(nn.Module):
-    """Hugging Face style: keyword inputs, a dict with the loss out."""
+    """Interface in the style of Hugging Face: keyword inputs, and a dict with the loss as output."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def mlp(width: int, batchnorm: bool = False) -> nn.Module:
 
 
 def cnn(width: int, batchnorm: bool = False) -> nn.Module:
-    """Two strided convolutions, pooled, on images [b, 3, 32, 32]."""
+    """Two strided convolutions and pooling on images [b, 3, 32, 32]."""
     layers: list[nn.Module] = []
     for channels in (CHANNELS, width):
         layers += [nn.Conv2d(channels, width, 5, stride=2)] + [nn.BatchNorm2d(width)] * batchnorm + [nn.ReLU()]
@@ -71,14 +71,14 @@ def lazy_models(
     init: str = "default",
     dict_in_out: bool = False,
 ) -> dict[int, Callable[[], nn.Module]]:
-    """width -> function that builds the model with base shapes set; base width 8, or the model itself for SP.
+    """Map width -> function that builds the model with base shapes. The base width is 8; in SP it is the model's own.
 
     Raises ValueError for an unknown arch or init.
     """
     if arch not in ("mlp", "cnn"):
-        raise ValueError(f"arch {arch!r} is neither mlp nor cnn")
+        raise ValueError(f"arch: expected mlp or cnn, got {arch!r}")
     if init not in _INITS:
-        raise ValueError(f"init {init!r} is none of {', '.join(_INITS)}")
+        raise ValueError(f"init: expected one of {', '.join(_INITS)}, got {init!r}")
     make = mlp if arch == "mlp" else cnn
 
     def build(width: int) -> nn.Module:

@@ -1,6 +1,6 @@
-"""Optimizer groups of planned parameters: one group for each role, place and set of factors.
+"""Optimizer groups of planned parameters: one group per role, place (block or not) and set of factors.
 
-Every group carries `name`, `role`, `lr_mult` and `width_mult`. Names come from the plans of the whole model, so that a
+Every group has `name`, `role`, `lr_mult` and `width_mult`. Names are derived from the plans of the whole model, so a
 process that holds a part of the model gives its groups the same names.
 """
 
@@ -21,7 +21,7 @@ _Key = tuple[str, float, float, float]
 
 
 def _label(plan: ScaledParameter) -> str:
-    """Role, place, and r of an inner matrix where it is not 1."""
+    """Role, place, and r of an inner matrix if it is not 1."""
     place = "block." if plan.in_block else ""
     width = f".r{plan.fan_in_mult:g}" if plan.role in INNER and plan.fan_in_mult != 1.0 else ""
     return f"{place}{plan.role.value}{width}"
@@ -32,7 +32,7 @@ def _key(plan: ScaledParameter) -> _Key:
 
 
 def _names(plans: Iterable[ScaledParameter]) -> dict[_Key, str]:
-    """A name for every group of the whole model: `label`, `label#1`, ... where one label has several scalings."""
+    """Names of the groups of the whole model: `label`, then `label#1`, ... if a label has several scalings."""
     names: dict[_Key, str] = {}
     for plan in plans:
         key = _key(plan)
@@ -43,12 +43,12 @@ def _names(plans: Iterable[ScaledParameter]) -> dict[_Key, str]:
 
 
 def learning_rate_multipliers(plans: Iterable[ScaledParameter]) -> dict[str, float]:
-    """Group name -> lr_mult for the whole model."""
+    """Map group name -> lr_mult for the whole model."""
     return {name: key[1] for key, name in _names(plans).items()}
 
 
 def scaled(lr: Any, factor: float) -> Any:
-    """lr times the factor; of a tensor a copy, as optimizers change it in place."""
+    """Return lr times the factor. A tensor is copied, because optimizers change it in place."""
     return lr.detach().clone().mul_(factor) if isinstance(lr, Tensor) else lr * factor
 
 
@@ -60,10 +60,11 @@ def group_parameters(
     weight_decay: float,
     eps: float | None,
 ) -> list[Group]:
-    """Groups in order of first appearance; none is empty.
+    """Group parameters, in order of first appearance. There are no empty groups.
 
-    whole: plans of the whole model, of which `parameters` may be a part. lr, weight_decay, eps: base values; groups
-    have no eps where it is None. `weight_decay` of a group is the base value times its factor in every mode.
+    whole: plans of the whole model; `parameters` can be a part of it.
+    lr, weight_decay, eps: base values. With eps None the groups have no eps. The `weight_decay` of a group is the base
+    value times its factor in every mode.
     """
     names = _names(whole)
     groups: dict[_Key, Group] = {}

@@ -1,7 +1,8 @@
-"""Dimensions and shapes that know their base model: the metadata from which every muP factor is computed.
+"""Dimensions and shapes with their base sizes: the metadata from which every muP factor is computed.
 
-A dimension is "infinite" (a width) when it has a base size, else "finite". Names and semantics are those of the
-`mup` package (Yang et al., Tensor Programs V, arXiv:2203.03466, Appendix B); roles and fan-in dimensions are new.
+A dimension with a base size is "infinite" (a width); any other dimension is "finite". Names and semantics are those
+of the `mup` package (Yang et al., Tensor Programs V, arXiv:2203.03466, Appendix B). Roles and fan-in dimensions are
+additions.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ __all__ = ["InfDim", "InfShape", "ShapeError", "zip_infshape"]
 
 
 class ShapeError(ValueError, AssertionError):
-    """Shapes that do not fit together or are missing (an AssertionError too, as in the original package)."""
+    """Shapes do not fit together or are missing. It is also an AssertionError, as in the original package."""
 
 
 class InfDim:
     """One dimension of a parameter.
 
-    base_dim: size in the base model of a width, or None for a finite dimension. dim: size in this model, or None
-    where not known. finite_base: size in the base model of a *finite* dimension, where known; only for reports.
+    base_dim: size of a width in the base model; None for a finite dimension.
+    dim: size in this model; None if unknown.
+    finite_base: size of a *finite* dimension in the base model, if known. It is used only in reports.
     """
 
     __slots__ = ("base_dim", "dim", "finite_base")
@@ -36,7 +38,7 @@ class InfDim:
         return self.base_dim is not None
 
     def width_mult(self) -> float:
-        """dim / base_dim of a width; 1 of a finite dimension. Raises ShapeError where the size is not known."""
+        """dim / base_dim of a width; 1 for a finite dimension. Raises ShapeError if the size is unknown."""
         if self.base_dim is None:
             return 1.0
         if self.dim is None:
@@ -44,7 +46,7 @@ class InfDim:
         return self.dim / self.base_dim
 
     def forgotten(self) -> bool:
-        """A finite dimension that differs from the base model: perhaps a width that no delta model varied."""
+        """Whether a finite dimension differs from the base model, possibly because no delta model varied a width."""
         return self.base_dim is None and None not in (self.finite_base, self.dim) and self.finite_base != self.dim
 
     def __repr__(self) -> str:
@@ -62,9 +64,9 @@ class InfDim:
 class InfShape(tuple[InfDim, ...]):
     """The InfDims of one parameter, attached to it as `p.infshape`.
 
-    role, fan_in_dim, fan_out_dim: as declared by the layer that owns the parameter (mup.declare), or None for the
-    convention of torch.nn.Linear: [fan_out, fan_in, ...], a matrix being hidden when two dimensions are infinite.
-    main_idx: the dimension whose multiplier is `width_mult()`; the declared fan-in, else the last infinite one.
+    role, fan_in_dim, fan_out_dim: declared by the layer that owns the parameter (mup.declare). None means the
+    convention of torch.nn.Linear: [fan_out, fan_in, ...], and a matrix with two infinite dimensions is hidden.
+    main_idx: the dimension whose multiplier is `width_mult()`: the declared fan-in, otherwise the last infinite one.
     """
 
     role: Role | None
@@ -77,12 +79,12 @@ class InfShape(tuple[InfDim, ...]):
 
     def __init__(self, dims: Iterable[InfDim] = ()) -> None:
         if not all(isinstance(dim, InfDim) for dim in self):
-            raise ShapeError("the elements of an InfShape are InfDim objects")
+            raise ShapeError("an InfShape can contain only InfDim objects")
         self.role = self.fan_in_dim = self.fan_out_dim = None
         self.main_idx = next((i for i in reversed(range(len(self))) if self[i].isinf()), None)
 
     def declare(self, role: Role | None, fan_in_dim: int | None = None, fan_out_dim: int | None = None) -> None:
-        """Fix role and layout. Raises ShapeError for a dimension that the shape does not have."""
+        """Set role and layout. Raises ShapeError for a dimension that the shape does not have."""
         for dim in (fan_in_dim, fan_out_dim):
             if dim is not None and not -len(self) <= dim < len(self):
                 raise ShapeError(f"dimension {dim} is declared, but the shape {self.shape()} has {len(self)}")
@@ -94,7 +96,7 @@ class InfShape(tuple[InfDim, ...]):
             self.main = fan_in if fan_in.isinf() else None
 
     def copy_declaration(self, other: InfShape) -> None:
-        """Take over role, layout and `main_idx` of another shape of the same rank."""
+        """Copy role, layout and `main_idx` from another shape of the same rank."""
         self.role, self.fan_in_dim, self.fan_out_dim = other.role, other.fan_in_dim, other.fan_out_dim
         self.main_idx = other.main_idx
 
@@ -107,7 +109,10 @@ class InfShape(tuple[InfDim, ...]):
         self.main_idx = None if dim is None else next(i for i, own in enumerate(self) if own is dim)
 
     def fanin_fanout(self) -> tuple[InfDim, InfDim]:
-        """The InfDims of fan-in and fan-out: as declared, else dimensions 1 and 0. Raises ShapeError under 2-D."""
+        """InfDims of fan-in and fan-out: as declared, otherwise dimensions 1 and 0.
+
+        Raises ShapeError for fewer than 2 dimensions.
+        """
         if len(self) < 2:
             raise ShapeError("fan-in and fan-out are not defined for a shape of fewer than 2 dimensions")
         fan_in = (0 if self.fan_out_dim == 1 else 1) if self.fan_in_dim is None else self.fan_in_dim
@@ -131,7 +136,7 @@ class InfShape(tuple[InfDim, ...]):
         return [dim.dim for dim in self]
 
     def forgotten(self) -> list[int]:
-        """Indices of the finite dimensions whose size differs from the base model's."""
+        """Indices of the finite dimensions whose size differs from the base model."""
         return [i for i, dim in enumerate(self) if dim.forgotten()]
 
     def serialize(self) -> dict[str, list[int | None]]:
@@ -158,15 +163,16 @@ class InfShape(tuple[InfDim, ...]):
 
 
 def zip_infshape(base_dims: Iterable[Any], dims: Iterable[int], fin_if_same: bool = True) -> InfShape:
-    """The InfShape of a parameter of shape `dims` against its base.
+    """Return the InfShape of a parameter of shape `dims` relative to its base.
 
-    base_dims: sizes, or the InfDims of a base shape (their base_dim is kept). fin_if_same: a size equal in both is
-    finite. Raises ShapeError when the ranks differ or a base dimension is neither an int nor an InfDim.
+    base_dims: sizes, or the InfDims of a base shape, whose base_dim is kept.
+    fin_if_same: whether a size that is equal in both is finite.
+    Raises ShapeError if the ranks differ or a base dimension is neither an int nor an InfDim.
     """
     base_list, dim_list = list(base_dims), list(dims)
     if len(base_list) != len(dim_list):
         raise ShapeError(
-            f"the base has {len(base_list)} dimensions and the model {len(dim_list)}: {base_list}, {dim_list}"
+            f"the base has {len(base_list)} dimensions but the model has {len(dim_list)}: {base_list}, {dim_list}"
         )
     shape = InfShape(_zip_dims(base_list, dim_list, fin_if_same))
     if isinstance(base_dims, InfShape):
@@ -182,4 +188,4 @@ def _zip_dims(base_dims: list[Any], dims: list[int], fin_if_same: bool) -> Itera
             finite = base == dim and fin_if_same
             yield InfDim(None, dim, base) if finite else InfDim(base, dim)
         else:
-            raise ShapeError(f"a base dimension is an int or an InfDim, not {type(base).__name__}")
+            raise ShapeError(f"base dimension: expected an int or an InfDim, got {type(base).__name__}")

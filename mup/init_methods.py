@@ -1,7 +1,7 @@
-"""Init methods by name: their standard deviation at the base model, and how they draw.
+"""Init methods by name: their standard deviation in the base model, and how they draw.
 
-Formulas that contain a width are evaluated at the base and multiplied by the rule once (`mup.rules`), so that no
-width is counted twice. Names are those of GPT-NeoX.
+Formulas that contain a width are evaluated at the base and multiplied by the rule once (`mup.rules`), so no width
+counts twice. The names are those of GPT-NeoX.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ORTHOGONAL = ("orthogonal", "scaled_orthogonal")
 
 @dataclass(frozen=True)
 class BaseSizes:
-    """Sizes of the base model that formulas contain."""
+    """Sizes of the base model that appear in the formulas."""
 
     hidden_size: int
     num_layers: int
@@ -31,18 +31,22 @@ class BaseSizes:
 
 @dataclass(frozen=True)
 class InitMethods:
-    """Init methods of matrices and of the matrices that end a residual branch; `std` of the normal ones."""
+    """Init methods of a model.
+
+    matrix: method of all matrices except the following. output_matrix: method of matrices that end a residual branch.
+    std: standard deviation in the normal methods.
+    """
 
     matrix: str = "normal"
     output_matrix: str = "scaled_normal"
     std: float = 0.02
 
     def of(self, declaration: Declaration) -> str:
-        """The method that draws a matrix declared so."""
+        """The method that draws a matrix with this declaration."""
         return self.output_matrix if declaration.init == "output_matrix" else self.matrix
 
     def base_std(self, method: str, fan_in: int, fan_out: int, base: BaseSizes) -> float:
-        """Standard deviation of one entry of a base model's matrix. Raises ValueError for an unknown method.
+        """Standard deviation of the entries of a matrix of the base model. Raises ValueError for an unknown method.
 
         small_init: sqrt(2 / 5h), Nguyen and Salazar, arXiv:1910.05895. wang_init: 2 / (L sqrt(h)), Wang's GPT-J.
         scaled_normal: std / sqrt(2L), Megatron-LM. xavier: sqrt(2 / (fan_in + fan_out)), Glorot and Bengio 2010.
@@ -61,7 +65,7 @@ class InitMethods:
             "scaled_orthogonal": lambda: 1.0 / math.sqrt(max(fan_in, fan_out)) / math.sqrt(2.0 * num_layers),
         }
         if method not in formulas:
-            raise ValueError(f"init-method {method!r} is unknown; known: {', '.join(formulas)}")
+            raise ValueError(f"init-method: expected one of {', '.join(formulas)}, got {method!r}")
         return formulas[method]()
 
 

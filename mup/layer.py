@@ -1,4 +1,4 @@
-"""Readout layers: weights of constant size, logits divided by the width multiplier (Tensor Programs V, Table 8)."""
+"""Readout layers with weights of constant size and logits divided by the width multiplier (TP V, Table 8)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = [
     "rescale_linear_bias",
 ]
 
-_RESCALED = "mup_rescaled"  # key in the state dict's metadata: no tensor more, so state dicts go both ways
+_RESCALED = "mup_rescaled"  # key in the metadata of a state dict: without a new tensor, both packages can load it
 
 
 class MuOutput(nn.Module):
-    """Mixin of the layers from a width to a finite dimension; put before a torch linear or convolution class.
+    """Mixin for layers from a width to a finite dimension. It precedes a torch linear or convolution class.
 
-    readout_zero_init: start from zero weights and bias. output_mult: factor on the output, constant in width.
-    The width multiplier is a plain number of the module, so that the layer works where tensors lose attributes.
+    readout_zero_init: start with zero weights and bias. output_mult: factor on the output, constant in width.
+    The width multiplier is a plain attribute of the module, so the layer works after tensors lose their attributes.
     """
 
     weight: Any  # as the torch class declares them
@@ -40,17 +40,17 @@ class MuOutput(nn.Module):
     _tied = False
 
     def __init__(self, *args: Any, readout_zero_init: bool = False, output_mult: float = 1.0, **kwargs: Any) -> None:
-        # nn.Module.__init__ comes last and keeps plain attributes; reset_parameters runs inside it
+        # nn.Module.__init__ is called last: it keeps plain attributes, and it calls reset_parameters
         self.output_mult = output_mult
         self.readout_zero_init = readout_zero_init
         self._width_mult: float | None = None
         self._has_rescaled_params = False
-        self._loaded_rescaled: bool | None = None  # what the last loaded state dict said; None: nothing loaded
+        self._loaded_rescaled: bool | None = None  # mark of the last loaded state dict; None if none was loaded
         self._loaded_without_mark = False
         super().__init__(*args, **kwargs)
 
     def reset_parameters(self) -> None:
-        """Initialise as torch does, or to zero; in muP already where base shapes are set."""
+        """Initialise as torch does, or to zero. The result is rescaled to muP if base shapes are set."""
         self._has_rescaled_params = False
         if self.readout_zero_init:
             with torch.no_grad():
@@ -63,21 +63,21 @@ class MuOutput(nn.Module):
             self._rescale_parameters()
 
     def width_mult(self) -> float:
-        """m of this layer's fan-in. Raises ShapeError before set_base_shapes."""
+        """Width multiplier of the fan-in. Raises ShapeError before set_base_shapes."""
         if self._width_mult is not None:
             return self._width_mult
         return infshape_of(self.weight, "weight of a readout").width_mult()
 
     def _rescale_parameters(self) -> None:
-        """From torch's default init (std ~ fan_in^-1/2) to muP's (constant). Raises RuntimeError the second time."""
+        """Rescale torch's default init (std ~ fan_in^-1/2) to muP's (constant). A second call raises RuntimeError."""
         if self._has_rescaled_params:
             raise RuntimeError(
-                "the parameters of this readout were rescaled already; pass rescale_params=False to set_base_shapes "
+                "the parameters of this readout are already rescaled: pass rescale_params=False to set_base_shapes "
                 "for a trained model, or set `_has_rescaled_params = False` on the layer to force it"
             )
         factor = self.width_mult() ** 0.5
         with torch.no_grad():
-            if not self._tied:  # a tied weight belongs to the embedding, which is constant in width as it is
+            if not self._tied:  # a tied weight belongs to the embedding, whose size is already constant in width
                 self.weight.mul_(factor)
             if self.bias is not None:
                 self.bias.mul_(factor)
@@ -95,7 +95,7 @@ class MuOutput(nn.Module):
         if prefix + "weight" in state_dict:
             mark = local_metadata.get(_RESCALED)
             self._loaded_without_mark = mark is None
-            # weights from elsewhere (the original package, safetensors) are taken as they are: never rescaled twice
+            # weights without a mark (the original package, safetensors) count as rescaled: never rescale twice
             self._loaded_rescaled = self._has_rescaled_params = True if mark is None else bool(mark)
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -105,13 +105,14 @@ class MuOutput(nn.Module):
 
 
 class MuReadout(MuOutput, nn.Linear):
-    """Drop-in for the nn.Linear that makes the output. x: [..., in_features] -> [..., out_features]."""
+    """Drop-in for an output nn.Linear, [..., in_features] -> [..., out_features]."""
 
 
 class MuSharedReadout(MuReadout):
     """A readout that shares its weight [vocabulary, width] with an nn.Embedding.
 
-    The embedding's weight is never rescaled: std sigma, logits x 1/m.
+    The weight of the embedding is never rescaled: it has std sigma, and the logits are multiplied by 1/m.
+    Raises ValueError with readout_zero_init, which would set the embedding to zero.
     """
 
     _tied = True
@@ -119,13 +120,13 @@ class MuSharedReadout(MuReadout):
     def __init__(self, weight: Tensor, bias: bool = True, **kwargs: Any) -> None:
         out_features, in_features = weight.shape
         if kwargs.get("readout_zero_init"):
-            raise ValueError("readout_zero_init on a tied readout would zero the embedding: use MuReadout instead")
+            raise ValueError("readout_zero_init of a tied readout would set the embedding to zero: use MuReadout")
         kwargs = {"device": weight.device, "dtype": weight.dtype, **kwargs}
         super().__init__(in_features, out_features, bias=bias, **kwargs)
         self.weight = weight
 
     def reset_parameters(self) -> None:
-        """Initialise the bias only: the weight is the embedding's."""
+        """Initialise only the bias: the weight belongs to the embedding."""
         self._has_rescaled_params = False
         if self.bias is not None:
             bound = self.in_features**-0.5
@@ -160,13 +161,13 @@ class MuOutConvTranspose3d(MuOutput, nn.ConvTranspose3d):
 
 
 def rescale_linear_bias(linear: nn.Linear | _ConvNd) -> None:
-    """The bias of a linear or convolution layer from torch's default (~ fan_in^-1/2) to constant size.
+    """Rescale the bias of a linear or convolution layer from torch's default (~ fan_in^-1/2) to constant size.
 
-    Raises RuntimeError the second time, ShapeError before set_base_shapes.
+    Raises RuntimeError if the layer is already rescaled, and ShapeError before set_base_shapes.
     """
     if getattr(linear, "_has_rescaled_params", False):
         raise RuntimeError(
-            "the bias of this layer was rescaled already; pass rescale_params=False to set_base_shapes for a "
+            "the bias of this layer is already rescaled: pass rescale_params=False to set_base_shapes for a "
             "trained model, or set `_has_rescaled_params = False` on the layer to force it"
         )
     if linear.bias is None:
@@ -175,6 +176,6 @@ def rescale_linear_bias(linear: nn.Linear | _ConvNd) -> None:
     if len(shape) < 2:
         raise ShapeError(f"a weight of shape {shape!r} has no fan-in")
     with torch.no_grad():
-        # dimension 1, also of a transposed convolution: torch draws the bias by it
+        # torch draws the bias by dimension 1, also in a transposed convolution
         linear.bias.mul_(shape[1].width_mult() ** 0.5)
     linear._has_rescaled_params = True  # type: ignore[assignment]

@@ -1,11 +1,11 @@
-"""Optimizers with muP's learning rates: they split the caller's groups by width multiplier.
+"""Optimizers with muP's learning rates, which split the caller's parameter groups by width multiplier.
 
     optimizer = MuAdam(model.parameters(), lr=1e-3)            # or the model itself, or model.named_parameters()
     optimizer = MuAdam(model.parameters(), impl=Lion, lr=1e-4)  # any sign-like method
-    optimizer = MuSGD(model.parameters(), impl=ASGD, lr=0.1)    # any method whose update does
+    optimizer = MuSGD(model.parameters(), impl=ASGD, lr=0.1)    # any method whose update scales with the gradient
 
-Every group carries `lr_mult`, `width_mult` and `name`; mup.schedule keeps the multipliers under any scheduler.
-Source of the factors: mup.rules. `param_groups` makes the groups by role, with the whole table.
+Every group has `lr_mult`, `width_mult` and `name`. The schedulers of mup.schedule keep the multipliers.
+The factors are those of mup.rules. `param_groups` creates groups by role with the whole table.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from mup.rules import INNER, Options, parameter_scaling
 
 __all__ = ["MuAdam", "MuAdamW", "MuSGD", "param_groups", "process_param_groups"]
 
-Params = nn.Module | Iterable[Any]  # model; parameters, (name, parameter) pairs or groups of either
+Params = nn.Module | Iterable[Any]  # a model; or parameters, (name, parameter) pairs, or groups of either
 Implementation = Callable[..., Any]
 
 
 def process_param_groups(params: Params, impl: Implementation | None = None, **kwargs: Any) -> list[Group]:
-    """The caller's parameters as groups of their own, each with `lr` and `weight_decay`.
+    """Copy the caller's parameters into new groups, each with `lr` and `weight_decay`.
 
-    impl: the optimizer whose default weight decay holds where none is given (0 without it).
-    Raises ValueError when a group has no lr, or there is no parameter.
+    impl: the optimizer whose default weight decay is used if none is given (0 without impl).
+    Raises ValueError if a group has no lr, or if there are no parameters.
     """
     if isinstance(params, nn.Module):
         params = attach(params).parameters()
     given = list(params)
     if not given:
-        raise ValueError("the optimizer got no parameters")
+        raise ValueError("params: the optimizer got no parameters")
     if not isinstance(given[0], dict):
         given = [{"params": given}]
     groups = []
@@ -48,7 +48,7 @@ def process_param_groups(params: Params, impl: Implementation | None = None, **k
         own["params"] = [own["params"]] if isinstance(own["params"], Tensor) else list(own["params"])
         own.setdefault("lr", kwargs.get("lr"))
         if own["lr"] is None:
-            raise ValueError("lr is missing: pass lr=... to the optimizer, or set it in every parameter group")
+            raise ValueError("lr is missing: pass lr=... to the optimizer, or set lr in every parameter group")
         own.setdefault("weight_decay", kwargs.get("weight_decay", _default(impl, "weight_decay", 0.0)))
         groups.append(own)
     return groups
@@ -63,9 +63,9 @@ def _default(impl: Implementation | None, name: str, otherwise: Any) -> Any:
 
 
 class _Kind(NamedTuple):
-    """Key of a group: its label, learning-rate factor, and the width multiplier that it comes from."""
+    """Key of a group: its label, its learning-rate factor, and the width multiplier behind the factor."""
 
-    rank: int  # matrices first, then vectors, then what has no width, as the original orders groups
+    rank: int  # order of groups as in the original: matrices, vectors, parameters without a width
     label: str
     lr_mult: float
     width_mult: float
@@ -76,7 +76,7 @@ def _kind(item: Any, optimizer: str) -> _Kind:
     shape = infshape_of(parameter, name)
     role, r, s, m = describe(shape)
     if shape.role is None and (shape.ninf() == 0 or (optimizer == "adam" and shape.ninf() == 1)):
-        # the original has one such group for Adam, and one of finite parameters for SGD
+        # the original has one group of these parameters for Adam, and one of finite parameters for SGD
         return _Kind(2, "fixed" if optimizer == "sgd" else "vector", 1.0, 1.0)
     options = Options(optimizer=optimizer)
     lr = parameter_scaling(role, fan_in_mult=r, fan_out_mult=s, width_mult=m, options=options).lr
@@ -92,7 +92,7 @@ def _split(params: Params, impl: Implementation, optimizer: str, decoupled: bool
         kinds: dict[_Kind, list[Any]] = {}
         for item in group["params"]:
             kinds.setdefault(_kind(item, optimizer), []).append(item)
-        for kind in sorted(kinds, key=lambda kind: kind.rank):  # stable: first come, first within a rank
+        for kind in sorted(kinds, key=lambda kind: kind.rank):  # stable: order of appearance within a rank
             name = f"{kind.label}_x{kind.width_mult:g}"
             prefix = group.get("name", f"group{i}" if len(given) > 1 else "")
             split.append(
@@ -117,27 +117,31 @@ def _build(impl: Implementation, groups: list[Group], kwargs: Group) -> Any:
 
 
 def MuAdam(params: Params, impl: Implementation = Adam, decoupled_wd: bool = False, **kwargs: Any) -> Any:
-    """Adam, or any optimizer `impl` of its kind, with the learning rate of hidden matrices divided by r.
+    """Adam, or an Adam-like optimizer `impl`, with the learning rate of hidden matrices divided by r.
 
-    params: what torch takes, or the model. decoupled_wd: leave weight decay as it is, for an `impl` that does not
-    multiply it by the learning rate; by default it is divided by the lr factor, so that lr * wd is constant.
-    Raises ShapeError before set_base_shapes, ValueError without lr.
+    params: the argument of torch's optimizers, or the model.
+    decoupled_wd: do not change the weight decay, for an `impl` that does not multiply it by the learning rate. By
+    default weight decay is divided by the lr factor, so that lr * wd is constant.
+    Raises ShapeError before set_base_shapes, and ValueError without lr.
     """
     return _build(impl, _split(params, impl, "adam", decoupled_wd, kwargs), kwargs)
 
 
 def MuAdamW(params: Params, **kwargs: Any) -> Any:
-    """torch.optim.AdamW in muP; its default weight decay holds."""
+    """torch.optim.AdamW in muP, with torch's default weight decay."""
     return MuAdam(params, **{"impl": AdamW, **kwargs})
 
 
 def MuSGD(params: Params, impl: Implementation = SGD, decoupled_wd: bool = False, **kwargs: Any) -> Any:
-    """SGD, or any optimizer of its kind: vectors and embeddings lr x m, hidden matrices lr x s / r."""
+    """SGD, or an SGD-like optimizer `impl`, with lr x m for vectors and embeddings, lr x s / r for hidden matrices.
+
+    Arguments and errors are those of `MuAdam`.
+    """
     return _build(impl, _split(params, impl, "sgd", decoupled_wd, kwargs), kwargs)
 
 
 def refuse_other_width(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
-    """Optimizer pre-load hook: a state whose multipliers are another width's would change every learning rate."""
+    """Optimizer pre-load hook: raise ValueError for the state of another width, which would change learning rates."""
     theirs, ours = state_dict["param_groups"], optimizer.param_groups
     differing = [
         f"{own.get('name', i)}: {key} {other[key]:g} saved, {own[key]:g} here"
@@ -146,7 +150,7 @@ def refuse_other_width(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> N
         if key in own and key in other and abs(other[key] - own[key]) > 1e-9 * abs(own[key])
     ]
     if differing:
-        raise ValueError("the optimizer state is of a model of another width: " + "; ".join(differing))
+        raise ValueError("the optimizer state belongs to a model of another width: " + "; ".join(differing))
 
 
 def param_groups(
@@ -160,12 +164,14 @@ def param_groups(
     depth_mult: float = 1.0,
     in_block: Callable[[str], bool] | None = None,
 ) -> list[Group]:
-    """Optimizer groups by role, after the whole table: lr, weight decay (none for vectors) and eps.
+    """Create optimizer groups by role, with the factors of the whole table on lr, weight decay and eps.
 
-    width_mult: m of the model, for eps; by default that of each matrix. eps: base value, or None to leave it out of
-    the groups (as for optimizers without one). In mode `independent` the optimizer must not multiply wd by lr.
-    in_block, depth_mult: which names belong to residual blocks, and mL, for `options.depth_alpha`.
-    Raises ShapeError before set_base_shapes.
+    Vectors have no weight decay.
+    eps: base value; None leaves eps out of the groups, for optimizers without it.
+    options: options of the rules. With weight_decay_mode `independent`, the optimizer must not multiply wd by lr.
+    width_mult: m of the model, for eps; by default that of each matrix.
+    depth_mult, in_block: mL, and which names belong to residual blocks, for `options.depth_alpha`.
+    Raises ShapeError before set_base_shapes, or if no parameter is trainable.
     """
     everything = planned(model, options, width_mult=width_mult, depth_mult=depth_mult, in_block=in_block)
     trained = [(parameter, plan) for parameter, plan in everything if parameter.requires_grad]

@@ -1,7 +1,7 @@
-"""Plans: what the rules say of each parameter, by name, before or after the parameter exists.
+"""Plans: the results of the rules for each parameter, by name, before or after the parameter exists.
 
-`planned` describes the parameters of a model whose base shapes are set. `plan_parameter` needs no tensor: from the
-layer's declaration and two shapes it also decides the initial weights, which `ParameterPlan.draw` makes.
+`planned` describes the parameters of a model with base shapes. `plan_parameter` needs no tensor: from the declaration
+of the layer and two shapes it also plans the initial weights, which `ParameterPlan.draw` creates.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ScaledParameter:
-    """One parameter, its multipliers against the base model, and its factors.
+    """One parameter, its multipliers relative to the base model, and its factors.
 
-    fan_in_mult, fan_out_mult: r and s. width_mult: the multiplier of its own width. in_block: whether it belongs to a
-    residual block.
+    fan_in_mult, fan_out_mult: r and s. width_mult: multiplier of the width of the parameter.
+    in_block: whether the parameter belongs to a residual block.
     """
 
     name: str
@@ -48,10 +48,10 @@ def planned(
     depth_mult: float = 1.0,
     in_block: Callable[[str], bool] | None = None,
 ) -> Iterator[tuple[nn.Parameter, ScaledParameter]]:
-    """Every parameter of the model once, in named_parameters order, with its plan.
+    """Iterate over every parameter of the model with its plan, in the order of named_parameters.
 
-    width_mult: m of the model for the eps of inner matrices; by default that of each matrix. in_block: whether a
-    name belongs to a residual block, whose learning rate and eps follow `depth_mult`.
+    width_mult: m of the model for the eps of inner matrices; by default that of each matrix.
+    in_block: whether a name belongs to a residual block, whose learning rate and eps scale with `depth_mult`.
     Raises ShapeError before set_base_shapes.
     """
     attach(model)
@@ -69,10 +69,12 @@ def planned(
 
 @dataclass(frozen=True)
 class ModelScale:
-    """What a model as a whole is against its base: m, mL, the rules' options, and the sizes in init formulas.
+    """Scale of a whole model relative to its base: m, mL, the options of the rules, and the sizes in init formulas.
 
-    init_scale: multiplies sigma of every matrix. zero_queries: parts named "query" start at zero. zero_values: values
-    whose heads grow more slowly than the model start at zero, as a readout does in a coordinate check.
+    init_scale: factor on sigma of every matrix.
+    zero_queries: whether parts named "query" start at zero.
+    zero_values: whether values whose heads grow more slowly than the model start at zero, as a readout does in a
+    coordinate check.
     """
 
     base: BaseSizes
@@ -87,9 +89,9 @@ class ModelScale:
 
 @dataclass(frozen=True)
 class ParameterPlan(ScaledParameter):
-    """All that is decided about one parameter before it exists. Shapes are global.
+    """Plan of one parameter, made before the parameter exists. Shapes are global.
 
-    init_std: absolute. parts: rows of a fused matrix that start otherwise, and the factor on what is drawn for them.
+    init_std: absolute standard deviation. parts: rows of a fused matrix with another scale, and the factor on them.
     """
 
     declaration: Declaration
@@ -100,7 +102,7 @@ class ParameterPlan(ScaledParameter):
     parts: tuple[tuple[Part, float], ...] = ()
 
     def draw(self, generator: Generator) -> Tensor:
-        """The whole initial tensor, fp32 on the CPU: float [*shape]."""
+        """Draw the whole initial tensor, fp32 on the CPU: [*shape]."""
         if self.init_method == "ones":
             return torch.ones(self.shape)
         if self.init_method == "zeros" or self.init_std == 0.0:
@@ -109,13 +111,13 @@ class ParameterPlan(ScaledParameter):
         draw_(weight, self.init_method, self.init_std, generator)
         for part, factor in self.parts:
             if factor == 0.0:
-                part.of(weight).zero_()  # not a product, which would leave negative zeros
+                part.of(weight).zero_()  # a product with 0 would leave negative zeros
             else:
                 part.of(weight).mul_(factor)
         return weight
 
     def normalised(self, weight: Tensor) -> Tensor:
-        """The entries of a weight that were drawn, those of parts divided by their factor: they have std init_std."""
+        """Return the drawn entries of a weight, with parts divided by their factor. Their std is init_std."""
         weight = weight.clone()
         kept = torch.ones_like(weight, dtype=torch.bool)
         for part, factor in self.parts:
@@ -136,12 +138,12 @@ def plan_parameter(
     *,
     in_block: bool = False,
 ) -> ParameterPlan:
-    """The plan of one parameter, from its declaration and shape in the model and in the base model.
+    """Plan one parameter from its declaration and shape in the model and in the base model.
 
-    Raises TypeError without a declared role, ShapeError for shapes that do not fit together.
+    Raises TypeError without a declared role, and ShapeError if the shapes do not fit together.
     """
     if declaration.role is None:
-        raise TypeError(f"parameter {name} declares no role")
+        raise TypeError(f"parameter {name} has no declared role")
     infshape = zip_infshape(base_shape, shape, fin_if_same=False)
     infshape.declare(declaration.role, declaration.fan_in_dim, declaration.fan_out_dim)
     role, r, s, own = describe(infshape)
@@ -182,7 +184,7 @@ def _scaling(role: Role, r: float, s: float, model: ModelScale, in_block: bool =
 
 
 def _initial(declaration: Declaration, infshape: InfShape, model: ModelScale) -> tuple[str, float]:
-    """The init method, and the std at the base model."""
+    """Init method, and std in the base model."""
     if declaration.init in ("zeros", "ones"):
         return declaration.init, 0.0
     method = model.init.of(declaration)
@@ -191,11 +193,11 @@ def _initial(declaration: Declaration, infshape: InfShape, model: ModelScale) ->
 
 
 def _part_factor(part: Part, s: float, role: Role, r: float, s_of_all: float, model: ModelScale) -> float:
-    """The part's init std over that of the whole matrix."""
+    """Init std of the part divided by that of the whole matrix."""
     if part.name == "query" and model.zero_queries:
         return 0.0
     if part.role is Role.VALUE and (s >= r or not model.options.mup):
-        return 1.0  # values that keep up with the model are hidden
+        return 1.0  # values that grow with the model are hidden
     if part.role is Role.VALUE and model.zero_values:
         return 0.0
     whole = _scaling(role, r, s_of_all, model).init_std
@@ -203,7 +205,7 @@ def _part_factor(part: Part, s: float, role: Role, r: float, s_of_all: float, mo
 
 
 def unscaled_fan_ins(plans: Iterable[ParameterPlan]) -> list[str]:
-    """Names of the matrices whose fan-in is the base's although the model as a whole grew: perhaps a mistake."""
+    """Names of matrices with the fan-in of the base although the model is larger, which is possibly a mistake."""
     plans = list(plans)
     if all(plan.shape == plan.base_shape for plan in plans):
         return []

@@ -1,4 +1,4 @@
-"""Plots of coordinate checks. matplotlib is imported when a plot is drawn."""
+"""Plots of coordinate checks. matplotlib is imported only when a plot is drawn."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ __all__ = ["plot_coord_data", "plot_verdict"]
 def plot_verdict(
     records: Any, verdict: Verdict, path: StrPath | None = None, title: str = "", axis: str = "width"
 ) -> Any:
-    """One log-log panel per statistic and step, a line per module: the geometric mean over seeds.
+    """Plot one log-log panel per statistic and step, with one line per module: the geometric mean over seeds.
 
-    Failing modules are thick and red, with their slope in the legend. Returns the matplotlib Figure; saved when
-    `path` is given (the suffix chooses the format). Raises ImportError, saying so, without matplotlib.
+    Failing modules are thick red lines, with their slope in the legend.
+    path: file to save the figure to; the suffix determines the format.
+    Returns the matplotlib Figure. Raises ImportError without matplotlib.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plotting needs matplotlib: pip install matplotlib") from error
+        raise ImportError("plotting needs matplotlib: run pip install matplotlib") from error
     panels = _panels(records, axis)
     figure = Figure(figsize=(max(5.0 * len(panels), 6.0), 7.0), layout="constrained")
     FigureCanvasAgg(figure)
@@ -69,7 +70,7 @@ def _draw(ax: Axes, statistic: str, t: int, lines: dict[str, Line], verdict: Ver
         x, y = zip(*line)
         bad = failing.get(module)
         if bad is None:
-            label = module if len(lines) <= 20 else None  # a legend of hundreds of names hides the plot
+            label = module if len(lines) <= 20 else None  # a legend of hundreds of names would hide the plot
             ax.plot(x, y, color=colours(i % 20), linewidth=1.5, marker=".", label=label)
         else:
             label = f"FAIL {module} {bad.slope:+.2f}"
@@ -98,10 +99,12 @@ def plot_coord_data(
     logbase: float = 2,
     face_color: str | None = None,
 ) -> Any:
-    """Plot the DataFrame of get_coord_data: a panel per step, a line per module with its range over seeds.
+    """Plot the DataFrame of get_coord_data: one panel per step, one line per module with its range over seeds.
 
-    y, x, hue: columns. legend: "full", "brief" or "auto" (at most 20 names), or False. name_contains,
-    name_not_contains: regular expressions on the module's name. Returns the matplotlib figure.
+    y, x, hue: columns. save_to: file to save the figure to.
+    legend: "full", "brief" or "auto" (at most 20 names), or False.
+    name_contains, name_not_contains: regular expressions for the name of the module.
+    Returns the matplotlib figure.
     """
     import matplotlib
     from matplotlib import pyplot as plt

@@ -1,4 +1,4 @@
-"""Recording activations of any torch model with forward hooks, and the statistics of the original package."""
+"""Record the activations of any torch model with forward hooks, and the statistics of the original package."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["FDICT", "Coordinates", "Statistic", "convert_fdict", "cov", "covoffd
 Statistic = Callable[[Tensor], Tensor]
 Sink = Callable[[str, nn.Module, Any, Any], None]  # name, module, inputs, output
 Extra = Callable[[str, nn.Module, Any], Iterable[tuple[str, Tensor]]]  # name, module, inputs -> tensors by name
-Sizes = dict[str, tuple[float, int, bool]]  # kind -> sum of its tensors' mean sizes, their number, may it vanish
+Sizes = dict[str, tuple[float, int, bool]]  # kind -> sum of the mean sizes of its tensors, their number, may_vanish
 
 
 def cov(x: Tensor) -> Tensor:
-    """Gram matrix [N, N] of the N vectors along the last dimension of x, divided by their length."""
+    """Gram matrix [N, N] of the N vectors along the last dimension of x, divided by the length of the vectors."""
     rows = x.reshape(1, 1) if x.nelement() == 1 else x.reshape(-1, x.shape[-1])
     return rows @ rows.T / rows.shape[-1]
 
@@ -46,12 +46,12 @@ FDICT: dict[str, Statistic] = {
 
 
 def convert_fdict(d: Mapping[str, str | Statistic]) -> dict[str, Statistic]:
-    """The same mapping, with names of FDICT replaced by its functions."""
+    """Return the mapping with names of FDICT replaced by their functions."""
     return {key: FDICT[f] if isinstance(f, str) else f for key, f in d.items()}
 
 
 def tensors_of(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """The floating-point tensors in an output of any nesting, named `name[key]`; None and the rest are passed over."""
+    """Iterate over the floating-point tensors in a nested output, named `name[key]`. Other values are ignored."""
     if isinstance(value, Tensor):
         if value.is_floating_point() and value.numel():
             yield name, value.detach()
@@ -65,7 +65,7 @@ def tensors_of(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 @contextmanager
 def hooked(model: nn.Module, sink: Sink, keep: Callable[[str], bool] | None = None) -> Iterator[None]:
-    """While open, every forward of a module (whose name `keep` accepts) is told to `sink`. Hooks never stay behind."""
+    """Call `sink` on every forward pass of the modules whose name `keep` accepts. The hooks are removed on exit."""
 
     def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -86,20 +86,22 @@ def hooked(model: nn.Module, sink: Sink, keep: Callable[[str], bool] | None = No
 
 
 def is_output(module: nn.Module) -> bool:
-    """Whether a module maps a width to a finite dimension: a readout, tied or not, or declared so."""
+    """Whether a module maps a width to a finite dimension: it is a readout, tied or not, or has such a role."""
     declared = declaration(module, "weight")
     return isinstance(module, MuOutput) or (declared is not None and declared.role in (Role.OUTPUT, Role.VALUE))
 
 
 class Coordinates:
-    """The size of a model's activations on one batch, and of their change since the first measurement.
+    """Measures the size of a model's activations on one batch, and of their change since the first measurement.
 
-    run: runs the model once, in the mode in which it is to be measured. keep(name): which modules.
-    kind(name): what a tensor is recorded as, by default its own name; tensors of one kind are averaged.
-    extra(name, module, inputs): more tensors of a module, by name, such as attention logits inside a kernel.
-    outputs(module): whether a module maps a width to a finite dimension. What such a module, or the whole model, puts
-        out may vanish at init as the width grows (Tensor Programs V, arXiv:2203.03466, Appendix D.1); records say so.
-    pool: where a model is spread over processes, makes one table of theirs, adding sums and numbers of equal parts.
+    run: runs the model once, in the mode to measure.
+    keep(name): whether to record a module; by default all modules.
+    kind(name): name under which a tensor is recorded, by default its name. Tensors of one kind are averaged.
+    extra(name, module, inputs): additional tensors of a module by name, for example attention logits inside a kernel.
+    outputs(module): whether a module maps a width to a finite dimension. The output of such a module, and of the
+        whole model, is allowed to vanish at init as the width grows (Tensor Programs V, arXiv:2203.03466,
+        Appendix D.1). Its records have may_vanish set.
+    pool: for a model spread over processes, merges their tables by adding the sums and numbers of equal kinds.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class Coordinates:
         self._of_outputs: set[str] = set()
 
     def measure(self, t: int) -> list[dict[str, Any]]:
-        """Records of module, t, statistic, value, may_vanish. The random state of the training is left as it is.
+        """Measure and return records of module, t, statistic, value, may_vanish. The random state does not change.
 
         The first call measures "mean_abs" (mean |x|), later ones "rms_delta" (RMS of x - x_0 over batch and features).
         """
@@ -149,7 +151,7 @@ class Coordinates:
         ]
 
     def _activations(self) -> dict[str, Tensor]:
-        """Every module's output tensors in float32; a module's second call is named `name#1`."""
+        """Output tensors of every module in float32. The second call of a module is named `name#1`."""
         found: dict[str, Tensor] = {}
 
         def sink(name: str, module: nn.Module, inputs: Any, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""Roles: what each parameter of any torch model is to muP, declared by its layer or inferred from its shape."""
+"""Roles of the parameters of any torch model, declared by the layer or inferred from the shape."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ InitKind = Literal["matrix", "output_matrix", "zeros", "ones"]
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a fused matrix that have a role of their own: of every `period` rows, those from `start` to `stop` - 1.
+    """Rows of a fused matrix with a separate role: of every `period` rows, those from `start` to `stop` - 1.
 
-    name: what they are, such as "query" or "value".
+    name: name of the part, for example "query" or "value".
     """
 
     name: str
@@ -35,21 +35,22 @@ class Part:
     period: int
 
     def count(self, rows: int) -> int:
-        """How many of a matrix's `rows` belong to the part."""
+        """Number of rows that belong to the part, in a matrix with `rows` rows."""
         return rows // self.period * (self.stop - self.start)
 
     def of(self, weight: Tensor) -> Tensor:
-        """The part's rows of a weight [rows, ...], as a view [rows / period, stop - start, ...]."""
+        """Rows of the part in a weight [rows, ...], as a view [rows / period, stop - start, ...]."""
         return weight.view(-1, self.period, *weight.shape[1:])[:, self.start : self.stop]
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a layer says of one of its parameters.
+    """Declaration of a parameter by its layer.
 
-    role: None means inferred from the shape. init: how a plan draws it; `output_matrix` is the end of a residual
-    branch. fan_in_dim, fan_out_dim: which dimensions they are where the layout is not torch's [fan_out, fan_in].
-    parts: rows of a fused matrix with a role of their own, for its initial weights.
+    role: None means that the role is inferred from the shape.
+    init: how a plan draws the parameter; `output_matrix` is the end of a residual branch.
+    fan_in_dim, fan_out_dim: dimensions of fan-in and fan-out if the layout is not torch's [fan_out, fan_in].
+    parts: rows of a fused matrix with a separate role, for their initial weights.
     """
 
     role: Role | None
@@ -67,20 +68,20 @@ def declare(
     fan_in_dim: int | None = None,
     fan_out_dim: int | None = None,
 ) -> None:
-    """Say what the parameter `name` of `module` is, where its shape alone does not tell.
+    """Declare the role and layout of the parameter `name` of `module`, if its shape does not determine them.
 
-    Needed for experts of shape [E, in, out] (fan_in_dim=1, fan_out_dim=2), any layout other than torch.nn.Linear's
-    [out, in], and the keys and values of a fixed number of KV heads (roles hidden and value).
-    May come before or after set_base_shapes. Raises AttributeError when the module has no such parameter.
+    This is needed for experts of shape [E, in, out] (fan_in_dim=1, fan_out_dim=2), for any layout other than
+    torch.nn.Linear's [out, in], and for the keys and values of a fixed number of KV heads (roles hidden and value).
+    It can be called before or after set_base_shapes. Raises AttributeError if the module has no such parameter.
     """
     own_role = None if role is None else Role(role)
     declare_as(module, name, Declaration(own_role, fan_in_dim=fan_in_dim, fan_out_dim=fan_out_dim))
 
 
 def declare_as(module: nn.Module, name: str, declaration: Declaration) -> None:
-    """`declare` with a whole Declaration, for layers that also say how a plan draws the parameter."""
+    """Like `declare`, with a whole Declaration, for layers that also declare how a plan draws the parameter."""
     if name not in module._parameters:
-        raise AttributeError(f"{type(module).__name__} has no parameter {name!r} of its own to declare")
+        raise AttributeError(f"{type(module).__name__} has no direct parameter {name!r} to declare")
     module.__dict__.setdefault(_DECLARED, {})[name] = declaration
     record = _record(module)
     if record is not None and name in record.shapes:
@@ -93,7 +94,7 @@ def declares(module: nn.Module) -> bool:
 
 
 def declaration(module: nn.Module, name: str) -> Declaration | None:
-    """The declaration of a module's parameter: the owner's, else by layer type, else None."""
+    """Declaration of a module's parameter: that of the module, otherwise that of the layer type, otherwise None."""
     own: Declaration | None = module.__dict__.get(_DECLARED, {}).get(name)
     if own is not None:
         return own
@@ -105,7 +106,7 @@ def declaration(module: nn.Module, name: str) -> Declaration | None:
 
 
 def declarations(model: nn.Module) -> dict[str, Declaration]:
-    """The layers' own declarations by parameter name, for models in which nothing is inferred.
+    """Declarations by parameter name, for models in which every layer declares its parameters.
 
     Raises TypeError for a parameter that its layer does not declare.
     """
@@ -114,25 +115,25 @@ def declarations(model: nn.Module) -> dict[str, Declaration]:
         path, _, own = name.rpartition(".")
         declared: Declaration | None = model.get_submodule(path).__dict__.get(_DECLARED, {}).get(own)
         if declared is None:
-            raise TypeError(f"parameter {name} declares no role; its layer must call mup.declare on it")
+            raise TypeError(f"parameter {name} has no declared role: its layer must call mup.declare")
         found[name] = declared
     return found
 
 
 def _is_conv1d_of_transformers(module: nn.Module) -> bool:
-    """transformers.pytorch_utils.Conv1D, a linear layer whose weight is [in, out]."""
+    """Whether the module is transformers.pytorch_utils.Conv1D, a linear layer with a weight [in, out]."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 class _Record:
-    """The InfShapes of one module's own parameters, by name.
+    """InfShapes of the direct parameters of one module, by name.
 
-    Tensors lose their attributes under deepcopy, to_empty, load_state_dict(assign=True) and sharding; the module
-    keeps this record, and `attach` puts the shapes back. A deepcopy puts them on the copied tensors at once.
+    Tensors lose their attributes under deepcopy, to_empty, load_state_dict(assign=True) and sharding. The module
+    keeps this record, and `attach` sets the attributes again. A deepcopy sets them on the copied tensors immediately.
     """
 
     def __init__(self, module: nn.Module | None, shapes: dict[str, InfShape]) -> None:
-        self.module = None if module is None else weakref.ref(module)  # weak: no cycle that keeps a model alive
+        self.module = None if module is None else weakref.ref(module)  # a cycle would keep the model alive
         self.shapes = shapes
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Record:
@@ -153,7 +154,7 @@ def _record(module: nn.Module) -> _Record | None:
 
 
 def remember(module: nn.Module, name: str, shape: InfShape) -> None:
-    """Put the shape on the module's parameter and into the module's record."""
+    """Set the shape on the parameter of the module and store it in the record of the module."""
     record = _record(module)
     if record is None:
         record = module.__dict__[_RECORD] = _Record(module, {})
@@ -165,7 +166,7 @@ def remember(module: nn.Module, name: str, shape: InfShape) -> None:
 
 
 def attach(model: nn.Module) -> nn.Module:
-    """Put the remembered InfShapes back on the parameters, as after to_empty() or fully_shard(). Returns the model."""
+    """Set the recorded InfShapes on the parameters again, for example after to_empty(). Returns the model."""
     for module in model.modules():
         record = _record(module)
         for name, shape in {} if record is None else record.shapes.items():
@@ -176,24 +177,27 @@ def attach(model: nn.Module) -> nn.Module:
 
 
 def attach_after_load(module: nn.Module, incompatible_keys: object) -> None:
-    """load_state_dict post hook: assign=True brings new tensors."""
+    """load_state_dict post hook: assign=True replaces the tensors."""
     attach(module)
 
 
 def infshape_of(parameter: Tensor, name: str = "") -> InfShape:
-    """The InfShape on a tensor. Raises ShapeError, with the way out, where there is none."""
+    """The InfShape of a tensor. Raises ShapeError if it has none."""
     shape = getattr(parameter, "infshape", None)
     if not isinstance(shape, InfShape):
         what = f"parameter {name!r}" if name else f"a parameter of shape {tuple(parameter.shape)}"
         raise ShapeError(
-            f"{what} has no infshape: call mup.set_base_shapes(model, ...) first, or mup.attach(model) where its "
-            "tensors were replaced since (to_empty, fully_shard, DataParallel)"
+            f"{what} has no infshape: call mup.set_base_shapes(model, ...) first, or mup.attach(model) if its "
+            "tensors were replaced afterwards (to_empty, fully_shard, DataParallel)"
         )
     return shape
 
 
 def role_of(shape: InfShape, module: nn.Module | None = None) -> Role:
-    """The declared role, else the one that shape and layer imply. Raises ShapeError over 2 infinite dimensions."""
+    """The declared role, or the role that follows from shape and layer.
+
+    Raises ShapeError for a shape with more than 2 infinite dimensions and no declared role.
+    """
     if shape.role is not None:
         return shape.role
     infinite = shape.ninf()
@@ -209,14 +213,14 @@ def role_of(shape: InfShape, module: nn.Module | None = None) -> Role:
 
 
 def describe(shape: InfShape, module: nn.Module | None = None) -> tuple[Role, float, float, float]:
-    """(role, r, s, m) of a parameter, m being the multiplier of its own width. A vector's r and s are its m too."""
+    """Role, r, s and m of a parameter, where m is the multiplier of its width. For a vector r and s equal m."""
     role = role_of(shape, module)
     if len(shape) < 2:
         own = shape.width_mult()
         return role, own, own, own
     fan_in, fan_out = shape.fanin_fanout()
     if role is Role.HIDDEN and shape.role is None and shape.main is not None and shape.main is not fan_in:
-        # main set by hand, or an undeclared tensor of 3 or more dimensions: as the original, main is the fan-in
+        # main was set by hand, or the tensor has 3 or more dimensions and no declaration: main is the fan-in
         fan_in, fan_out = (
             shape.main,
             next((dim for dim in shape if dim.isinf() and dim is not shape.main), fan_out),
@@ -226,6 +230,6 @@ def describe(shape: InfShape, module: nn.Module | None = None) -> tuple[Role, fl
 
 
 def init_rule(shape: InfShape, exponent: float = 1.0) -> float:
-    """The rule's factor on a parameter's init std, to the power `exponent`: the same for every optimizer."""
+    """Factor of the rule on the init std of a parameter, to the power `exponent`. It is equal for all optimizers."""
     role, *mults = describe(shape)
     return TABLE[Family.ADAM][role].init_std.raised(exponent)(*mults)

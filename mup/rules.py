@@ -1,16 +1,16 @@
-"""The muP rules as one table: from a parameter's role and width multipliers to its scalings.
+"""The muP rules as one table, from the role and width multipliers of a parameter to its scalings.
 
-Symbols, all measured against the base model in global (unsharded) sizes:
-`r` = fan_in / base fan_in and `s` = fan_out / base fan_out of this very matrix, `m` = hidden / base hidden,
-`mL` = layers / base layers. A cell of the table holds the exponents of r, s and m; at r = s = m = 1 every
-factor is exactly 1.0, so that muP at base width is the standard parametrization (SP) bit for bit.
+Symbols, relative to the base model, in global (unsharded) sizes:
+`r` = fan_in / base fan_in and `s` = fan_out / base fan_out of the same matrix, `m` = hidden / base hidden,
+`mL` = layers / base layers. A cell of the table holds the exponents of r, s and m. At r = s = m = 1 every factor is
+exactly 1.0, so muP at base width equals the standard parametrization (SP) bit for bit.
 
-VALUE is for values whose key-value heads grow more slowly than the model. By [SPEC] condition 1 a weight's spectral
-norm is sqrt(fan_out / fan_in). A random weight of entries of size std has the norm std * sqrt(fan_in) when fan_in is
-the larger dimension, so that std grows as s^1/2 / r: HIDDEN's r^-1/2 where s = r, and r^-1 for a fixed number of
-heads, which [TP5] Table 8 gives for a map from a width to a finite dimension. Everything else is as for HIDDEN.
-With HIDDEN's std, the excess of r^1/2 shows once all query heads, whose number grows, have pulled the input along the
-few rows of the initial weight: the README has measurements.
+VALUE is the role of values whose key-value heads grow more slowly than the model. By [SPEC] condition 1 the spectral
+norm of a weight is sqrt(fan_out / fan_in). A random weight with entries of size std has the norm std * sqrt(fan_in) if
+fan_in is the larger dimension, so std scales as s^1/2 / r. This is HIDDEN's r^-1/2 for s = r. For a fixed number of
+heads it is r^-1, which [TP5] Table 8 gives for a map from a width to a finite dimension. All other cells are those of
+HIDDEN. With HIDDEN's std the excess of r^1/2 becomes visible once the query heads, whose number grows, have pulled the
+input along the few rows of the initial weight. The README has measurements.
 
 Sources:
   [TP5]  Yang et al., Tensor Programs V, arXiv:2203.03466, Table 8 (the form with readout multiplier), App. B.
@@ -30,17 +30,17 @@ from types import MappingProxyType
 
 
 class Role(str, enum.Enum):
-    """What a parameter is to the network; declared by the layer that owns it."""
+    """Role of a parameter in the network. The layer that owns the parameter declares it."""
 
     INPUT = "input"  # finite fan-in, infinite fan-out: token and learned position embeddings
     HIDDEN = "hidden"  # infinite by infinite: qkv, attention output, mlp matrices, experts
     OUTPUT = "output"  # infinite fan-in, finite fan-out: readout, router, value head
-    VALUE = "value"  # values of key-value heads whose number is fixed, or grows more slowly than the model
+    VALUE = "value"  # values of key-value heads whose number is fixed or grows more slowly than the model
     VECTOR = "vector"  # one infinite dimension, no matrix product: biases, norm gains
     POSITION_BIAS = "position_bias"  # no infinite dimension: relative position bias
 
 
-INNER = frozenset({Role.HIDDEN, Role.VALUE})  # matrices inside the network, one of whose dimensions they sum over
+INNER = frozenset({Role.HIDDEN, Role.VALUE})  # matrices inside the network
 FROM_WIDTH = INNER | {Role.OUTPUT}  # roles whose fan-in is a width
 
 
@@ -48,7 +48,7 @@ class Family(str, enum.Enum):
     """Optimizers that share one column of the table."""
 
     ADAM = "adam"  # Adam, AdamW
-    SIGN = "sign"  # Lion and other sign methods: as Adam, without eps
+    SIGN = "sign"  # Lion and other sign methods: like Adam, without eps
     SGD = "sgd"
     MUON = "muon"  # orthogonalised update of spectral norm 1 on hidden matrices; Adam on the rest
 
@@ -70,7 +70,7 @@ class Power:
         return float(fan_in_mult**self.fan_in * fan_out_mult**self.fan_out * width_mult**self.width)
 
     def raised(self, exponent: float) -> Power:
-        """This monomial to the power `exponent`."""
+        """Return this monomial to the power `exponent`."""
         return Power(self.fan_in * exponent, self.fan_out * exponent, self.width * exponent)
 
 
@@ -79,9 +79,9 @@ ONE = Power()
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of one optimizer's table: what multiplies sigma, eta, eps and lambda, and the forward factor.
+    """One row of the table of one optimizer: the factors on sigma, eta, eps and lambda, and the forward factor.
 
-    `weight_decay` is for the coupled form p -= lr * wd * p in mode `scaled`; None: the role is not decayed.
+    weight_decay: for the coupled form p -= lr * wd * p in mode `scaled`. None means that the role is not decayed.
     """
 
     init_std: Power = ONE
@@ -95,14 +95,14 @@ _READOUT = Power(width=-1)  # [TP5] Table 8: logits x 1/m, weights of constant s
 _HIDDEN_STD = Power(fan_in=-0.5)  # [TP5] Table 8: variance 1 / fan_in
 _VALUE_STD = Power(fan_in=-1, fan_out=0.5)  # [SPEC] condition 1; [TP5] Table 8 where fan-out is finite
 
-# lr 1/fan_in: [TP5] Table 8; eps 1/m as gradients of hidden weights shrink so: [CP] Table 1; wd: lr*wd constant
+# lr 1/fan_in: [TP5] Table 8; eps 1/m, because gradients of hidden weights scale so: [CP] Table 1; wd: lr*wd constant
 _ADAM_HIDDEN = Cell(init_std=_HIDDEN_STD, lr=Power(fan_in=-1), eps=Power(width=-1), weight_decay=Power(fan_in=1))
 _ADAM: dict[Role, Cell] = {
     Role.INPUT: Cell(),  # [TP5] Table 8
     Role.HIDDEN: _ADAM_HIDDEN,
     Role.VALUE: replace(_ADAM_HIDDEN, init_std=_VALUE_STD),
     Role.OUTPUT: Cell(forward=_READOUT),  # [TP5] Table 8
-    Role.VECTOR: Cell(weight_decay=None),  # [TP5] Table 8, biases; decay: a vector has no width to decay for
+    Role.VECTOR: Cell(weight_decay=None),  # [TP5] Table 8, biases; vectors are not decayed
     Role.POSITION_BIAS: Cell(),  # no infinite dimension, so no factor: [TP5] App. B
 }
 
@@ -121,7 +121,7 @@ _SGD: dict[Role, Cell] = {  # [TP5] Table 8, SGD column; weight decay inverse to
 _MUON_HIDDEN = Cell(
     init_std=_HIDDEN_STD, lr=Power(fan_in=-0.5, fan_out=0.5), weight_decay=Power(fan_in=0.5, fan_out=-0.5)
 )
-_MUON: dict[Role, Cell] = {  # [SPEC] condition 1: |dW|_spectral ~ sqrt(fan_out / fan_in); the rest is Adam's
+_MUON: dict[Role, Cell] = {  # [SPEC] condition 1: |dW|_spectral ~ sqrt(fan_out / fan_in); other roles as for Adam
     **_ADAM,
     Role.HIDDEN: _MUON_HIDDEN,
     Role.VALUE: replace(_MUON_HIDDEN, init_std=_VALUE_STD),
@@ -139,11 +139,12 @@ TABLE: Mapping[Family, Mapping[Role, Cell]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Options:
-    """Choices that hold for a whole model.
+    """Options of the rules for a whole model.
 
-    weight_decay_mode: `scaled` (lr*wd independent of width), `constant` (lambda everywhere),
-        `independent` (p -= wd * p, not times lr: [WD]); vectors are never decayed.
-    depth_alpha: 0 off, 0.5 depth-muP [TP6], 1 CompleteP [CP].
+    weight_decay_mode: `scaled` (lr*wd independent of width), `constant` (lambda everywhere) or `independent`
+        (p -= wd * p, without the factor lr: [WD]). Vectors are never decayed.
+    depth_alpha: 0 (off), 0.5 (depth-muP [TP6]) or 1 (CompleteP [CP]).
+    Raises ValueError for any other value.
     """
 
     mup: bool = True
@@ -155,11 +156,13 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.optimizer not in FAMILY_OF_OPTIMIZER:
-            raise ValueError(f"optimizer {self.optimizer!r} has no muP rule; known: {', '.join(FAMILY_OF_OPTIMIZER)}")
+            raise ValueError(f"optimizer: expected one of {', '.join(FAMILY_OF_OPTIMIZER)}, got {self.optimizer!r}")
         if self.weight_decay_mode not in ("scaled", "constant", "independent"):
-            raise ValueError(f"weight_decay_mode {self.weight_decay_mode!r} is none of scaled, constant, independent")
+            raise ValueError(
+                f"weight_decay_mode: expected scaled, constant or independent, got {self.weight_decay_mode!r}"
+            )
         if self.depth_alpha not in (0.0, 0.5, 1.0):
-            raise ValueError(f"depth_alpha {self.depth_alpha} is none of 0 (off), 0.5 (depth-muP), 1 (CompleteP)")
+            raise ValueError(f"depth_alpha: expected 0 (off), 0.5 (depth-muP) or 1 (CompleteP), got {self.depth_alpha}")
 
     @property
     def family(self) -> Family:
@@ -168,7 +171,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Factors on the base values sigma, eta, eps, lambda of one parameter, and its forward factor."""
+    """Factors on the base values sigma, eta, eps and lambda of one parameter, and its forward factor."""
 
     init_std: float = 1.0
     lr: float = 1.0
@@ -187,10 +190,11 @@ def parameter_scaling(
     in_block: bool = False,
     options: Options = Options(),
 ) -> Scaling:
-    """The scalings of one parameter.
+    """Scalings of one parameter.
 
-    fan_in_mult, fan_out_mult: r and s of this matrix. width_mult: m. depth_mult: mL. in_block: whether the
-    parameter belongs to a residual block (matrices, biases and norms; not embeddings, final norm or readout).
+    fan_in_mult, fan_out_mult: r and s of the matrix. width_mult: m. depth_mult: mL.
+    in_block: whether the parameter belongs to a residual block. Matrices, biases and norms do; embeddings, the final
+    norm and the readout do not.
     """
     cell = TABLE[options.family][role]
     zero_init = role is Role.OUTPUT and options.readout_zero_init
@@ -212,11 +216,11 @@ def parameter_scaling(
 
 
 def depth_scaling(depth_mult: float, alpha: float, family: Family = Family.ADAM) -> Scaling:
-    """Depth factors of a block's parameters: lr, eps mL^-alpha, and the residual branch's forward mL^-alpha.
+    """Depth factors of the parameters of a block: on lr, on eps (mL^-alpha), and on the residual branch (mL^-alpha).
 
-    lr is mL^(alpha-1) where updates do not scale with gradients, and mL^(2 alpha-1) under SGD, as gradients inside a
-    branch carry its factor too. Source: [TP6] Table 1 (alpha 1/2: Adam 1/sqrt(L), SGD 1), [CP] Table 1 (alpha in
-    [1/2, 1]). alpha 0 means off: every factor is 1.
+    The factor on lr is mL^(alpha-1) for optimizers whose updates do not scale with gradients. Under SGD it is
+    mL^(2 alpha-1), because gradients inside a branch also carry the factor of the branch. With alpha 0 (off) every
+    factor is 1. Source: [TP6] Table 1 (alpha 1/2: Adam 1/sqrt(L), SGD 1), [CP] Table 1 (alpha in [1/2, 1]).
     """
     if alpha == 0:
         return Scaling()

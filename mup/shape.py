@@ -1,4 +1,4 @@
-"""Base shapes: comparing a model with its base model, by parameter name, and keeping the outcome on the model."""
+"""Base shapes: compare a model with its base model by parameter name and store the result on the model."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ __all__ = [
 
 Shapes = Mapping[str, Any]  # name -> torch.Size, list of sizes, or InfShape
 ModelOrShapes = nn.Module | Shapes | StrPath
-# what (Distributed)DataParallel and torch.compile put before every name
+# prefixes that (Distributed)DataParallel and torch.compile add to every name
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
 class ForgottenDimensionWarning(UserWarning):
-    """A dimension taken for finite differs between base model and model: perhaps a width that delta does not vary."""
+    """A dimension that counts as finite differs between base model and model: delta possibly omits a width."""
 
 
 def get_shapes(model: nn.Module) -> dict[str, Any]:
-    """Shape of every parameter by name; a model's own `get_shapes()` method goes first."""
+    """Shape of every parameter by name. If the model has a method `get_shapes()`, its result is used."""
     own = getattr(model, "get_shapes", None)
     if own is not None:
         return dict(own())
@@ -58,10 +58,10 @@ def get_infshapes(model: nn.Module) -> dict[str, InfShape]:
 
 
 def save_base_shapes(model_or_shapes: nn.Module | Shapes, file: StrPath, comments: Sequence[str] = ()) -> None:
-    """Write base shapes as a .bsh file, whole or not at all.
+    """Write base shapes as a .bsh file. The write is atomic.
 
     model_or_shapes: a model with base shapes set, or name -> InfShape, or name -> list of base sizes (None: finite).
-    comments: lines to put on top, as `read_comments` returns them.
+    comments: lines at the top of the file, as returned by `read_comments`.
     """
     shapes = get_infshapes(model_or_shapes) if isinstance(model_or_shapes, nn.Module) else model_or_shapes
     write_bsh({name: _base_shape(shape) for name, shape in shapes.items()}, file, comments)
@@ -76,7 +76,7 @@ def _base_shape(shape: Iterable[Any]) -> BaseShape:
 
 
 def load_base_shapes(filename: StrPath) -> dict[str, InfShape]:
-    """Read a .bsh file: name -> InfShape without sizes. Raises ValueError naming file and line when it is corrupt."""
+    """Read a .bsh file: name -> InfShape without sizes. Raises ValueError, with file and line, if it is corrupt."""
     return {
         name: InfShape(InfDim(base, None, finite) for base, finite in zip(*shape, strict=True))
         for name, shape in read_bsh(filename).items()
@@ -90,11 +90,14 @@ def _extract_shapes(x: ModelOrShapes) -> dict[str, Any]:
         return {name: copy.deepcopy(shape) for name, shape in x.items()}
     if isinstance(x, (str, os.PathLike)):
         return dict(load_base_shapes(x))
-    raise ShapeError(f"shapes come from a model, a dict or the path of a .bsh file, not from {type(x).__name__}")
+    raise ShapeError(f"base shapes: expected a model, a dict or the path of a .bsh file, got {type(x).__name__}")
 
 
 def _unwrappings(shapes: Shapes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(prefix, shapes without it), for each run of wrapper prefixes that all names share, the empty one first."""
+    """Iterate over (prefix, shapes without it) for each sequence of wrapper prefixes that all names share.
+
+    The first prefix is empty.
+    """
     prefix, bare = "", dict(shapes)
     while True:
         yield prefix, bare
@@ -110,7 +113,7 @@ def _zip_infshape_dict(base_shapes: Shapes, shapes: Shapes) -> dict[str, InfShap
     extra, missing = base.keys() - bare.keys(), bare.keys() - base.keys()
     if extra or missing:
         raise ShapeError(
-            f"base and model do not have the same parameters: only in the base {sorted(extra)}, "
+            f"the parameters of base and model differ: only in the base {sorted(extra)}, "
             f"only in the model {sorted(missing)}"
         )
     zipped = {}
@@ -123,7 +126,7 @@ def _zip_infshape_dict(base_shapes: Shapes, shapes: Shapes) -> dict[str, InfShap
 
 
 def zip_infshapes(base: ModelOrShapes, target: ModelOrShapes) -> dict[str, InfShape]:
-    """InfShape by name of two models, dicts of shapes or base-shape files; sizes equal in both are finite."""
+    """InfShapes by name from two models, dicts of shapes or base-shape files. Sizes that are equal are finite."""
     return _zip_infshape_dict(_extract_shapes(base), _sizes(_extract_shapes(target)))
 
 
@@ -132,7 +135,7 @@ def _sizes(shapes: Shapes) -> dict[str, Any]:
 
 
 def clear_dims(infshape_dict: Mapping[str, InfShape]) -> dict[str, InfShape]:
-    """A copy in which no dimension has a size (`dim` None): the base sizes alone."""
+    """Return a copy with only the base sizes: `dim` of every dimension is None."""
     cleared = copy.deepcopy(dict(infshape_dict))
     for shape in cleared.values():
         for dim in shape:
@@ -143,7 +146,10 @@ def clear_dims(infshape_dict: Mapping[str, InfShape]) -> dict[str, InfShape]:
 def make_base_shapes(
     base_shapes: ModelOrShapes, delta_shapes: ModelOrShapes, savefile: StrPath | None = None
 ) -> dict[str, InfShape]:
-    """Base shapes in which a dimension is a width exactly when base and delta differ in it; saved when asked."""
+    """Return base shapes in which a dimension is a width if and only if base and delta differ in it.
+
+    savefile: path of a .bsh file to write them to.
+    """
     shapes = clear_dims(zip_infshapes(base_shapes, delta_shapes))
     if savefile is not None:
         save_base_shapes(shapes, savefile)
@@ -151,14 +157,14 @@ def make_base_shapes(
 
 
 def apply_infshapes(model: nn.Module, infshapes: Mapping[str, InfShape]) -> None:
-    """Put each InfShape on its parameter, and into the record that its module keeps by name."""
+    """Set each InfShape on its parameter, and store it by name in the record of its module."""
     by_parameter: dict[int, InfShape] = {}
     for name, parameter in model.named_parameters():
         if name not in infshapes:
-            raise ShapeError(f"no infshape is given for the parameter {name!r}")
+            raise ShapeError(f"infshapes has no entry for the parameter {name!r}")
         by_parameter[id(parameter)] = copy.deepcopy(infshapes[name])
     declared_first = sorted(model.modules(), key=lambda module: not declares(module))
-    for module in declared_first:  # so that the owner's word on a tied weight holds for all that share it
+    for module in declared_first:  # the declaration of a tied weight holds for all modules that share it
         for name, own in module._parameters.items():
             if own is not None:
                 remember(module, name, by_parameter[id(own)])
@@ -176,15 +182,17 @@ def set_base_shapes(
     savefile: StrPath | None = None,
     do_assert: bool = True,
 ) -> nn.Module:
-    """Give every parameter of `model` its `infshape`, and bring a fresh torch initialisation into muP.
+    """Set the `infshape` of every parameter of `model`, and convert a fresh torch initialisation to muP.
 
-    base: the base model, its shapes, a .bsh path, or None for the model itself (that is SP). delta: a model that
-    differs from the base in every width; without it a dimension is a width when base and model differ in it.
-    rescale_params: rescale biases and readouts, assumed as torch initialises them. What was rescaled before, or came
-    from a state dict, is left as it is. savefile: also write the base shapes. do_assert: refuse a plain nn.Linear
-    from a width to a finite dimension. Returns the model.
-    Raises ShapeError for names or ranks that differ. Warns (ForgottenDimensionWarning) of a finite dimension that
-    changed.
+    base: the base model, its shapes, a .bsh path, or None for the model itself (this is SP).
+    rescale_params: rescale biases and readouts, which must have torch's initialisation. Parameters that were already
+    rescaled, or loaded from a state dict, do not change.
+    delta: a model that differs from the base in every width. Without it a dimension is a width if base and model
+    differ in it.
+    savefile: path of a .bsh file to write the base shapes to.
+    do_assert: raise for a plain nn.Linear from a width to a finite dimension.
+    Returns the model. Raises ShapeError if names or ranks differ. Emits ForgottenDimensionWarning if a finite
+    dimension differs from the base.
     """
     base_shapes = _extract_shapes(model if base is None else base)
     if delta is not None:
@@ -202,23 +210,23 @@ def set_base_shapes(
 
 
 def _warn_of_forgotten(infshapes: Mapping[str, InfShape]) -> None:
-    told = [
+    changed = [
         f"{name} (dimension {i}: {shape[i].finite_base} in the base, {shape[i].dim} here)"
         for name, shape in infshapes.items()
         for i in shape.forgotten()
     ]
-    if told:
+    if changed:
         warnings.warn(
-            "taken for finite, because the delta model does not vary them, but different from the base model: "
-            + ", ".join(told)
-            + ". If it is a width, vary it in the delta model; a vocabulary or a sequence length may stay so",
+            "dimensions that count as finite, because the delta model does not vary them, differ from the base model: "
+            + ", ".join(changed)
+            + ". Vary a width in the delta model; a vocabulary or a sequence length can stay as it is",
             ForgottenDimensionWarning,
             stacklevel=3,
         )
 
 
 def _rescale(model: nn.Module) -> None:
-    """Rescale what no one rescaled yet. A state dict speaks for the whole model: its readouts carry the mark."""
+    """Rescale the parameters that are not rescaled yet. The mark of a loaded readout holds for the whole model."""
     modules = [module for module in model.modules() if isinstance(module, (MuOutput, nn.Linear, _ConvNd))]
     owners = {id(p) for m in model.modules() if not isinstance(m, MuOutput) for p in m._parameters.values()}
     for readout in (module for module in modules if isinstance(module, MuOutput)):
@@ -226,8 +234,9 @@ def _rescale(model: nn.Module) -> None:
         if readout._loaded_rescaled is not None:
             if readout._loaded_without_mark:
                 warnings.warn(
-                    "the model was loaded from a state dict that does not say whether it is in muP: nothing is "
-                    "rescaled (set_base_shapes before load_state_dict, or rescale_params=False, says so)",
+                    "the model was loaded from a state dict that does not record whether it is in muP: nothing is "
+                    "rescaled. To silence this warning, call set_base_shapes before load_state_dict, or pass "
+                    "rescale_params=False",
                     stacklevel=4,
                 )
             for module in modules:
@@ -235,21 +244,21 @@ def _rescale(model: nn.Module) -> None:
             readout._loaded_rescaled = None
     for module in modules:
         if module.weight.is_meta or getattr(module, "_has_rescaled_params", False):
-            continue  # there is nothing to rescale on the meta device yet
+            continue  # a meta tensor has no values to rescale yet
         if isinstance(module, MuOutput):
             module._rescale_parameters()
             continue
         own = declaration(module, "weight")
         if own is not None and own.role in FROM_WIDTH:
             shape = infshape_of(module.weight, "weight")
-            with torch.no_grad():  # torch's own variance is 1 / fan_in: exactly HIDDEN's rule
+            with torch.no_grad():  # torch's variance is 1 / fan_in, which is HIDDEN's rule
                 module.weight.mul_((shape.width_mult() / init_rule(shape, -2.0)) ** 0.5)
         rescale_linear_bias(module)
         module._has_rescaled_params = True  # type: ignore[assignment]
 
 
 def assert_hidden_size_inf(model: nn.Module) -> None:
-    """Raise ShapeError for an nn.Linear from a width to a finite dimension that is neither a readout nor declared."""
+    """Raise ShapeError if an nn.Linear maps a width to a finite dimension and is neither a readout nor declared."""
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) or isinstance(module, MuOutput):
             continue
@@ -257,6 +266,6 @@ def assert_hidden_size_inf(model: nn.Module) -> None:
         if shape.role is None and not shape[0].isinf() and shape[1].isinf():
             raise ShapeError(
                 f"{name} maps a width to a finite dimension but is a plain nn.Linear: make it a MuReadout, vary its "
-                f"fan-out in the delta model, or say mup.declare({name}, role='hidden') (keys of fixed KV heads; "
-                "role='value' for their values)"
+                f"fan-out in the delta model, or call mup.declare({name}, role='hidden') (for keys of a fixed number "
+                "of KV heads; role='value' for their values)"
             )

@@ -1,7 +1,7 @@
-"""The verdict of a coordinate check: do activations and their changes keep their size when the model grows?
+"""The verdict of a coordinate check: whether activations and their changes keep their size when the model grows.
 
-For every module, statistic and step the slope of log2(statistic) on log2(width) is fitted by ordinary least squares.
-In muP it is near 0; a mistake in the parametrization shows as a power of the width (Tensor Programs V,
+For every module, statistic and step, the slope of log2(statistic) on log2(width) is fitted by ordinary least squares.
+In muP the slope is near 0. A mistake in the parametrization shows as a power of the width (Tensor Programs V,
 arXiv:2203.03466, Appendix D.1). The uncertainty is a bootstrap over seeds.
 """
 
@@ -17,21 +17,22 @@ from mup.records import FDICT
 
 __all__ = ["Row", "Thresholds", "Verdict", "verdict"]
 
-# Query times key before the softmax may shrink as the width grows (Tensor Programs V, Appendix D.1). It has no
-# parameter that could declare it, so it goes by name.
+# Query times key before the softmax can shrink as the width grows (Tensor Programs V, Appendix D.1). No parameter
+# could declare this, so attention logits are recognised by name.
 ATTENTION_LOGITS = re.compile(r"(attn|attention)[._]?(logits|scores)|(^|\.)(scores|attn_weights_pre_softmax)\Z", re.I)
 
 
 def is_attention_logits(module: str, statistic: str, t: int) -> bool:
-    """Whether a module's name is one of those that attention logits usually have."""
+    """Whether a module has one of the usual names of attention logits."""
     return ATTENTION_LOGITS.search(module) is not None
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When a slope fails (powers of the width), and how much data a verdict needs.
+    """Limits of a slope (powers of the width), and the amount of data that a verdict needs.
 
-    A row fails above `max_slope` when the lower bound is above `max_low` too, and below `min_slope`.
+    A row fails if its slope is above `max_slope` and its lower bound above `max_low`, or if its slope is below
+    `min_slope`.
     """
 
     max_slope: float = 0.15
@@ -44,7 +45,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Row:
-    """One fitted slope. low, high: its 95 % bootstrap interval over seeds. reason: why it fails, else empty."""
+    """One fitted slope. low, high: 95 % bootstrap interval over seeds. reason: why it fails; empty if it passes."""
 
     module: str
     statistic: str
@@ -58,7 +59,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """passed: no row fails and the check is not powerless. powerless: the reference (SP) passed too, or None."""
+    """Result of a coordinate check.
+
+    passed: no row fails and the check is not powerless.
+    powerless: whether the reference (SP) also passed; None without a reference.
+    """
 
     passed: bool
     rows: list[Row]
@@ -73,11 +78,11 @@ class Verdict:
         return [row for row in self.rows if not row.ok]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, fit for JSON."""
+        """Return plain data that can be written as JSON."""
         return asdict(self)
 
     def table(self, only_failures: bool = False) -> str:
-        """One line per row, then the verdict."""
+        """Return a table with one line per row, followed by the verdict."""
         shown = self.failures if only_failures else self.rows
         head = ("module", "statistic", "t", "slope", "95 % interval", "verdict")
         lines = [head] + [
@@ -96,7 +101,7 @@ class Verdict:
         return "\n".join([*text, self.summary()])
 
     def summary(self) -> str:
-        """The verdict in one sentence."""
+        """Return the verdict in one sentence."""
         scope = (
             f"{len(self.rows)} slopes over {self.axis} {', '.join(f'{v:g}' for v in self.values)}, {self.seeds} seeds"
         )
@@ -121,13 +126,14 @@ def verdict(
     """Judge a coordinate check.
 
     records: a list of mappings, a mapping of columns or a DataFrame with module, `axis`, seed, t, statistic, value
-        and perhaps may_vanish: whether this one may shrink, as what readouts put out at t = 0. Several values of one
-        cell are averaged. Or the DataFrame of `mup.coord_check.get_coord_data`.
-    reference: records of the same check in the standard parametrization; it must fail, or this check is powerless.
-    axis: the column that grows, width or depth. may_vanish(module, statistic, t): what may shrink besides what the
-        records say; by default attention logits, by their usual names.
-    Statistics that are zero everywhere (a readout that starts at zero) are left out.
-    Raises ValueError for missing columns and for too few values, too narrow a range or too few seeds.
+        and optionally may_vanish, which marks values that can shrink, like the output of readouts at t = 0. Several
+        values of one cell are averaged. The DataFrame of `mup.coord_check.get_coord_data` is also accepted.
+    reference: records of the same check in the standard parametrization. If they pass, the check is powerless.
+    axis: the column that grows, width or depth.
+    may_vanish(module, statistic, t): values that can shrink in addition to those marked in the records; by default
+        attention logits, recognised by their usual names.
+    Statistics that are zero everywhere (a readout that starts at zero) are ignored.
+    Raises ValueError if columns are missing, or if there are too few values, too narrow a range or too few seeds.
     """
     cells, values, seeds, vanishing = _collect(records, axis)
     _require_power(values, seeds, axis, thresholds)
@@ -138,7 +144,7 @@ def verdict(
         vanish = (module, statistic, t) in vanishing or may_vanish(module, statistic, t)
         rows.append(_row(module, statistic, t, points, values, thresholds, vanish, resamples))
     if not rows:
-        raise ValueError("nothing to judge: every statistic is zero at every width, so nothing was trained")
+        raise ValueError("nothing to judge: every statistic is zero at every width. Check that the models were trained")
     powerless = None
     if reference is not None:
         options: dict[str, Any] = {"axis": axis, "thresholds": thresholds, "may_vanish": may_vanish}
@@ -152,7 +158,7 @@ Cell = tuple[str, str, int]  # (module, statistic, t)
 
 
 def as_records(records: Any) -> Iterable[Mapping[str, Any]]:
-    """Rows of a list of mappings, of a mapping of columns, or of a DataFrame."""
+    """Return the rows of a list of mappings, a mapping of columns, or a DataFrame."""
     if hasattr(records, "to_dict") and hasattr(records, "columns"):
         rows: list[Mapping[str, Any]] = records.to_dict("records")
         return rows
@@ -162,13 +168,15 @@ def as_records(records: Any) -> Iterable[Mapping[str, Any]]:
 
 
 def _long(records: Any) -> Iterable[Mapping[str, Any]]:
-    """get_coord_data's frame has one column for each statistic; a verdict needs one row for each value."""
+    """Convert the DataFrame of get_coord_data, with one column per statistic, to one row per value."""
     columns = getattr(records, "columns", ())
     if "statistic" in columns or "module" not in columns:
         return as_records(records)
     statistics = [name for name in columns if name in FDICT]
     if not statistics or "seed" not in columns:
-        raise ValueError(f"a verdict needs a seed column and a statistic of {', '.join(FDICT)}; got {list(columns)}")
+        raise ValueError(
+            f"a verdict needs a column seed and a statistic out of {', '.join(FDICT)}, got the columns {list(columns)}"
+        )
     return [
         {**row, "statistic": name, "value": abs(row[name])}
         for row in as_records(records)
@@ -178,7 +186,7 @@ def _long(records: Any) -> Iterable[Mapping[str, Any]]:
 
 
 def _collect(records: Any, axis: str) -> tuple[dict[Cell, list[Point]], list[float], list[Any], set[Cell]]:
-    """(points by cell, values of the axis, seeds, cells that the records allow to vanish)."""
+    """Return points by cell, values of the axis, seeds, and the cells that can vanish according to the records."""
     sums: dict[Cell, dict[tuple[float, Any], tuple[float, int]]] = {}
     vanishing: set[Cell] = set()
     try:
@@ -191,7 +199,7 @@ def _collect(records: Any, axis: str) -> tuple[dict[Cell, list[Point]], list[flo
             if record.get("may_vanish"):
                 vanishing.add(key)
     except KeyError as missing:
-        raise ValueError(f"a record of a coordinate check lacks {missing}") from None
+        raise ValueError(f"a record of the coordinate check has no column {missing}") from None
     cells = {key: [(x, seed, total / n) for (x, seed), (total, n) in cell.items()] for key, cell in sums.items()}
     values = sorted({x for points in cells.values() for x, _, _ in points})
     seeds = list(dict.fromkeys(seed for points in cells.values() for _, seed, _ in points))
@@ -200,11 +208,11 @@ def _collect(records: Any, axis: str) -> tuple[dict[Cell, list[Point]], list[flo
 
 def _require_power(values: Sequence[float], seeds: Sequence[Any], axis: str, need: Thresholds) -> None:
     if len(values) < max(2, need.min_widths):
-        raise ValueError(f"a verdict needs {need.min_widths} or more {axis}s, not {len(values)}")
+        raise ValueError(f"a verdict needs {need.min_widths} or more {axis}s, got {len(values)}")
     if values[0] <= 0 or values[-1] / values[0] < need.min_range:
-        raise ValueError(f"a verdict needs {axis}s over a {need.min_range:g}x range or wider, not {values}")
+        raise ValueError(f"a verdict needs {axis}s over a {need.min_range:g}x range or wider, got {values}")
     if len(seeds) < need.min_seeds:
-        raise ValueError(f"a verdict needs {need.min_seeds} or more seeds, not {len(seeds)}")
+        raise ValueError(f"a verdict needs {need.min_seeds} or more seeds, got {len(seeds)}")
 
 
 def _row(
@@ -240,12 +248,12 @@ def _listed(values: Iterable[float]) -> str:
 
 
 def _fit(points: list[Point], resamples: int) -> tuple[float, float, float]:
-    """OLS slope of log2(value) on log2(x) and its 95 % percentile interval, resampling whole seeds."""
+    """Fit the OLS slope of log2(value) on log2(x), with its 95 % percentile interval from resampling whole seeds."""
     import numpy as np
 
     seeds = list(dict.fromkeys(seed for _, seed, _ in points))
     moments = np.zeros((len(seeds), 5))  # per seed: n, sum x, sum y, sum xx, sum xy
-    middle = sum(math.log2(x) for x, _, _ in points) / len(points)  # centred: no cancellation in the sums
+    middle = sum(math.log2(x) for x, _, _ in points) / len(points)  # centring avoids cancellation in the sums
     for x, seed, value in points:
         u, v = math.log2(x) - middle, math.log2(value)
         moments[seeds.index(seed)] += (1.0, u, v, u * u, u * v)
@@ -255,7 +263,7 @@ def _fit(points: list[Point], resamples: int) -> tuple[float, float, float]:
         with np.errstate(divide="ignore", invalid="ignore"):
             return (n * sxy - sx * sy) / (n * sxx - sx * sx)
 
-    rng = np.random.default_rng(0)  # a verdict is a function of its data
+    rng = np.random.default_rng(0)  # a fixed seed: a verdict depends only on its data
     counts = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=resamples)
     drawn = slope(counts @ moments)
     low, high = np.quantile(drawn[np.isfinite(drawn)], [0.025, 0.975])

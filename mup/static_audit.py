@@ -1,6 +1,6 @@
-"""The static audit: what each parameter's init, learning rate, eps, decay and forward factor are, and should be.
+"""The static audit: measured and expected init, learning rate, eps, decay and forward factor of each parameter.
 
-It sees what a short coordinate check cannot, such as attention scaled by 1/sqrt(d), and it takes no training.
+It finds mistakes that a short coordinate check misses, for example attention scaled by 1/sqrt(d). It needs no training.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ __all__ = [
     "measured_gain",
 ]
 
-CLOSE = 1e-6  # relative, for numbers that are computed and not drawn
-MEASURED = 1e-4  # relative, for factors that are measured, and rates that an engine may keep in float32
-STD_TOLERANCE = 6.0  # standard errors of a measured std, below which a departure is chance
-FACTOR = "factor"  # role of the rows that are no parameters
+CLOSE = 1e-6  # relative tolerance of computed numbers
+MEASURED = 1e-4  # relative tolerance of measured factors, and of rates that an engine can keep in float32
+STD_TOLERANCE = 6.0  # tolerance of a measured std, in standard errors
+FACTOR = "factor"  # role of rows that are not parameters
 
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One thing audited: a parameter, a forward factor, or an attention call.
+    """One row of an audit: a parameter, a forward factor, or an attention call.
 
-    shape, base_shape: sizes, None where finite. measured, expected: by quantity (init_std, lr, eps, weight_decay,
-    forward, attention_scale, ...). faults: by quantity, one sentence for each that departs from its rule.
+    shape, base_shape: sizes; None for a finite dimension.
+    measured, expected: values by quantity (init_std, lr, eps, weight_decay, forward, attention_scale, ...).
+    faults: by quantity, one sentence for each value that departs from its rule.
     """
 
     name: str
@@ -62,11 +63,11 @@ class AuditRow:
 
     @property
     def departures(self) -> tuple[str, ...]:
-        """The quantities that depart from their rule."""
+        """Quantities that depart from their rule."""
         return tuple(self.faults)
 
     def compare(self, quantity: str, measured: float, expected: float, tolerance: float = CLOSE) -> None:
-        """Note both values, and a fault where they differ by more than the relative `tolerance`."""
+        """Record both values, and a fault if they differ by more than the relative `tolerance`."""
         self.measured[quantity], self.expected[quantity] = measured, expected
         if not math.isclose(measured, expected, rel_tol=tolerance, abs_tol=1e-12):
             factor = f", {measured / expected:.3g} times too large" if expected and measured > expected else ""
@@ -75,7 +76,7 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class Audit:
-    """passed: no row has a fault. notes: what a user should know though no rule is broken."""
+    """Result of an audit. passed: no row has a fault. notes: remarks that are not faults."""
 
     rows: list[AuditRow]
     notes: list[str] = field(default_factory=list)
@@ -85,12 +86,15 @@ class Audit:
         return all(row.passed for row in self.rows)
 
     def summary(self) -> str:
-        """The verdict in one line."""
+        """Return the verdict in one line."""
         bad = sum(not row.passed for row in self.rows)
         return f"FAIL: {bad} of {len(self.rows)} rows" if bad else f"PASS: {len(self.rows)} rows"
 
     def table(self, only_faults: bool = False) -> str:
-        """One line a row: measured values with the expected one in brackets where it differs; then the verdict."""
+        """Return a table with one line per row, followed by the verdict.
+
+        Cells are measured values, with the expected value in brackets if it differs.
+        """
         quantities = list(dict.fromkeys(q for row in self.rows for q in row.measured))
         lines = [["name", "role", "shape", "base", "r", *quantities, "verdict"]]
         for row in self.rows:
@@ -106,7 +110,7 @@ class Audit:
 
 
 def size_text(shape: Sequence[int | None]) -> str:
-    """A shape as in 64x-, with - for a finite dimension."""
+    """Format a shape like 64x-, with - for a finite dimension."""
     return "x".join("-" if size is None else str(size) for size in shape)
 
 
@@ -131,14 +135,16 @@ def audit(
     base_head_dim: int | None = None,
     attention_temperature: float = 1.0,
 ) -> Audit:
-    """Compare a freshly initialised model, whose base shapes are set, and its optimizer with the rules.
+    """Compare a freshly initialised model with base shapes, and its optimizer, with the rules.
 
-    base: the base model, initialised by the same code, or name -> init std at base width: expected std is that times
-        the rule; without it init is measured but not judged. options: the rules that the optimizer follows.
-    lr, weight_decay, eps: base values; by default those of the optimizer's groups whose rule is 1, else its defaults.
-    width_mult: m of the model, for the readout and eps; by default each matrix's own.
-    forward: runs the model once, so that every call of scaled_dot_product_attention is audited against
-        base_head_dim (sqrt(base) / (d * temperature)).
+    base: the base model, initialised by the same code, or name -> init std at base width. The expected std is this
+        value times the rule. Without it, init is measured but not judged.
+    options: the rules that the optimizer follows.
+    lr, weight_decay, eps: base values; by default those of the optimizer groups with factor 1, otherwise the
+        defaults of the optimizer.
+    width_mult: m of the model, for the readout and eps; by default that of each matrix.
+    forward: runs the model once. Every call of scaled_dot_product_attention is then compared with
+        sqrt(base_head_dim) / (d * attention_temperature).
     Raises ShapeError before set_base_shapes.
     """
     stds = {name: _std(p) for name, p in base.named_parameters()} if isinstance(base, nn.Module) else base
@@ -169,7 +175,7 @@ def _base_value(
     groups: Mapping[int, dict[str, Any]],
     optimizer: Optimizer | None,
 ) -> float | None:
-    """The base value of lr, weight_decay or eps that the optimizer's groups imply."""
+    """Base value of lr, weight_decay or eps that follows from the optimizer groups."""
     if given is not None or optimizer is None:
         return given
     found = [
@@ -179,7 +185,7 @@ def _base_value(
         and not (key == "weight_decay" and plan.role is Role.VECTOR)
         and getattr(plan.scaling, key) == 1.0
     ]
-    if optimizer.defaults.get(key) is not None:  # one more voice: where groups disagree, what the user passed
+    if optimizer.defaults.get(key) is not None:  # the user's value decides if the groups disagree
         found.append(float(optimizer.defaults[key]))
     return Counter(found).most_common(1)[0][0] if found else None
 
@@ -193,14 +199,14 @@ def _parameter_row(
 ) -> AuditRow:
     shape = plan.infshape
     row = AuditRow(plan.name, plan.role.value, shape.shape(), shape.base_shape(), plan.fan_in_mult)
-    row.notes.extend(f"dimension {i} is finite but not as in the base" for i in shape.forgotten())
+    row.notes.extend(f"dimension {i} is finite but differs from the base" for i in shape.forgotten())
     if not parameter.is_meta:
         row.measured["init_std"] = _std(parameter)
         if stds is not None and plan.name in stds:
             expected = stds[plan.name] * plan.scaling.init_std
             row.compare("init_std", row.measured["init_std"], expected, _noise(parameter, plan))
     if group is not None:
-        # whether vectors decay is the caller's choice here: no rule in the width
+        # the caller decides whether vectors decay: there is no rule in the width
         unruled = ("weight_decay",) if plan.role is Role.VECTOR else ()
         _compare_with_group(row, plan.scaling, bases, group, CLOSE, unruled)
     return row
@@ -214,7 +220,7 @@ def _compare_with_group(
     tolerance: float,
     unruled: Sequence[str] = (),
 ) -> None:
-    """Compare the group's lr, eps and decay with the base values times the factors; SGD has no eps."""
+    """Compare lr, eps and decay of the group with the base values times the factors. SGD has no eps."""
     for key, base in bases.items():
         if key in group and base is not None:
             measured = float(group[key])
@@ -232,11 +238,12 @@ def audit_plans(
     eps: float,
     weight_decay: float,
 ) -> list[AuditRow]:
-    """One row for each planned parameter.
+    """Audit planned parameters, one row per parameter.
 
-    weights: initial ones, of the planned shapes. groups: the optimizer's, with `parameter_names`, at the schedule's
-    peak rate. lr, eps, weight_decay: the base values that the user set. A parameter that is not in exactly one group
-    departs.
+    weights: initial weights of the planned shapes.
+    groups: optimizer groups with `parameter_names`, at the peak rate of the schedule. A parameter that is not in
+    exactly one group has a fault.
+    lr, eps, weight_decay: base values set by the user.
     """
     bases = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
     of_parameter: dict[str, list[Mapping[str, Any]]] = {name: [] for name in plans}
@@ -250,7 +257,7 @@ def audit_plans(
         std = 0.0 if plan.init_method == "ones" else float(drawn.square().mean().sqrt())
         row.compare("init_std", std, plan.init_std, STD_TOLERANCE / math.sqrt(2.0 * max(drawn.numel() - 1, 1)))
         if len(of_parameter[name]) != 1:
-            row.faults["groups"] = f"it is in {len(of_parameter[name])} optimizer groups"
+            row.faults["groups"] = f"the parameter is in {len(of_parameter[name])} optimizer groups, expected 1"
         for group in of_parameter[name][:1]:
             _compare_with_group(row, plan.scaling, bases, group, MEASURED)
         rows.append(row)
@@ -258,7 +265,7 @@ def audit_plans(
 
 
 def factor_row(name: str, expected: float, measured: float) -> AuditRow:
-    """A forward factor of the model: expected by the rules, and measured by running the layer."""
+    """Row for a forward factor of the model, with the value of the rules and the value measured on the layer."""
     row = AuditRow(name, FACTOR)
     row.compare("forward", measured, expected, MEASURED)
     return row
@@ -266,14 +273,14 @@ def factor_row(name: str, expected: float, measured: float) -> AuditRow:
 
 @torch.no_grad()
 def measured_attention_scale(core: Callable[[Tensor, Tensor, Tensor], Tensor], head_dim: int) -> float:
-    """The factor on q.k that `core` really applies, from the odds with which position 1 attends to position 0.
+    """Measure the factor on q.k that `core` applies, from the odds with which position 1 attends to position 0.
 
     core: causal attention of q, k, v, each [1, 1, 2, head_dim].
     """
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, 1, 2, head_dim, generator=generator, dtype=torch.float64) for _ in range(2))
     difference = q[0, 0, 1] @ (k[0, 0, 0] - k[0, 0, 1])
-    q = q / difference  # now a factor of 1 gives log-odds of 1
+    q = q / difference  # a factor of 1 now gives log-odds of 1
     v = torch.zeros(1, 1, 2, head_dim, dtype=torch.float64)
     v[..., 0, :] = 1.0
     weight = float(core(q, k, v)[0, 0, 1, 0])
@@ -282,18 +289,18 @@ def measured_attention_scale(core: Callable[[Tensor, Tensor, Tensor], Tensor], h
 
 @torch.no_grad()
 def measured_gain(layer: Callable[..., Any], x: Tensor, unscaled: Tensor) -> float:
-    """The factor by which `layer(x)` exceeds what it would be without its multiplier."""
+    """Measure the multiplier of a layer: the norm of `layer(x)` divided by that of the output without multiplier."""
     return float(layer(x).double().norm() / unscaled.double().norm())
 
 
 def _std(parameter: Tensor) -> float:
-    """Root mean square about the mean, over all elements; 0 for a single one."""
+    """Standard deviation over all elements, without Bessel's correction; 0 for a single element."""
     values = parameter.detach().double()
     return float(values.std(correction=0)) if values.numel() > 1 else 0.0
 
 
 def _noise(parameter: nn.Parameter, plan: ScaledParameter) -> float:
-    """Relative tolerance of a measured std: five standard errors of the smaller of the two samples, and 2 %."""
+    """Relative tolerance of a measured std: five standard errors of the smaller of the two samples, plus 2 %."""
     base_size = math.prod(d.base_dim or d.dim or 1 for d in plan.infshape)
     return 0.02 + 5.0 / math.sqrt(2.0 * max(min(base_size, parameter.numel()), 1))
 
@@ -313,7 +320,7 @@ def _readout_rows(model: nn.Module, width_mult: float | None) -> Iterator[AuditR
 
 
 def _forward_factor(linear: nn.Linear) -> float:
-    """What a linear layer multiplies W x by, measured on a probe weight and input."""
+    """Measure the factor that a linear layer applies to W x, with a probe weight and input."""
     weight, x = torch.ones(linear.weight.shape), torch.ones(1, linear.in_features)
     probe = {"weight": weight} | ({} if linear.bias is None else {"bias": torch.zeros(linear.out_features)})
     with torch.no_grad():
@@ -335,7 +342,7 @@ class _AttentionScales(TorchFunctionMode):
 
 
 def attention_scales(forward: Callable[[], Any]) -> list[tuple[int, float]]:
-    """(head dimension, scale) of every torch scaled_dot_product_attention call that `forward` makes."""
+    """Return (head dimension, scale) of every call of torch's scaled_dot_product_attention in `forward`."""
     with _AttentionScales() as mode, torch.no_grad():
         forward()
     calls: list[tuple[int, float]] = mode.calls

@@ -1,8 +1,8 @@
-"""muP for a convolutional network without residual branches; the number of channels is the width.
+"""muP for a convolutional network without residual branches. The number of channels is the width.
 
     python cnn.py [--quick]
 
-Trains the same learning rates at several widths: in muP the best one stays where it is.
+Trains with the same learning rates at several widths: in muP the best rate does not depend on the width.
 """
 
 # mypy: disable-error-code="no-untyped-call,no-any-return"
@@ -39,7 +39,7 @@ def in_mup(channels: int) -> nn.Module:
 
 
 def stripes(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy images [b, 1, 12, 12] of stripes in one of four directions."""
+    """Return noisy images [b, 1, 12, 12] of stripes in one of four directions, and their labels [b]."""
     generator = torch.Generator().manual_seed(0)
     label = torch.randint(CLASSES, (count,), generator=generator)
     angle = label[:, None, None] * torch.pi / CLASSES

@@ -1,8 +1,8 @@
-"""muP for an MLP in three lines, and the proof that it is right: a coordinate check against the standard one.
+"""muP for an MLP in three lines, checked by a coordinate check with the standard parametrization as reference.
 
     python mlp.py [--quick]
 
-Runs on a CPU in well under a minute; needs torch and numpy only.
+Runs on a CPU in well under a minute. Needs only torch and numpy.
 """
 
 # mypy: disable-error-code="no-untyped-call,no-any-return"
@@ -26,12 +26,12 @@ def mlp(width: int) -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(width, width),
         nn.ReLU(),
-        mup.MuReadout(width, CLASSES, readout_zero_init=True),  # 1: the output layer
+        mup.MuReadout(width, CLASSES, readout_zero_init=True),  # 1. the output layer
     )
 
 
 def in_mup(width: int) -> nn.Module:
-    return mup.set_base_shapes(mlp(width), mlp(32), delta=mlp(64))  # 2: what is a width
+    return mup.set_base_shapes(mlp(width), mlp(32), delta=mlp(64))  # 2. the base shapes
 
 
 def in_sp(width: int) -> nn.Module:
@@ -47,7 +47,7 @@ def main() -> None:
     batch = (x, (x[:, :CLASSES] + 0.5 * torch.randn(64, CLASSES)).argmax(1))
 
     model = in_mup(widths[-1])
-    optimizer = mup.MuAdamW(model, lr=1e-2)  # 3: the optimizer
+    optimizer = mup.MuAdamW(model, lr=1e-2)  # 3. the optimizer
     print(mup.audit(model, optimizer).table(), "\n")
     for step in range(20):
         loss = F.cross_entropy(model(batch[0]), batch[1])

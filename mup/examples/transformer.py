@@ -25,7 +25,7 @@ class Block(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        # sqrt(base head dimension) / head dimension: torch's own 1/sqrt(d) at the base width
+        # sqrt(base head dimension) / head dimension, which is torch's 1/sqrt(d) at the base width
         self.scale = mup.attention_scale(width // HEADS, BASE // HEADS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -42,7 +42,7 @@ class Transformer(nn.Module):
         self.embed, self.position = nn.Embedding(VOCAB, width), nn.Embedding(SEQ, width)
         self.blocks = nn.Sequential(Block(width), Block(width))
         self.norm = nn.LayerNorm(width)
-        self.readout = mup.MuSharedReadout(self.embed.weight, bias=False)  # logits x 1/m, embedding untouched
+        self.readout = mup.MuSharedReadout(self.embed.weight, bias=False)  # logits x 1/m; the embedding is unchanged
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.embed(tokens) + self.position(torch.arange(tokens.shape[1]))
@@ -51,7 +51,7 @@ class Transformer(nn.Module):
 
 def in_mup(width: int) -> Transformer:
     model = Transformer(width)
-    with torch.device("meta"):  # only shapes are wanted of the base
+    with torch.device("meta"):  # only the shapes of the base are needed
         base, delta = Transformer(BASE), Transformer(2 * BASE)
     mup.set_base_shapes(model, base, delta=delta)
     for name, p in model.named_parameters():
@@ -79,7 +79,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     model, base = in_mup(128), in_mup(BASE)
-    told = mup.audit(
+    report = mup.audit(
         model,
         optimizer(model),
         options=mup.Options(),
@@ -87,7 +87,7 @@ def main() -> None:
         base_head_dim=BASE // HEADS,
         base={name: float(p.detach().std(correction=0)) for name, p in base.named_parameters()},
     )
-    print(told.table(), "\n")
+    print(report.table(), "\n")
 
     adam = optimizer(model)
     schedule = mup.MuScheduler(adam, torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps, eta_min=3e-4)

@@ -1,4 +1,4 @@
-"""A small GPT in muP through the public API, with the mistakes of the design's mutation table as options."""
+"""A small GPT in muP, built through the public API, with the mistakes of the mutation table as options."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ MUTATIONS = (
 
 @dataclass(frozen=True)
 class Shape:
-    """growing_heads: the head dimension grows with the width at 4 heads; else heads of 16 grow in number."""
+    """Sizes of the GPT. growing_heads: 4 heads whose dimension grows with the width, instead of more heads of 16."""
 
     width: int = BASE_WIDTH
     layers: int = 2
     growing_heads: bool = False
-    kv_group: int = 1  # query heads for each KV head
-    fixed_kv_heads: int | None = None  # one number at every width: keys and values have a finite fan-out
-    values_as_hidden: bool = False  # a mistake where their number is fixed
+    kv_group: int = 1  # query heads per KV head
+    fixed_kv_heads: int | None = None  # the same number at every width: keys and values have a finite fan-out
+    values_as_hidden: bool = False  # a mistake if the number of KV heads is fixed
     tied: bool = False
     swiglu: bool = False
 
@@ -75,7 +75,7 @@ class Attention(nn.Module):
             for projection, heads in ((self.q, self.heads), (self.k, self.kv_heads), (self.v, self.kv_heads))
         )
         k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
-        self.logits(q @ k.transpose(-1, -2) * self.scale)  # for the hooks; the real ones are inside the kernel
+        self.logits(q @ k.transpose(-1, -2) * self.scale)  # for the hooks; the real logits are inside the kernel
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
         return self.out(y.transpose(1, 2).reshape(b, s, -1))
 
@@ -127,9 +127,10 @@ class GPT(nn.Module):
 
 
 def build(shape: Shape, mutation: str = "", zero_init: bool = True, branch: float = 1.0) -> GPT:
-    """A GPT in muP (base width 32), or with one mistake. zero_init: what hides the change at its start is zero.
+    """Build a GPT in muP (base width 32), or with one mistake.
 
-    That is the queries, and outputs: the readout (unless tied) and the values of a fixed number of heads.
+    zero_init: start with zero queries and zero outputs, because their initial values hide the change in training.
+    Outputs are the readout (unless it is tied) and the values of a fixed number of heads.
     """
     base_shape = replace(shape, width=BASE_WIDTH)
     scale = mup.attention_scale(shape.head_dim, base_shape.head_dim)
@@ -147,7 +148,7 @@ def build(shape: Shape, mutation: str = "", zero_init: bool = True, branch: floa
     for name, p in model.named_parameters():
         if p.dim() == 1:
             (nn.init.ones_ if name.endswith("weight") else nn.init.zeros_)(p)
-        elif mutation == "sp" and "blocks" in name:  # SP that knows its width: 1/sqrt(fan_in)
+        elif mutation == "sp" and "blocks" in name:  # SP with an init that depends on the width: 1/sqrt(fan_in)
             nn.init.normal_(p, std=SIGMA * (BASE_WIDTH / shape.width) ** 0.5)
         else:
             mup.init.normal_(p, std=SIGMA)

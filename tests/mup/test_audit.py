@@ -1,4 +1,4 @@
-"""The static audit finds each departure from the rules, and none in correct models."""
+"""The static audit finds every departure from the rules, and none in correct models."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def audited(shape: Shape = WIDE, mutation: str = "", zero_init: bool = False) ->
 )
 @pytest.mark.parametrize("zero_init", [False, True])
 def test_correct_models_pass(shape: Shape, zero_init: bool) -> None:
-    told = audited(shape, zero_init=zero_init)
-    assert told.passed, told.table(only_faults=True)
-    assert told.table().endswith(f"PASS: {len(told.rows)} rows")
-    names = [row.name for row in told.rows]
+    report = audited(shape, zero_init=zero_init)
+    assert report.passed, report.table(only_faults=True)
+    assert report.table().endswith(f"PASS: {len(report.rows)} rows")
+    names = [row.name for row in report.rows]
     assert "readout()" in names and "attention 1" in names and "blocks.0.mlp.up.weight" in names
 
 
@@ -54,28 +54,28 @@ FAULTS = {  # mutation: (row, quantity)
 
 
 @pytest.mark.parametrize("mutation", FAULTS)
-def test_each_mutation_is_found_where_it_is(mutation: str) -> None:
+def test_each_mutation_is_found_in_its_row(mutation: str) -> None:
     shape = replace(WIDE, tied=mutation == "tied_sqrt")
-    if "readout" in mutation:  # output_mult is the user's: the mutation must change what the layer does
+    if "readout" in mutation:  # the user sets output_mult, so the mutation must change the layer itself
         model = build(shape)
         model.readout._width_mult = {"no_readout_mult": 1.0, "readout_sqrt": 2.0}[mutation]
-        told = audit(model, optimizer(model), options=Options())
+        report = audit(model, optimizer(model), options=Options())
     else:
-        told = audited(shape, mutation)
+        report = audited(shape, mutation)
     name, quantity = FAULTS[mutation]
-    assert not told.passed and "FAIL" in told.table()
-    faulty = {row.name: row.faults for row in told.rows if not row.passed}
-    assert quantity in faulty[name], told.table(only_faults=True)
+    assert not report.passed and "FAIL" in report.table()
+    faulty = {row.name: row.faults for row in report.rows if not row.passed}
+    assert quantity in faulty[name], report.table(only_faults=True)
     correct = {row.name for row in audited(shape).rows}
-    assert set(faulty) < correct  # not everything is blamed
+    assert set(faulty) < correct  # some rows have no fault
 
 
-def test_sp_optimizer_on_a_model_in_mup_fails_and_a_plain_readout_too() -> None:
+def test_an_sp_optimizer_and_a_plain_readout_fail() -> None:
     make = lambda w: nn.Sequential(nn.Linear(3, w), nn.Linear(w, w), nn.Linear(w, 2))  # noqa: E731
     model = mup.set_base_shapes(make(32), make(4), delta=make(8), do_assert=False)
-    told = audit(model, torch.optim.AdamW(model.parameters(), lr=0.1))
-    assert {row.name for row in told.rows if not row.passed} == {"1.weight", "2()"}
-    assert "8 times too large" in told.table(only_faults=True)
+    report = audit(model, torch.optim.AdamW(model.parameters(), lr=0.1))
+    assert {row.name for row in report.rows if not row.passed} == {"1.weight", "2()"}
+    assert "8 times too large" in report.table(only_faults=True)
 
 
 @pytest.mark.parametrize("make_optimizer", [MuAdamW, MuSGD])
@@ -83,12 +83,12 @@ def test_our_optimizers_pass_by_default(make_optimizer: Any) -> None:
     make = lambda w: nn.Sequential(nn.Linear(3, w), nn.Linear(w, 4 * w), MuReadout(4 * w, 2, output_mult=3.0))  # noqa: E731
     model = mup.set_base_shapes(make(32), make(4), delta=make(8))
     kind = "sgd" if make_optimizer is MuSGD else "adamw"
-    told = audit(
+    report = audit(
         model,
         make_optimizer(model, lr=0.1, weight_decay=0.1),
         options=Options(optimizer=kind, eps_scaling=False),
     )
-    assert told.passed, told.table()
+    assert report.passed, report.table()
     groups = param_groups(model, lr=0.1, weight_decay=0.1, eps=1e-8, width_mult=8.0)
     assert audit(model, torch.optim.AdamW(groups), options=Options(), width_mult=8.0).passed
     groups[0]["weight_decay"] = 0.3
@@ -96,14 +96,14 @@ def test_our_optimizers_pass_by_default(make_optimizer: Any) -> None:
 
 
 @pytest.mark.parametrize(("share", "passes"), [(0.99, True), (-0.99, True), (-1.01, False)])
-def test_a_measured_std_has_two_percent_and_five_standard_errors(share: float, passes: bool) -> None:
-    """Of the smaller sample, here the base's 4 x 8: std / sqrt(2 n) each."""
+def test_the_tolerance_of_a_std_is_two_percent_plus_five_standard_errors(share: float, passes: bool) -> None:
+    """The standard error is std / sqrt(2 n) of the smaller sample, here the base with 4 x 8 entries."""
     layer, base, delta = (nn.Linear(*sizes, bias=False) for sizes in ((32, 16), (8, 4), (9, 5)))
     mup.set_base_shapes(layer, base, delta=delta)
     signs = torch.tensor([1.0, -1.0]).repeat(256).view(16, 32)
     tolerance = 0.02 + 5 / math.sqrt(2 * 4 * 8)
     with torch.no_grad():
-        layer.weight.copy_(0.5 / 2 * (1 + share * tolerance) * signs)  # r = 4: half of the base's std of 0.5
+        layer.weight.copy_(0.5 / 2 * (1 + share * tolerance) * signs)  # r = 4: half of the base std of 0.5
     assert audit(layer, base={"weight": 0.5}).passed is passes
 
 
@@ -113,17 +113,17 @@ def test_a_scheduler_that_resets_the_groups_is_found() -> None:
     opt = optimizer(model)
     for group in opt.param_groups:
         group["lr"] = LR
-    told = audit(model, opt, options=Options())
-    assert {row.role for row in told.rows if not row.passed} == {"hidden"}
+    report = audit(model, opt, options=Options())
+    assert {row.role for row in report.rows if not row.passed} == {"hidden"}
 
 
-def test_forgotten_dimensions_meta_and_a_model_alone() -> None:
+def test_forgotten_dimensions_meta_tensors_and_a_model_without_optimizer() -> None:
     make = lambda v, w: nn.Sequential(nn.Embedding(v, w), MuReadout(w, 2))  # noqa: E731
     with pytest.warns(mup.ForgottenDimensionWarning), torch.device("meta"):
         model = mup.set_base_shapes(make(20, 32), make(10, 4), delta=make(10, 8))
-    told = audit(model)
-    assert told.passed and "dimension 0 is finite but not as in the base" in told.table()
-    assert told.rows[0].measured == {} and told.rows[0].shape == [20, 32] and told.rows[0].base_shape == [None, 4]
+    report = audit(model)
+    assert report.passed and "dimension 0 is finite but differs from the base" in report.table()
+    assert report.rows[0].measured == {} and report.rows[0].shape == [20, 32] and report.rows[0].base_shape == [None, 4]
     embedding = nn.Embedding(5, 4)
     tied = mup.set_base_shapes(nn.Sequential(embedding, MuSharedReadout(embedding.weight)), None)
     assert audit(tied, base={"0.weight": 1.0}).passed is (abs(float(embedding.weight.detach().std()) - 1) < 0.8)

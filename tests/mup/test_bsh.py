@@ -1,4 +1,4 @@
-"""Base-shape files: the reader and writer against PyYAML, and against damage."""
+"""Base-shape files: the reader and writer against PyYAML and against damaged files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def plain(shapes: dict[str, BaseShape]) -> dict[str, list[int | None]]:
         "a: b": [3],
     }
 )
-def test_what_is_written_is_what_yaml_and_we_read(tmp_path_factory: pytest.TempPathFactory, shapes) -> None:
+def test_yaml_and_we_read_what_we_write(tmp_path_factory: pytest.TempPathFactory, shapes) -> None:
     path = tmp_path_factory.mktemp("bsh") / "x.bsh"
     save_base_shapes(shapes, path, comments=["layout: tp 2", "two\nlines"])
     assert yaml.safe_load(path.read_text()) == shapes
@@ -50,7 +50,7 @@ def test_what_is_written_is_what_yaml_and_we_read(tmp_path_factory: pytest.TempP
 @settings(max_examples=15)
 @given(shapes=SHAPES)
 @example(shapes={'0"': []})
-def test_what_yaml_dumps_is_read(tmp_path_factory: pytest.TempPathFactory, flow, indent, shapes) -> None:
+def test_we_read_what_yaml_dumps(tmp_path_factory: pytest.TempPathFactory, flow, indent, shapes) -> None:
     shapes = {name: shape for name, shape in shapes.items() if name.isascii()} or {"a": [1]}
     path = tmp_path_factory.mktemp("bsh") / "x.bsh"
     path.write_text("# a comment\n" + yaml.dump(shapes, default_flow_style=flow, indent=indent))
@@ -74,7 +74,7 @@ def test_other_spellings(tmp_path: Path) -> None:
     assert plain(read_bsh(path)) == expected | {"f": [None, 7]} == yaml.safe_load(path.read_text())
 
 
-def test_finite_sizes_travel_as_comments_and_are_reported(tmp_path: Path) -> None:
+def test_finite_sizes_are_saved_as_comments(tmp_path: Path) -> None:
     save_base_shapes({"w": InfShape([InfDim(8, 32), InfDim(None, 10)])}, tmp_path / "x.bsh")
     assert "- null  # 10\n" in (tmp_path / "x.bsh").read_text()
     loaded = load_base_shapes(tmp_path / "x.bsh")["w"]
@@ -107,7 +107,7 @@ def test_finite_sizes_travel_as_comments_and_are_reported(tmp_path: Path) -> Non
         ("a:\n- 64\n\x00garbage", 3, "expected"),
     ],
 )
-def test_damage_is_named_by_file_and_line(tmp_path: Path, text: str, line: int, why: str) -> None:
+def test_errors_name_the_file_and_line(tmp_path: Path, text: str, line: int, why: str) -> None:
     path = tmp_path / "broken.bsh"
     path.write_text(text)
     with pytest.raises(ValueError, match=why) as error:
@@ -125,7 +125,7 @@ def test_not_a_base_shape_file(tmp_path: Path, content: bytes) -> None:
 
 @settings(max_examples=50)
 @given(st.binary(max_size=200))
-def test_no_input_breaks_the_reader_otherwise_than_by_value_error(tmp_path_factory, content: bytes) -> None:
+def test_the_reader_raises_only_value_errors(tmp_path_factory, content: bytes) -> None:
     path = tmp_path_factory.mktemp("bsh") / "x.bsh"
     path.write_bytes(content)
     try:

@@ -1,4 +1,4 @@
-"""Recording: the original's DataFrame API, odd modules, the caller's own step, and freeing what is built."""
+"""Records of activations: the DataFrame API of the original, unusual modules, custom steps, and freed models."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ FLAT = (BATCH[0].flatten(1), BATCH[1])
 
 
 class Odd(nn.Module):
-    """Submodules that return None, tuples with None, dicts and integers."""
+    """A module with submodules that return None, tuples with None, dicts and integers."""
 
     class Side(nn.Module):
         def forward(self, x: torch.Tensor) -> None:
@@ -107,9 +107,9 @@ def test_coordinate_check_of_the_original_is_judged() -> None:
             filter_module_by_name=lambda name: name == "3",
         )  # fmt: skip
 
-    told = verdict(check(True), reference=check(False))
-    assert told.passed and {row.statistic for row in told.rows} == {"l1"}, told.table()
-    with pytest.raises(ValueError, match="seed column"):
+    result = verdict(check(True), reference=check(False))
+    assert result.passed and {row.statistic for row in result.rows} == {"l1"}, result.table()
+    with pytest.raises(ValueError, match="column seed"):
         verdict(check(True).drop(columns="seed"))
 
 
@@ -158,7 +158,7 @@ def test_dict_models_and_several_batches() -> None:
         assert len(set(first)) == 3
 
 
-def test_odd_modules_in_both_ways_of_recording() -> None:
+def test_both_apis_record_odd_modules() -> None:
     make = {w: (lambda w=w: mup.set_base_shapes(Odd(w), Odd(8), delta=Odd(16))) for w in WIDTHS}
     df = get_coord_data(make, [FLAT], show_progress=False, nsteps=1)
     assert {"many:out[0]", "many:out[2][a][0]"} <= set(df["module"]) and "side" not in set(df["module"])
@@ -190,11 +190,11 @@ def test_records() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_outputs_are_known_by_what_they_are_and_not_by_name(tied: bool) -> None:
+def test_outputs_are_recognised_by_role_and_not_by_name(tied: bool) -> None:
     class Net(nn.Module):
         def __init__(self, width: int) -> None:
             super().__init__()
-            self.readout = nn.Embedding(5, width)  # a name that says nothing
+            self.readout = nn.Embedding(5, width)  # a misleading name
             self.embed = mup.MuSharedReadout(self.readout.weight) if tied else nn.Linear(width, 3)
             if not tied:
                 mup.declare(self.embed, role="output")
@@ -209,7 +209,7 @@ def test_outputs_are_known_by_what_they_are_and_not_by_name(tied: bool) -> None:
     assert not any(r["may_vanish"] for r in coordinates.measure(1))
 
 
-def test_kinds_are_averaged_and_further_tensors_recorded() -> None:
+def test_kinds_are_averaged_and_extra_tensors_are_recorded() -> None:
     model: Any = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     x = torch.randn(2, 3)
     coordinates = Coordinates(
@@ -227,12 +227,12 @@ def test_kinds_are_averaged_and_further_tensors_recorded() -> None:
     assert then["any"] == pytest.approx((sum(changes) / 2) ** 0.5, rel=1e-5) and then["in.0"] == 0
 
 
-def test_the_callers_own_step_forward_and_models_are_freed() -> None:
+def test_custom_steps_are_used_and_models_are_freed() -> None:
     alive: list[weakref.ref[nn.Module]] = []
     steps: list[int] = []
 
     def build(width: int) -> Any:
-        assert all(ref() is None for ref in alive), "more than one model at a time"
+        assert all(ref() is None for ref in alive), "more than one model exists at a time"
         model = MODELS[width]()
         alive.append(weakref.ref(model))
         return model
@@ -259,7 +259,7 @@ def test_the_callers_own_step_forward_and_models_are_freed() -> None:
     assert all(ref() is None for ref in alive)
 
 
-def test_hooks_do_not_stay_behind_when_a_step_fails() -> None:
+def test_hooks_are_removed_when_a_step_fails() -> None:
     model = MODELS[8]()
 
     def fail(model: nn.Module, optimizer: Any, batch: Any) -> None:
@@ -310,7 +310,7 @@ def test_example_plot(
 def test_example_needs_a_known_arch_and_init() -> None:
     with pytest.raises(ValueError, match="resnet"):
         example_plot_coord_check("resnet", widths=[8])
-    with pytest.raises(ValueError, match="init 'x'"):
+    with pytest.raises(ValueError, match="init: expected .* got 'x'"):
         example_plot_coord_check("mlp", widths=[8], init="x")
 
 
@@ -326,7 +326,7 @@ def test_plot_coord_data_filters_and_labels(tmp_path: Path) -> None:
     assert len(other.axes[0].get_lines()) == 3
 
 
-def test_missing_optional_libraries_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_optional_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         mup.plot_verdict([], None)  # type: ignore[arg-type]

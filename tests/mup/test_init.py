@@ -48,7 +48,7 @@ def draw(module: Any, name: str, p: torch.Tensor, kwargs: dict[str, Any], genera
 @pytest.mark.parametrize(("name", "kwargs"), CALLS, ids=IDS)
 @pytest.mark.parametrize("base", [(None, None), (16, 24), (16, None), (None, 24)])
 @pytest.mark.parametrize("generator", [False, True])
-def test_base_width_is_torch_bit_for_bit(name: str, kwargs: dict[str, Any], base: Any, generator: bool) -> None:
+def test_base_width_equals_torch_bit_for_bit(name: str, kwargs: dict[str, Any], base: Any, generator: bool) -> None:
     p = parameter(base, (16, 24))
     expected = draw(torch_init, name, torch.zeros(16, 24), kwargs, generator)
     assert torch.equal(draw(mup_init, name, p, kwargs, generator), expected)
@@ -66,7 +66,7 @@ def test_base_width_is_torch_bit_for_bit(name: str, kwargs: dict[str, Any], base
         ((16, 24, None), (64, 48, 3), None),  # convolution
     ],
 )
-def test_the_formula_at_base_width_times_the_rule(
+def test_other_widths_have_the_formula_at_base_width_times_the_rule(
     name: str, kwargs: dict[str, Any], base: Any, dims: Any, role: Any
 ) -> None:
     p = parameter(base, dims, role)
@@ -79,8 +79,8 @@ def test_the_formula_at_base_width_times_the_rule(
 
 
 @pytest.mark.parametrize("name", ["kaiming_normal_", "kaiming_uniform_"])
-def test_where_the_factor_is_one_it_is_torch_bit_for_bit_at_any_width(name: str) -> None:
-    p = parameter((16, 24), (64, 72))  # fan_in mode of a hidden matrix: torch's own formula is the rule
+def test_a_factor_of_one_equals_torch_bit_for_bit_at_any_width(name: str) -> None:
+    p = parameter((16, 24), (64, 72))  # torch's formula for fan_in mode is the rule of a hidden matrix
     assert torch.equal(draw(mup_init, name, p, {}, False), draw(torch_init, name, torch.zeros(64, 72), {}, False))
     p = parameter((16, None), (64, 24))
     assert torch.equal(
@@ -91,10 +91,10 @@ def test_where_the_factor_is_one_it_is_torch_bit_for_bit_at_any_width(name: str)
 @settings(max_examples=50, deadline=None)
 @given(base=st.integers(1, 40), r=st.integers(1, 8), s=st.integers(1, 8))
 def test_constant_std_is_multiplied_by_the_root_of_r(base: int, r: int, s: int) -> None:
-    told: list[float] = []
+    scales: list[float] = []
     p = parameter((base, base), (s * base, r * base))
-    mup_init.constant_std_init_(p, lambda tensor, *, scale=1.0: told.append(scale))
-    assert told == [r**-0.5]
+    mup_init.constant_std_init_(p, lambda tensor, *, scale=1.0: scales.append(scale))
+    assert scales == [r**-0.5]
 
 
 def test_ones_eye_and_means() -> None:

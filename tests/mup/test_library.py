@@ -1,4 +1,4 @@
-"""The package as a package: names, typing, import cost, size of files, installation alone, examples."""
+"""The mup package: names, typing, import cost, file sizes, separate installation, examples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def python(code: str, *flags: str) -> str:
     return done.stdout
 
 
-def test_all_is_what_there_is() -> None:
+def test_all_lists_every_public_name() -> None:
     names = {name for name in vars(mup) if not name.startswith("_")}
     modules = {path.stem for path in PACKAGE.glob("*.py")}
     assert set(mup.__all__) <= names and names - set(mup.__all__) <= modules
@@ -37,7 +37,7 @@ def test_all_is_what_there_is() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
-def test_modules_have_all_and_docstrings_and_fit(path: Path) -> None:
+def test_modules_have_docstrings_and_under_400_lines(path: Path) -> None:
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree) and len(path.read_text().splitlines()) < 400
     if path.stem == "__init__":
@@ -47,7 +47,7 @@ def test_modules_have_all_and_docstrings_and_fit(path: Path) -> None:
             assert ast.get_docstring(node), f"{path.stem}.{node.name} has no docstring"
 
 
-def test_the_names_of_the_original_are_all_there() -> None:
+def test_every_name_of_the_original_exists() -> None:
     import mup.coord_check
     import mup.infshape
     import mup.init
@@ -71,7 +71,7 @@ def test_the_names_of_the_original_are_all_there() -> None:
             assert module == "coord_check" or getattr(mup, name) is getattr(getattr(mup, module), name)
 
 
-def test_importing_mup_imports_nothing_but_torch() -> None:
+def test_importing_mup_imports_only_torch() -> None:
     heavy = (
         "yaml",
         "pandas",
@@ -92,13 +92,13 @@ def test_importing_mup_imports_nothing_but_torch() -> None:
 
 
 def test_import_cost() -> None:
-    """Process time of `import mup` after `import torch`, as a share of importing torch: both scale with the machine."""
+    """`import mup` takes a small fraction of the process time of `import torch`. Both scale with the machine."""
     code = "import time; a = time.process_time(); import torch; b = time.process_time(); import mup;"
     code += "c = time.process_time(); print((c - b) / (b - a))"
     assert statistics.median(float(python(code)) for _ in range(3)) < 0.1
 
 
-def test_version_is_told_once() -> None:
+def test_the_versions_agree() -> None:
     project = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
     assert project["version"] == mup.__version__ and (PACKAGE / "py.typed").exists()
 
@@ -128,9 +128,9 @@ def test_mypy_strict() -> None:
 
 
 @pytest.mark.slow
-def test_it_installs_alone(tmp_path: Path) -> None:
+def test_it_installs_separately(tmp_path: Path) -> None:
     target, source = tmp_path / "site", tmp_path / "source" / "mup"
-    shutil.copytree(PACKAGE, source, ignore=shutil.ignore_patterns("build", "*.egg-info"))  # pip builds in the tree
+    shutil.copytree(PACKAGE, source, ignore=shutil.ignore_patterns("build", "*.egg-info"))  # pip builds inside the tree
     pip = [
         sys.executable,
         "-m",

@@ -1,4 +1,4 @@
-"""The design's mutation table on a small GPT: each mistake is caught, and correct muP passes."""
+"""The mutation table on a small GPT: every mistake is detected, and correct muP passes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CORRECT = {
     "tied_gqa_swiglu": Shape(tied=True, kv_group=2, swiglu=True),
 }
 
-# mutation: (the module and statistic that must fail, sign and least size of its slope)
+# mutation: (module and statistic that must fail, sign and minimum size of the slope)
 TABLE: dict[str, tuple[str, str, float]] = {
     "sp": ("blocks.1.attn.out", "rms_delta", +0.6),
     "hidden_lr_unscaled": ("blocks.1.attn.out", "rms_delta", +0.6),
@@ -45,26 +45,26 @@ def sp_records() -> Any:
 
 
 @pytest.mark.parametrize("mutation", TABLE)
-def test_each_mutation_is_caught(mutation: str) -> None:
+def test_each_mutation_is_detected(mutation: str) -> None:
     module, statistic, least = TABLE[mutation]
     shape = Shape(tied=mutation == "tied_sqrt")
-    told = verdict(sp_records() if mutation == "sp" else records(shape, mutation))
-    assert not told.passed
-    failing = [row for row in told.failures if (row.module, row.statistic) == (module, statistic)]
-    assert failing, told.table()
+    result = verdict(sp_records() if mutation == "sp" else records(shape, mutation))
+    assert not result.passed
+    failing = [row for row in result.failures if (row.module, row.statistic) == (module, statistic)]
+    assert failing, result.table()
     extreme = max((row.slope for row in failing), key=abs)
-    assert extreme / least >= 1, told.table(only_failures=True)
+    assert extreme / least >= 1, result.table(only_failures=True)
 
 
 def test_correct_mup_passes_and_the_check_has_power() -> None:
-    told = verdict(records(Shape()), reference=sp_records())
-    assert told.passed and told.powerless is False, told.table(only_failures=True)
+    result = verdict(records(Shape()), reference=sp_records())
+    assert result.passed and result.powerless is False, result.table(only_failures=True)
 
 
-def test_readout_sqrt_is_only_seen_with_zero_init() -> None:
-    """Why the check zero-initialises the readout: otherwise the init hides in the change."""
-    told = verdict(records(Shape(), "readout_sqrt", zero_init=False))
-    slopes = [row.slope for row in told.rows if (row.module, row.statistic, row.t) == ("readout", "rms_delta", 4)]
+def test_readout_sqrt_is_clearer_with_zero_init() -> None:
+    """The check starts the readout at zero, because a random init hides part of the change."""
+    result = verdict(records(Shape(), "readout_sqrt", zero_init=False))
+    slopes = [row.slope for row in result.rows if (row.module, row.statistic, row.t) == ("readout", "rms_delta", 4)]
     zero = verdict(records(Shape(), "readout_sqrt"))
     hidden = [row.slope for row in zero.rows if (row.module, row.statistic, row.t) == ("readout", "rms_delta", 4)]
     assert slopes[0] < hidden[0]
@@ -74,24 +74,24 @@ def test_readout_sqrt_is_only_seen_with_zero_init() -> None:
 @pytest.mark.parametrize("shape", CORRECT)
 def test_correct_mup_passes_ten_times_in_a_row(shape: str) -> None:
     for run in range(10):
-        told = verdict(records(CORRECT[shape], widths=(64, 128, 256, 512), seeds=range(100 * run, 100 * run + 3)))
-        assert told.passed, f"run {run}\n{told.table(only_failures=True)}"
+        result = verdict(records(CORRECT[shape], widths=(64, 128, 256, 512), seeds=range(100 * run, 100 * run + 3)))
+        assert result.passed, f"run {run}\n{result.table(only_failures=True)}"
 
 
 @pytest.mark.slow
 def test_values_of_a_fixed_number_of_heads_are_outputs() -> None:
-    """Declared hidden, their change grows with the width, and the faster the wider; as readouts it does not."""
+    """Declared hidden, their change grows with the width, faster at larger widths. As readouts it does not grow."""
     hidden = records(Shape(fixed_kv_heads=2, values_as_hidden=True), widths=(64, 128, 256, 512))
-    told = verdict(hidden)
-    assert {row.module for row in told.failures} >= {"blocks.0.attn.v", "blocks.0.attn.out"}, told.table()
+    result = verdict(hidden)
+    assert {row.module for row in result.failures} >= {"blocks.0.attn.v", "blocks.0.attn.out"}, result.table()
 
     def size(width: int) -> float:
         last = (r for r in hidden if (r["module"], r["t"], r["width"]) == ("blocks.0.attn.v", 4, width))
         return sum(r["value"] for r in last)
 
     assert size(512) / size(256) > size(128) / size(64)
-    told = verdict(records(Shape(fixed_kv_heads=2), widths=(64, 128, 256, 512)))
-    assert told.passed, told.table(only_failures=True)
+    result = verdict(records(Shape(fixed_kv_heads=2), widths=(64, 128, 256, 512)))
+    assert result.passed, result.table(only_failures=True)
 
 
 # ---- depth -----------------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ DEPTHS = (2, 4, 8, 16)
 
 
 def depth_records(alpha: float, seeds: Any = (0, 1, 2)) -> list[dict[str, Any]]:
-    """The change of the residual stream over 2..16 layers at one width; base depth 2."""
+    """Records of the residual stream over 2..16 layers at one width; the base depth is 2."""
 
     def model(layers: int) -> Any:
         branch = depth_scaling(layers / DEPTHS[0], alpha).forward
@@ -141,7 +141,7 @@ def test_depth() -> None:
     drift = verdict(depth_records(0.0), axis="layers")
     assert not drift.passed, drift.table()
     slope = {(row.module, row.statistic): row.slope for row in drift.rows if row.t in (0, 4)}
-    assert slope["final", "rms_delta"] > 0.8  # the change of the residual stream grows about with the layers
+    assert slope["final", "rms_delta"] > 0.8  # the change of the residual stream grows about as the number of layers
     assert abs(max((row.slope for row in kept.rows), key=abs)) < 0.15
 
 

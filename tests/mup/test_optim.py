@@ -1,4 +1,4 @@
-"""Optimizer groups: factors, and what the original got wrong."""
+"""Optimizer groups: factors, and fixed mistakes of the original package."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_parameter_is_in_one_group_in_the_callers_order() -> None:
 
 @pytest.mark.parametrize("cls", [MuAdam, MuAdamW, MuSGD])
 def test_there_are_no_empty_groups(cls: Any) -> None:
-    """Neither where one kind of parameter is missing nor where a whole group of the caller's is."""
+    """There are none if one kind of parameter is missing, or if a group of the caller is empty."""
     vectors = mup.set_base_shapes(nn.LayerNorm(16), nn.LayerNorm(4), delta=nn.LayerNorm(8))
     assert [len(g["params"]) for g in cls(vectors, lr=0.1).param_groups] == [2]
     groups = [{"params": []}, {"params": list(vectors.parameters())}]
@@ -65,7 +65,7 @@ def test_factors() -> None:
 
 
 @pytest.mark.parametrize("cls", [MuAdam, MuAdamW, MuSGD])
-def test_decoupled_weight_decay_is_left_alone(cls: Any) -> None:
+def test_decoupled_weight_decay_is_not_scaled(cls: Any) -> None:
     model = in_mup()
     assert set(by_name(model, cls(model, lr=1.0, weight_decay=0.5, decoupled_wd=True), "weight_decay").values()) == {
         0.5
@@ -76,7 +76,7 @@ def test_adamw_keeps_torchs_default_weight_decay() -> None:
     model = in_mup()
     decay = by_name(model, MuAdamW(model, lr=1.0), "weight_decay")
     assert decay["0.weight"] == torch.optim.AdamW(model.parameters()).defaults["weight_decay"] == 0.01
-    assert decay["1.weight"] == 0.04  # lr * wd as at base width
+    assert decay["1.weight"] == 0.04  # lr * wd equals that at base width
     assert set(by_name(model, MuAdam(model, lr=1.0), "weight_decay").values()) == {0.0}
 
 
@@ -139,7 +139,7 @@ def test_state_of_another_width_is_refused() -> None:
         cls(in_mup(16), lr=0.1).load_state_dict(ours.state_dict())
 
 
-def test_an_impl_that_is_no_torch_optimizer() -> None:
+def test_an_impl_that_is_not_a_torch_optimizer() -> None:
     seen = MuAdam(in_mup(), impl=lambda groups, lr, scale: (groups, scale), lr=0.1, scale=3)
     assert seen[1] == 3 and len(seen[0]) == 2
 
@@ -165,7 +165,7 @@ def test_param_groups_follow_the_table() -> None:
     of_model = {g["name"]: g for g in param_groups(model, lr=1.0, eps=1e-8, width_mult=2.0)}
     assert {name: g["eps"] for name, g in of_model.items()} == {
         name: 5e-9 if name == "hidden.r4" else 1e-8
-        for name in groups  # gradients fall with the model's m, not with r
+        for name in groups  # gradients decrease with m of the model, not with r
     }
     sgd = param_groups(model, lr=1.0, width_mult=2.0, options=Options(optimizer="sgd"))
     assert {g["name"]: g["lr"] for g in sgd} == {"input": 4, "vector": 4, "hidden.r4": 1, "output": 4, "vector#1": 1}
@@ -178,7 +178,7 @@ def test_weight_decay_modes(mode: str) -> None:
     assert {g["weight_decay"] for g in groups} == {0.1, 0.0}
 
 
-def test_frozen_parameters_are_left_out() -> None:
+def test_frozen_parameters_are_in_no_group() -> None:
     model = in_mup()
     model[0].requires_grad_(False)
     assert sum(len(g["params"]) for g in param_groups(model, lr=1.0)) == 4

@@ -1,4 +1,4 @@
-"""Plans of parameters that do not exist yet: multipliers, initial weights, parts of fused matrices, groups."""
+"""Plans of parameters before they exist: multipliers, initial weights, parts of fused matrices, groups."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def test_multipliers_come_from_the_declared_layout() -> None:
     assert (p.fan_in_mult, p.fan_out_mult, p.width_mult, p.init_std) == (1, 4, 4, 0.02)
     p = plan((256,), (32,), Declaration(Role.VECTOR, "zeros"))
     assert (p.fan_in_mult, p.fan_out_mult, p.width_mult) == (8, 8, 8)
-    with pytest.raises(TypeError, match="w declares no role"):
+    with pytest.raises(TypeError, match="w has no declared role"):
         plan((4, 4), (4, 4), Declaration(None))
     with pytest.raises(mup.ShapeError, match="dimensions"):
         plan((4, 4, 4), (4, 4))
 
 
-FORMULAS = {  # std of one entry of a matrix from 40 to 24, at the base: the papers' formulas, with h = 32 and L = 3
+FORMULAS = {  # std of a matrix from 40 to 24 in the base model: formulas of the papers, with h = 32 and L = 3
     "normal": 0.05,
     "scaled_normal": 0.05 / math.sqrt(6),
     "single_residual_scaled_normal": 0.05 / math.sqrt(3),
@@ -89,16 +89,16 @@ def test_init_methods_at_the_base_times_the_rule_once(method: str, kind: Any) ->
     if "orthogonal" in method:
         rows = weight @ weight.T
         torch.testing.assert_close(rows, torch.eye(240) * rows[0, 0], atol=1e-5, rtol=0)
-    bound = float(weight.abs().max()) / wide.init_std  # a uniform law ends at sqrt(3)
+    bound = float(weight.abs().max()) / wide.init_std  # a uniform distribution ends at sqrt(3)
     assert bound == pytest.approx(math.sqrt(3), rel=1e-3) if method == "xavier_uniform" else bound > 2.5
 
 
 def test_an_unknown_method_is_named() -> None:
-    with pytest.raises(ValueError, match="init-method 'he' is unknown; known: normal, "):
+    with pytest.raises(ValueError, match="init-method: expected one of normal, .* got 'he'"):
         plan((4, 4), (4, 4), model=ModelScale(BASE, init=InitMethods("he")))
 
 
-def test_what_is_not_drawn() -> None:
+def test_constant_parameters_are_not_drawn() -> None:
     ones = plan((6,), (6,), Declaration(Role.VECTOR, "ones"))
     assert torch.equal(ones.draw(generator()), torch.ones(6)) and ones.init_std == 0
     assert torch.equal(plan((6,), (6,), Declaration(Role.VECTOR, "zeros")).draw(generator()), torch.zeros(6))
@@ -106,15 +106,15 @@ def test_what_is_not_drawn() -> None:
     assert torch.equal(plan((3, 8), (3, 2), Declaration(Role.OUTPUT), model).draw(generator()), torch.zeros(3, 8))
 
 
-def test_draws_depend_on_the_generator_only() -> None:
+def test_draws_depend_only_on_the_generator() -> None:
     p = plan((8, 8), (8, 8))
     assert torch.equal(p.draw(generator(1)), p.draw(generator(1)))
     assert torch.equal(p.draw(generator(1)), torch.empty(8, 8).normal_(0.0, 0.02, generator=generator(1)))
     assert not torch.equal(p.draw(generator(1)), p.draw(generator(2)))
 
 
-def test_depth_reaches_blocks_only() -> None:
-    """CompleteP, Table 1, alpha 1: block lr unchanged, eps 1/mL; depth-muP, alpha 1/2: lr and eps mL^-1/2."""
+def test_depth_affects_only_blocks() -> None:
+    """CompleteP, Table 1, alpha 1: block lr x 1, eps x 1/mL. depth-muP, alpha 1/2: block lr and eps x mL^-1/2."""
     for alpha, lr, eps in ((1.0, 1.0, 1 / 9), (0.5, 1 / 3, 1 / 3)):
         model = ModelScale(BASE, depth_mult=9.0, options=Options(depth_alpha=alpha))
         inside, outside = (plan((8, 8), (8, 8), model=model, in_block=flag).scaling for flag in (True, False))
@@ -122,7 +122,7 @@ def test_depth_reaches_blocks_only() -> None:
         assert (outside.lr, outside.eps) == (1, 1)
 
 
-def test_matrices_whose_fan_in_stays_are_told() -> None:
+def test_matrices_with_the_fan_in_of_the_base_are_listed() -> None:
     grown, stays = plan((32, 128), (32, 32), name="grown"), plan((128, 32), (32, 32), name="stays")
     gain = plan((32,), (32,), Declaration(Role.VECTOR, "ones"), name="gain")
     table = plan((9, 64), (9, 32), Declaration(Role.INPUT, fan_in_dim=0), name="table")
@@ -134,7 +134,7 @@ def test_matrices_whose_fan_in_stays_are_told() -> None:
 
 
 def fused(queries: int, head_dim: int) -> Declaration:
-    """`queries` query heads, a key and a value head, in this order, for every key-value head."""
+    """Declare a fused matrix with `queries` query heads, a key and a value head, in this order, per key-value head."""
     period = (queries + 2) * head_dim
     query = Part("query", Role.HIDDEN, 0, queries * head_dim, period)
     return Declaration(Role.HIDDEN, parts=(query, Part("value", Role.VALUE, period - head_dim, period, period)))
@@ -143,7 +143,7 @@ def fused(queries: int, head_dim: int) -> Declaration:
 def qkv(
     width: int, kv_heads: int, base_width: int, base_kv_heads: int, head_dim: int = 8, **model: Any
 ) -> ParameterPlan:
-    """A fused projection with width / head_dim query heads."""
+    """Plan a fused projection with width / head_dim query heads."""
     queries, base_queries = width // head_dim // kv_heads, base_width // head_dim // base_kv_heads
     rows, base_rows = width + 2 * kv_heads * head_dim, base_width + 2 * base_kv_heads * head_dim
     scale = ModelScale(BASE, width_mult=width / base_width, init=InitMethods(std=1.0), **model)
@@ -152,7 +152,7 @@ def qkv(
 
 
 def stds(p: ParameterPlan, kv_heads: int, head_dim: int = 8) -> tuple[float, float, float]:
-    """Of queries, keys and values, counted from the ends of each key-value head's rows."""
+    """Stds of queries, keys and values, counted from the end of the rows of each key-value head."""
     rows = p.draw(generator()).view(kv_heads, -1, p.shape[1])
     parts = rows[:, : -2 * head_dim], rows[:, -2 * head_dim : -head_dim], rows[:, -head_dim:]
     q, k, v = (float(part.square().mean().sqrt()) for part in parts)
@@ -162,14 +162,16 @@ def stds(p: ParameterPlan, kv_heads: int, head_dim: int = 8) -> tuple[float, flo
 @pytest.mark.parametrize(
     ("width", "kv_heads", "base_kv_heads", "value_std"),
     [
-        (256, 2, 2, 1 / 4),  # r = 4, s = 1: sigma / r, as of a map to a finite dimension
-        (256, 4, 2, math.sqrt(2) / 4),  # r = 4, s = 2: sqrt(s) / r, so that the norm is sqrt(fan_out / fan_in)
+        (256, 2, 2, 1 / 4),  # r = 4, s = 1: sigma / r, as for a map to a finite dimension
+        (256, 4, 2, math.sqrt(2) / 4),  # r = 4, s = 2: sqrt(s) / r, which gives the norm sqrt(fan_out / fan_in)
         (256, 8, 2, 1 / 2),  # s = r: hidden
-        (256, 8, 1, 1 / 2),  # s = 8 > r: hidden, not more
+        (256, 8, 1, 1 / 2),  # s = 8 > r: also hidden
         (64, 2, 2, 1.0),  # the base
     ],
 )
-def test_values_of_slower_heads_start_smaller(width: int, kv_heads: int, base_kv_heads: int, value_std: float) -> None:
+def test_values_of_slowly_growing_heads_start_smaller(
+    width: int, kv_heads: int, base_kv_heads: int, value_std: float
+) -> None:
     q, k, v = stds(qkv(width, kv_heads, 64, base_kv_heads), kv_heads)
     hidden = (width / 64) ** -0.5
     assert (q, k, v) == pytest.approx((hidden, hidden, value_std), rel=0.05)
@@ -181,7 +183,7 @@ def test_sp_has_no_parts_and_zero_starts_are_zero() -> None:
     q, k, v = stds(p, 2)
     assert (q, v) == (0, 0) and k == pytest.approx(1 / 2, rel=0.05)
     assert not torch.signbit(p.draw(generator())[p.draw(generator()) == 0]).any()  # no negative zeros
-    assert stds(qkv(256, 8, 64, 2, zero_values=True), 8)[2] == pytest.approx(1 / 2, rel=0.05)  # these keep up
+    assert stds(qkv(256, 8, 64, 2, zero_values=True), 8)[2] == pytest.approx(1 / 2, rel=0.05)  # these are hidden
 
 
 def test_parts_are_rows_of_every_period() -> None:
@@ -197,7 +199,7 @@ def test_parts_are_rows_of_every_period() -> None:
 
 
 def test_a_layer_of_values_without_a_plan() -> None:
-    """8 value rows at every width: init sigma / r, lr eta / r (Adam), eta s / r = eta / r (SGD)."""
+    """With 8 value rows at every width: init sigma / r, lr eta / r (Adam), eta s / r = eta / r (SGD)."""
 
     def make(width: int) -> nn.Linear:
         layer = nn.Linear(width, 8)
@@ -209,7 +211,7 @@ def test_a_layer_of_values_without_a_plan() -> None:
     torch.manual_seed(0)
     layer = make(64)
     mup.set_base_shapes(layer, make(4), delta=make(8))  # r = 16
-    torch.testing.assert_close(layer.weight.detach(), raw.weight.detach() / 4)  # torch's own falls as r^-1/2
+    torch.testing.assert_close(layer.weight.detach(), raw.weight.detach() / 4)  # torch's init already has r^-1/2
     for build in (MuAdam, MuSGD):
         groups = build(layer, lr=1.0, weight_decay=0.1).param_groups
         [group] = [g for g in groups if any(p is layer.weight for p in g["params"])]
@@ -222,7 +224,7 @@ def test_a_layer_of_values_without_a_plan() -> None:
 
 
 @pytest.mark.parametrize(("build", "lr"), [(MuAdamW, 0.01), (MuSGD, 0.1)])
-def test_values_train_as_a_readout_does(build: Any, lr: float) -> None:
+def test_values_train_like_a_readout(build: Any, lr: float) -> None:
     """Tensor Programs V, Table 8: a map to a finite dimension, in the forms without and with a forward multiplier."""
 
     def make(width: int, as_readout: bool) -> nn.Module:
@@ -245,7 +247,7 @@ def test_values_train_as_a_readout_does(build: Any, lr: float) -> None:
             optimizer.step()
         outputs.append(model(x).detach())
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
-    assert float((outputs[0] - before).abs().max()) > 0.02  # it did train
+    assert float((outputs[0] - before).abs().max()) > 0.02  # training changed the output
 
 
 # ---- groups ----------------------------------------------------------------------------------------------------
@@ -276,7 +278,7 @@ def test_groups_of_one_label_are_numbered_over_the_whole_model() -> None:
     )
 
 
-def test_a_group_holds_base_values_times_factors() -> None:
+def test_a_group_has_base_values_times_factors() -> None:
     [group] = grouped(plan((128, 128), (32, 32)), lr=torch.tensor(2.0))
     assert isinstance(group["lr"], Tensor) and float(group["lr"]) == 0.5
     assert (group["lr_mult"], group["width_mult"], group["role"], group["name"]) == (1 / 4, 4, "hidden", "hidden.r4")
@@ -328,7 +330,7 @@ def audited(p: ParameterPlan, weight: Tensor, groups: list[dict[str, Any]]) -> t
     return row.departures
 
 
-def test_the_audit_of_plans_sees_parts_and_each_quantity() -> None:
+def test_the_audit_of_plans_checks_parts_and_each_quantity() -> None:
     p = qkv(256, 2, 64, 2, zero_queries=True)
     weight = p.draw(generator())
     [group] = grouped(p)
@@ -339,7 +341,7 @@ def test_the_audit_of_plans_sees_parts_and_each_quantity() -> None:
     halves = group | {"weight_decay": 0.1, "independent_weight_decay": group["weight_decay"] - 0.1}
     assert audited(p, weight, [halves]) == ()
     larger_values = weight.clone()
-    larger_values.view(2, -1, 256)[:, -8:] *= 2  # as if hidden: r = 4
+    larger_values.view(2, -1, 256)[:, -8:] *= 2  # the scale of hidden rows: r = 4
     assert audited(p, larger_values, [group]) == ("init_std",)
     assert audited(p, weight * 1.05, [group]) == ("init_std",)
     gain = plan((64,), (16,), Declaration(Role.VECTOR, "ones"))
@@ -347,7 +349,7 @@ def test_the_audit_of_plans_sees_parts_and_each_quantity() -> None:
 
 
 @pytest.mark.parametrize(("errors", "departs"), [(5.9, False), (-5.9, False), (-6.1, True)])
-def test_a_std_may_be_six_standard_errors_away(errors: float, departs: bool) -> None:
+def test_the_tolerance_of_a_planned_std_is_six_standard_errors(errors: float, departs: bool) -> None:
     """The standard error of the std of n normal numbers is std / sqrt(2 (n - 1))."""
     p = plan((50, 40), (50, 40))
     signs = torch.tensor([1.0, -1.0]).repeat(1000).view(50, 40)

@@ -1,4 +1,4 @@
-"""Declared roles and layouts: GQA, experts, Conv1D, transposed convolutions, routers; and what is inferred."""
+"""Declared roles and layouts (GQA, experts, Conv1D, transposed convolutions, routers), and inferred roles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mup.plan import planned
 
 
 class Experts(nn.Module):
-    """[E, in, out] weights, out grows faster than in."""
+    """Experts with weights [E, in, out]; out grows faster than in."""
 
     def __init__(self, width: int, ffn: int, count: int = 3) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Experts(nn.Module):
 
 
 class Stacked(nn.Module):
-    """Experts stacked along the output, [E * out, in], as grouped kernels keep them."""
+    """Experts stacked along the output, [E * out, in], as in grouped kernels."""
 
     def __init__(self, width: int, ffn: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Stacked(nn.Module):
 
 
 class Conv1D(nn.Module):
-    """The linear layer of transformers' GPT-2: [in, out]."""
+    """The linear layer of GPT-2 in transformers, with a weight [in, out]."""
 
     def __init__(self, nf: int, nx: int) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ def test_init_follows_role_and_fan_in(case: str) -> None:
     assert float(p.detach().std()) == pytest.approx((shape.fanin_fanout()[0].dim * taps) ** -0.5, rel=0.15)
 
 
-def test_a_declaration_may_come_after_set_base_shapes() -> None:
+def test_a_declaration_can_come_after_set_base_shapes() -> None:
     make = lambda w: nn.Linear(w, 8)  # noqa: E731
     layer = mup.set_base_shapes(make(16), make(4), delta=make(8), do_assert=False)
     assert MuAdam(layer, lr=1.0).param_groups[0]["lr"] == 1
@@ -118,8 +118,8 @@ def test_a_declaration_may_come_after_set_base_shapes() -> None:
     mup.assert_hidden_size_inf(layer)
 
 
-def test_what_cannot_be_declared() -> None:
-    with pytest.raises(AttributeError, match="no parameter 'kernel'"):
+def test_invalid_declarations_raise() -> None:
+    with pytest.raises(AttributeError, match="no direct parameter 'kernel'"):
         mup.declare(nn.Linear(2, 2), "kernel")
     with pytest.raises(ValueError, match="middle"):
         mup.declare(nn.Linear(2, 2), role="middle")
@@ -145,7 +145,7 @@ def test_main_set_by_hand_is_the_fan_in() -> None:
     assert next(iter(planned(model)))[1].fan_in_mult == 8
 
 
-def test_a_declared_output_is_rescaled_as_a_readout() -> None:
+def test_a_declared_output_is_rescaled_like_a_readout() -> None:
     def make(width: int) -> Any:
         layer = nn.Linear(width, 3)
         mup.declare(layer, role=Role.OUTPUT)

@@ -1,4 +1,4 @@
-"""The table of rules: properties that hold for every role, optimizer and option; and its cells against the papers."""
+"""The table of rules: properties for every role, optimizer and option, and its cells against the papers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ FOUR = st.tuples(MULT, MULT, MULT, MULT)
 
 
 @given(ROLES, OPTIONS, st.booleans())
-def test_base_size_is_exactly_sp(role: Role, options: Options, block: bool) -> None:
+def test_the_base_size_equals_sp(role: Role, options: Options, block: bool) -> None:
     sp = Options(mup=False, optimizer=options.optimizer)
     assert scaling(role, options, 1, 1, 1, 1, block) == scaling(role, sp, 4, 2, 3, 8, block)
     assert set(astuple(scaling(role, options, 1, 1, 1, 1, block))) <= {0.0, 1.0}
@@ -61,7 +61,7 @@ def test_multipliers_compose(
     first: tuple[float, float, float, float],
     second: tuple[float, float, float, float],
 ) -> None:
-    """64 -> 128 -> 256 is 64 -> 256."""
+    """Scaling 64 -> 128 -> 256 equals scaling 64 -> 256."""
     r, s, m, depth = (a * b for a, b in zip(first, second, strict=True))
     both = scaling(role, options, r, s, m, depth, block)
     in_two = zip(
@@ -91,7 +91,8 @@ def test_scaled_decay_times_lr_does_not_depend_on_the_width(
         assert got.weight_decay == 1
 
 
-# (init_std, lr, eps, weight_decay, forward) at r = 4, s = 9, m = 16: Tensor Programs V, Table 8; the spectral condition
+# (init_std, lr, eps, weight_decay, forward) at r = 4, s = 9, m = 16, from Tensor Programs V, Table 8, and the
+# spectral condition
 CELLS: dict[tuple[str, Role], tuple[float, ...]] = {
     ("adamw", Role.INPUT): (1, 1, 1, 1, 1),
     ("adamw", Role.HIDDEN): (1 / 2, 1 / 4, 1 / 16, 4, 1),
@@ -120,7 +121,7 @@ CELLS: dict[tuple[str, Role], tuple[float, ...]] = {
 }
 
 
-def test_the_cells_are_all_of_the_table() -> None:
+def test_the_cells_cover_the_table() -> None:
     reached = {(FAMILY_OF_OPTIMIZER[optimizer], role) for optimizer, role in CELLS}
     assert reached == set(itertools.product(TABLE, Role)) == set(itertools.product(Family, Role))
 
@@ -155,7 +156,7 @@ def test_options() -> None:
     ],
 )
 def test_depth(optimizer: str, alpha: float, lr: float) -> None:
-    """At 4 times the layers: Tensor Programs VI, Table 1 (SGD and Adam at 1/2); CompleteP, Table 1."""
+    """With 4 times the layers: Tensor Programs VI, Table 1 (SGD and Adam at 1/2); CompleteP, Table 1."""
     options = Options(optimizer=optimizer, depth_alpha=alpha)
     assert scaling(Role.VECTOR, options, 1, 1, 1, 4, True).lr == lr
     assert scaling(Role.VECTOR, options, 1, 1, 1, 4, False).lr == 1
@@ -165,7 +166,7 @@ def test_depth(optimizer: str, alpha: float, lr: float) -> None:
 
 @given(st.integers(1, 512), st.integers(1, 512), st.floats(0.1, 10))
 def test_attention_and_readout(d: int, base: int, temperature: float) -> None:
-    assert attention_scale(base, base) == 1 / math.sqrt(base)  # bit for bit what torch uses
+    assert attention_scale(base, base) == 1 / math.sqrt(base)  # equal to torch's scale bit for bit
     assert attention_scale(d, base, temperature) == pytest.approx(math.sqrt(base) / (d * temperature))
     assert readout_mult(1.0) == 1.0 and readout_mult(d, temperature) == pytest.approx(1 / (d * temperature))
 
@@ -178,12 +179,12 @@ def test_powers(r: float, s: float, m: float) -> None:
 
 
 def test_unit_scaling_table() -> None:
-    """The factors of the unit-scaling library: linear, linear_readout, lr_scale_func_adam."""
+    """The factors equal those of the unit-scaling library: linear, linear_readout, lr_scale_func_adam."""
     sizes: dict[str, int] = {"fan_in": 16, "fan_out": 64}
     assert astuple(unit_scaling(Role.INPUT, **sizes)) == (1, 1, 1, 1 / 8)
     assert astuple(unit_scaling(Role.HIDDEN, **sizes)) == (1, 1 / 4, 1 / 4, 1 / 4)
     assert astuple(unit_scaling(Role.HIDDEN, depth=4, **sizes)) == (1, 1 / 4, 1 / 4, 1 / 8)
     assert astuple(unit_scaling(Role.OUTPUT, **sizes)) == (1, 1 / 16, 1 / 8, 1)
     assert astuple(unit_scaling(Role.VECTOR, depth=9, **sizes)) == (1, 1, 1, residual_mult(9))
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="sizes of at least 1"):
         unit_scaling(Role.HIDDEN, fan_in=0, fan_out=3)

@@ -1,4 +1,4 @@
-"""MuScheduler under any torch scheduler, and Scheduler of a function: group lr = base rate x lr_mult."""
+"""MuScheduler with any torch scheduler, and Scheduler with a function: group lr = base rate x lr_mult."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SCHEDULES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 
 
 def reference(kind: str, optimizer: type, steps: int) -> list[float]:
-    """The schedule of a single group at the base rate."""
+    """Rates of the schedule for a single group with the base rate."""
     cls, kwargs = SCHEDULES[kind]
     single = optimizer([nn.Parameter(torch.zeros(()))], lr=0.1)
     scheduler, rates = cls(single, **kwargs), []
@@ -67,7 +67,7 @@ def test_multipliers_hold_at_every_step_and_after_a_resume(kind: str, make: Any,
         scheduler.step()
 
 
-def test_torchs_own_cosine_loses_the_multipliers_which_is_why_this_exists() -> None:
+def test_torchs_cosine_schedule_loses_the_multipliers() -> None:
     optimizer = MuAdam(in_mup(), lr=0.1)
     scheduler = S.CosineAnnealingLR(optimizer, 10, eta_min=0.02)
     for _ in range(10):
@@ -107,11 +107,11 @@ def test_groups_without_multiplier_and_a_state_of_other_groups() -> None:
     scheduler = MuScheduler(plain, S.LambdaLR, lr_lambda=lambda t: 0.5**t)
     scheduler.step()
     assert scheduler.get_last_lr() == [0.05]
-    with pytest.raises(ValueError, match="1 parameter groups, this optimizer has 2"):
+    with pytest.raises(ValueError, match="1 parameter groups, but this optimizer has 2"):
         MuScheduler(MuAdam(in_mup(), lr=0.1), S.LambdaLR, lr_lambda=float).load_state_dict(scheduler.state_dict())
 
 
-def test_a_scheduler_made_after_the_optimizer_state_was_loaded() -> None:
+def test_a_scheduler_created_after_loading_the_optimizer_state() -> None:
     schedule = {"lr_lambda": lambda t: 0.5**t}
     optimizer = MuAdam(in_mup(), lr=0.1)
     scheduler = MuScheduler(optimizer, S.LambdaLR, **schedule)
@@ -140,7 +140,7 @@ def halving(step: int) -> float:
     return 0.5**step
 
 
-def test_a_function_of_the_step_gives_every_group_its_multiple() -> None:
+def test_a_function_schedule_multiplies_the_rate_of_every_group() -> None:
     optimizer = groups_with(MULTS)
     scheduler = Scheduler(optimizer, halving)
     for step, increment in ((0, 1), (1, 1), (2, 3), (5, 1)):
@@ -154,7 +154,7 @@ def test_a_function_of_the_step_gives_every_group_its_multiple() -> None:
     assert scheduler.get_last_lr()[0] == 0.5**6
 
 
-def test_a_rate_kept_in_a_tensor_stays_the_same_tensor() -> None:
+def test_a_tensor_rate_is_updated_in_place() -> None:
     optimizer = groups_with(MULTS)
     tensor = optimizer.param_groups[1]["lr"] = torch.tensor(1.0)
     Scheduler(optimizer, halving).step()
@@ -174,21 +174,23 @@ def test_a_function_schedule_resumes_and_refuses_other_multipliers() -> None:
     part = Scheduler(groups_with({"hidden.r4": 0.25}), halving, lr_mults=MULTS)
     part.load_state_dict(first.state_dict())
     assert part.get_last_lr() == [0.25 / 8]
-    with pytest.raises(ValueError, match="disagree with this optimizer's groups: {'hidden.r4': 0.5}"):
+    with pytest.raises(
+        ValueError, match="lr_mults: the groups of this optimizer have other multipliers: {'hidden.r4': 0.5}"
+    ):
         Scheduler(groups_with({"hidden.r4": 0.5}), halving, lr_mults=MULTS)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "input"}, "group 2 has no name of its own: 'input'"),
-        ({"name": None}, "group 2 has no name"),
-        ({"lr_mult": -0.1}, "'wide' has no usable lr_mult: -0.1"),
-        ({"lr_mult": float("inf")}, "no usable lr_mult"),
-        ({"lr_mult": "1"}, "no usable lr_mult"),
+        ({"name": "input"}, "group 2: expected a unique name, got 'input'"),
+        ({"name": None}, "group 2: expected a unique name, got None"),
+        ({"lr_mult": -0.1}, "'wide': expected a finite lr_mult of at least 0, got -0.1"),
+        ({"lr_mult": float("inf")}, "expected a finite lr_mult of at least 0, got inf"),
+        ({"lr_mult": "1"}, "expected a finite lr_mult of at least 0, got '1'"),
     ],
 )
-def test_groups_that_a_function_schedule_cannot_take(changes: dict[str, Any], message: str) -> None:
+def test_invalid_groups_of_a_function_schedule_raise(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Scheduler(groups_with(MULTS, **changes), halving)
 

@@ -46,7 +46,7 @@ def test_a_size_that_is_not_known_yet_is_an_error() -> None:
         mup.zip_infshape([1.5], [3])
 
 
-# a name that begins with the letters of "module." was mangled by the original
+# the original mangles names that start with letters of "module."
 NAMES = ("module_list.0.weight", "models.weight", "odule.weight", "module.module.weight", "elu.weight")
 
 
@@ -63,7 +63,7 @@ def test_wrapper_prefixes_are_removed_exactly(inner: str, wrapped: str, prefix: 
     assert zipped == {name: InfShape([InfDim(4, 8)]) for name in shapes}
 
 
-def test_data_parallel_model_and_a_module_really_called_module() -> None:
+def test_data_parallel_model_and_a_submodule_named_module() -> None:
     model: Any = mup.set_base_shapes(nn.DataParallel(mlp(32)), mlp(4), delta=mlp(8))
     torch.testing.assert_close(model(torch.ones(2, 5)), model.module(torch.ones(2, 5)))
     mup.set_base_shapes(mlp(32), nn.DataParallel(mlp(4)), delta=nn.DataParallel(mlp(8)))
@@ -72,7 +72,7 @@ def test_data_parallel_model_and_a_module_really_called_module() -> None:
     assert all(name.startswith("module.") for name in shapes)
 
 
-def test_names_on_either_side_are_told() -> None:
+def test_names_that_exist_on_one_side_are_listed() -> None:
     with pytest.raises(ShapeError, match=r"only in the base \['b'\], only in the model \['c'\]"):
         mup.zip_infshapes({"a": [1], "b": [1]}, {"a": [1], "c": [1]})
 
@@ -81,7 +81,7 @@ def test_a_dimension_forgotten_in_delta_is_reported_by_name(tmp_path: Path) -> N
     with pytest.warns(ForgottenDimensionWarning, match=r"1\.weight \(dimension 0: 6 in the base, 24 here\)"):
         model: Any = mup.set_base_shapes(mlp(32, 24), mlp(4, 6), delta=mlp(8, 6), do_assert=False)
     assert model[1].weight.infshape.forgotten() == [0]
-    path = tmp_path / "x.bsh"  # also when base and delta are known from a file only
+    path = tmp_path / "x.bsh"  # base and delta are known only from a file
     mup.make_base_shapes(mlp(4, 6), mlp(8, 6), path)
     with pytest.warns(ForgottenDimensionWarning, match=r"1\.weight \(dimension 0: 6 in the base, 24 here\)"):
         mup.set_base_shapes(mlp(32, 24), path, do_assert=False)
@@ -99,7 +99,7 @@ def test_pathlib_paths_everywhere(tmp_path: Path) -> None:
     assert "kept" in mup.read_comments(tmp_path / "c.bsh")
 
 
-def test_a_models_own_get_shapes() -> None:
+def test_get_shapes_of_a_model_is_used() -> None:
     class Own(nn.Linear):
         def get_shapes(self) -> dict[str, list[int]]:
             return {"weight": [self.out_features * 2, self.in_features], "bias": [self.out_features * 2]}
@@ -115,14 +115,14 @@ def test_shapes_come_from_models_dicts_and_paths(wrong: object) -> None:
         mup.zip_infshapes(wrong, {"a": [1]})  # type: ignore[arg-type]
 
 
-def test_missing_infshapes_are_told_by_name() -> None:
+def test_missing_infshapes_are_named() -> None:
     with pytest.raises(ShapeError, match="'0.weight' has no infshape"):
         mup.get_infshapes(mlp(4))
-    with pytest.raises(ShapeError, match="no infshape is given for the parameter '0.bias'"):
+    with pytest.raises(ShapeError, match="infshapes has no entry for the parameter '0.bias'"):
         mup.apply_infshapes(mlp(4), {"0.weight": InfShape([InfDim(None, 4), InfDim(None, 5)])})
 
 
-def test_the_base_model_may_be_on_the_meta_device() -> None:
+def test_the_base_model_can_be_on_the_meta_device() -> None:
     with torch.device("meta"):
         base, delta = mlp(4), mlp(8)
     model: Any = mup.set_base_shapes(mlp(16), base, delta=delta)

@@ -1,4 +1,4 @@
-"""Shape metadata and the rescale mark survive what torch does to models and state dicts."""
+"""Shape metadata and the rescale mark survive torch's operations on models and state dicts."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def assert_whole(model: nn.Module, like: nn.Module, same_output: bool = True) ->
     assert lrs == {"hidden_x8": 0.125, "vector_x1": 1.0}
 
 
-def test_deepcopy_puts_the_shapes_on_the_copied_tensors() -> None:
+def test_deepcopy_sets_the_shapes_on_the_copied_tensors() -> None:
     model = in_mup()
     twice = copy.deepcopy(copy.deepcopy(model))
-    assert all(hasattr(p, "infshape") for p in twice.parameters())  # without any call of ours
+    assert all(hasattr(p, "infshape") for p in twice.parameters())  # without a call of attach
     assert_whole(twice, model)
     twice[0].weight.infshape[0].dim = 7
     assert model[0].weight.infshape[0].dim == 32  # nothing is shared
@@ -102,7 +102,7 @@ def test_meta_then_to_empty() -> None:
     assert MuAdam(copy.deepcopy(model), lr=1.0).param_groups[0]["lr"] == 0.125  # the model itself needs no attach
 
 
-def test_meta_then_reset_gives_the_init_of_a_model_built_at_once() -> None:
+def test_meta_then_reset_gives_the_init_of_a_model_built_directly() -> None:
     with torch.device("meta"):
         model = in_mup()
     model.to_empty(device="cpu")
@@ -193,7 +193,7 @@ def test_fully_shard_on_two_processes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-# ---- never a second rescale ------------------------------------------------------------------------------------
+# ---- parameters are rescaled only once -------------------------------------------------------------------------
 
 
 def values(model: nn.Module) -> list[torch.Tensor]:
@@ -239,23 +239,23 @@ def test_a_state_dict_from_before_set_base_shapes_is_rescaled_once() -> None:
     raw = mlp(32)
     state = save_and_load(raw.state_dict())
     expected = mup.set_base_shapes(copy.deepcopy(raw), mlp(4), delta=mlp(8))
-    for model in (mlp(32), in_mup()):  # also where the model in memory was rescaled already
+    for model in (mlp(32), in_mup()):  # the second model in memory is already rescaled
         model.load_state_dict(state)
         mup.set_base_shapes(model, mlp(4), delta=mlp(8))
         assert same(model, values(expected))
 
 
-def test_a_state_dict_without_mark_is_left_alone_and_said_so() -> None:
+def test_a_state_dict_without_mark_is_not_rescaled_and_warns() -> None:
     trained = in_mup()
-    bare = dict(trained.state_dict())  # as from safetensors, or from the original package
+    bare = dict(trained.state_dict())  # like a state dict from safetensors or from the original package
     fresh = mlp(32)
     fresh.load_state_dict(bare)
-    with pytest.warns(UserWarning, match="does not say"):
+    with pytest.warns(UserWarning, match="does not record"):
         mup.set_base_shapes(fresh, mlp(4), delta=mlp(8))
     assert same(fresh, values(trained))
 
 
-def test_the_mark_adds_no_key_and_torch_models_read_our_state_dicts() -> None:
+def test_the_mark_adds_no_key_and_torch_models_load_our_state_dicts() -> None:
     plain = nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 32), nn.Linear(32, 3))
     state = save_and_load(in_mup().state_dict())
     assert list(state) == list(plain.state_dict())
@@ -306,5 +306,5 @@ def test_a_tied_embedding_is_not_rescaled(by_hand: bool) -> None:
 def test_shared_readout_has_a_bias_of_the_vocabulary_and_refuses_zero_init() -> None:
     embedding = nn.Embedding(11, 4)
     assert MuSharedReadout(embedding.weight).bias.shape == (11,)
-    with pytest.raises(ValueError, match="zero the embedding"):
+    with pytest.raises(ValueError, match="set the embedding to zero"):
         MuSharedReadout(embedding.weight, readout_zero_init=True)

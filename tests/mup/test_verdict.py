@@ -1,4 +1,4 @@
-"""The verdict: slopes, intervals, thresholds and bad data, on made-up records."""
+"""The verdict: slopes, intervals, thresholds and invalid data, on synthetic records."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def records(
 
 @settings(deadline=None)
 @given(st.floats(-2, 2))
-def test_a_power_law_is_found_exactly_and_judged_by_the_thresholds(slope: float) -> None:
+def test_a_power_law_is_fitted_exactly_and_judged_by_the_thresholds(slope: float) -> None:
     [row] = verdict(records({"a": slope})).rows
     assert (row.slope, row.low, row.high) == pytest.approx((slope, slope, slope), abs=1e-9)
     if abs(slope - 0.15) > 1e-6 and abs(slope + 0.30) > 1e-6:
@@ -57,13 +57,13 @@ def test_ols_and_interval_agree_with_numpy() -> None:
     assert verdict(data) == verdict(data)
 
 
-def test_a_slope_of_seeds_that_lack_a_width_agrees_with_numpy() -> None:
+def test_a_slope_with_a_missing_width_agrees_with_numpy() -> None:
     data = [r for r in records({"a": 0.1}, noise=0.3) if (r["seed"], r["width"]) != (1, 512)]
     [row] = verdict(data).rows
     x, y = [math.log2(r["width"]) for r in data], [math.log2(r["value"]) for r in data]
     assert row.slope == pytest.approx(np.polyfit(x, y, 1)[0])
     fits = []
-    for drawn in itertools.product(range(3), repeat=3):  # every way to draw three seeds again
+    for drawn in itertools.product(range(3), repeat=3):  # every way to draw three seeds with replacement
         points = [(a, b) for s in drawn for r, a, b in zip(data, x, y, strict=True) if r["seed"] == s]
         fits.append(np.polyfit([a for a, _ in points], [b for _, b in points], 1)[0])
     assert (row.low, row.high) == pytest.approx(tuple(np.quantile(np.repeat(fits, 100), [0.025, 0.975])), abs=0.01)
@@ -90,13 +90,13 @@ def test_an_uncertain_slope_does_not_fail() -> None:
         ("blocks.0.attn", False),
     ],
 )
-def test_attention_logits_may_vanish_by_name(module: str, ok: bool) -> None:
+def test_attention_logits_can_vanish_by_name(module: str, ok: bool) -> None:
     assert verdict(records({module: -0.5})).passed == ok
     assert not verdict(records({module: 0.5})).passed
     assert verdict(records({module: -0.5}), may_vanish=lambda *row: True).passed
 
 
-def test_what_records_declare_may_vanish_and_nothing_else_of_the_module() -> None:
+def test_only_marked_records_of_a_module_can_vanish() -> None:
     at_init = records({"head": -0.5}, statistic="mean_abs", t=0, may_vanish=True)
     assert verdict(at_init + records({"head": 0.0}, may_vanish=False)).passed
     assert not verdict(at_init + records({"head": -0.5}, may_vanish=False)).passed
@@ -106,8 +106,8 @@ def test_what_records_declare_may_vanish_and_nothing_else_of_the_module() -> Non
 def test_powerless() -> None:
     good, bad = records({"a": 0.0}), records({"a": 1.0})
     assert verdict(good, reference=bad).passed and verdict(good, reference=bad).powerless is False
-    told = verdict(good, reference=good)
-    assert not told.passed and told.powerless and "powerless" in told.table()
+    result = verdict(good, reference=good)
+    assert not result.passed and result.powerless and "powerless" in result.table()
     assert verdict(good).powerless is None
 
 
@@ -118,8 +118,8 @@ def test_zeros() -> None:
         ]
 
     assert [row.module for row in verdict(zeroed(lambda r: True)).rows] == ["b"]
-    told = verdict(zeroed(lambda r: r["width"] == 128))
-    assert not told.passed and "zero only at 128" in told.table()
+    result = verdict(zeroed(lambda r: r["width"] == 128))
+    assert not result.passed and "zero only at 128" in result.table()
     assert not verdict(zeroed(lambda r: r["width"] == 128 and r["seed"] == 1)).passed
     with pytest.raises(ValueError, match="nothing to judge"):
         verdict([r | {"value": 0.0} for r in records({"a": 0})])
@@ -130,12 +130,12 @@ def test_nan_and_missing_widths_fail() -> None:
     for r in data:
         if (r["module"], r["width"]) == ("a", 512):
             r["value"] = math.nan
-    told = verdict([r for r in data if (r["module"], r["width"]) != ("b", 256)])
-    assert {row.module: row.reason for row in told.failures} == {
+    result = verdict([r for r in data if (r["module"], r["width"]) != ("b", 256)])
+    assert {row.module: row.reason for row in result.failures} == {
         "a": "not finite at 512",
         "b": "not recorded at 256",
     }
-    assert "3 slopes" in told.summary() and told.table(only_failures=True).count("\n") == 3
+    assert "3 slopes" in result.summary() and result.table(only_failures=True).count("\n") == 3
 
 
 def test_calls_of_one_module_are_averaged_and_columns_are_accepted() -> None:
@@ -149,29 +149,29 @@ def test_calls_of_one_module_are_averaged_and_columns_are_accepted() -> None:
 
 def test_too_little_data_is_refused() -> None:
     data = records({"a": 0.0})
-    with pytest.raises(ValueError, match="4 or more widths, not 3"):
+    with pytest.raises(ValueError, match="4 or more widths, got 3"):
         verdict([r for r in data if r["width"] != 64])
     with pytest.raises(ValueError, match="8x range"):
         verdict([r | {"width": 500 + r["width"]} for r in data])
-    with pytest.raises(ValueError, match="3 or more seeds, not 2"):
+    with pytest.raises(ValueError, match="3 or more seeds, got 2"):
         verdict([r for r in data if r["seed"]])
-    with pytest.raises(ValueError, match="lacks 'seed'"):
+    with pytest.raises(ValueError, match="has no column 'seed'"):
         verdict([{k: v for k, v in r.items() if k != "seed"} for r in data])
     assert verdict([r for r in data if r["seed"]], thresholds=Thresholds(min_seeds=1)).seeds == 2
 
 
 def test_another_axis_and_plain_data() -> None:
     data = [{("layers" if k == "width" else k): v for k, v in r.items()} for r in records({"a": 1.0})]
-    told = verdict(data, axis="layers")
-    assert not told.passed and "layers 64" in told.summary()
-    assert json.loads(json.dumps(told.as_dict()))["rows"][0]["reason"] == "grows as the power +1.00"
+    result = verdict(data, axis="layers")
+    assert not result.passed and "layers 64" in result.summary()
+    assert json.loads(json.dumps(result.as_dict()))["rows"][0]["reason"] == "grows as the power +1.00"
 
 
 def test_the_plot_marks_failing_modules(tmp_path: Path) -> None:
     data = records({"fine": 0.0, "broken": 1.0}) + records({"fine": 0.0}, statistic="mean_abs", t=0)
     data.append(data[0] | {"value": math.nan})
-    told = verdict([r for r in data if math.isfinite(r["value"])])
-    figure = plot_verdict(data, told, tmp_path / "check.jpg", "muP")
+    result = verdict([r for r in data if math.isfinite(r["value"])])
+    figure = plot_verdict(data, result, tmp_path / "check.jpg", "muP")
     assert (tmp_path / "check.jpg").stat().st_size > 1000 and len(figure.axes) == 2
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
     assert set(lines) == {"fine", "FAIL broken +1.00"}

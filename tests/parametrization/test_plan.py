@@ -194,7 +194,7 @@ def test_every_parameter_declares_a_role():
     model = materialise(make_plan(BASE), 1)
     assert set(declarations(model)) == {name for name, _ in model.named_parameters()}
     model.layers[0].mlp.extra = torch.nn.Parameter(torch.ones(3))
-    with pytest.raises(TypeError, match="layers.0.mlp.extra declares no role"):
+    with pytest.raises(TypeError, match="layers.0.mlp.extra has no declared role"):
         declarations(model)
 
 

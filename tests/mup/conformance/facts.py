@@ -1,7 +1,7 @@
-"""What a `mup` package does, as JSON: run under ours and under the original, and compared by test_oracle.py.
+"""Print the behaviour of a `mup` package as JSON. test_oracle.py runs it with ours and with the original.
 
-python facts.py FOLDER: prints the facts, writes FOLDER/written.bsh, and reads FOLDER/given.bsh when there is one.
-Uses only what mup 1.0.0 has.
+`python facts.py FOLDER` prints the facts, writes FOLDER/written.bsh, and reads FOLDER/given.bsh if it exists.
+It uses only the API of mup 1.0.0.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def group_facts(model: nn.Module) -> dict[str, Any]:
                     "params": [names[id(p)] for p in g["params"]],
                 }
                 for g in built.param_groups
-                if g["params"]  # the original also makes empty groups
+                if g["params"]  # the original also creates empty groups
             ]
     return facts
 

@@ -1,4 +1,4 @@
-"""Behaviour of the `mup` API that ours and the original 1.0.0 share; test_oracle.py runs this file under both."""
+"""Behaviour of the `mup` API in both ours and the original 1.0.0. test_oracle.py runs this file under the original."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_infshape_of_a_matrix() -> None:
     assert InfShape.deserialize(shape.serialize()) == shape
 
 
-def test_main_may_be_set_by_hand() -> None:
+def test_main_can_be_set_by_hand() -> None:
     shape = InfShape([InfDim(4, 8), InfDim(4, 16)])
     shape.main_idx, shape.main = 0, shape[0]
     assert shape.width_mult() == 2
@@ -87,7 +87,7 @@ def test_base_none_is_the_model_itself() -> None:
     assert all(shape.ninf() == 0 for shape in mup.get_infshapes(model).values())
 
 
-def test_plain_linear_from_a_width_to_a_finite_dimension_is_refused() -> None:
+def test_a_plain_linear_from_a_width_to_a_finite_dimension_raises() -> None:
     make = lambda w: nn.Sequential(nn.Linear(5, w), nn.Linear(w, 3))  # noqa: E731
     with pytest.raises(AssertionError, match="MuReadout"):
         mup.set_base_shapes(make(16), make(4), delta=make(8))
@@ -117,7 +117,7 @@ def test_output_mult_and_zero_init() -> None:
     torch.testing.assert_close(model[1](x), 2 * x @ model[1].weight.T)
 
 
-def test_second_rescale_by_hand_is_refused() -> None:
+def test_a_second_rescale_raises() -> None:
     model = in_mup(8)
     with pytest.raises(RuntimeError):
         model[-1]._rescale_parameters()
@@ -140,7 +140,7 @@ def test_hidden_matrices_need_mean_zero(call) -> None:
         call(model[2].weight)
 
 
-def test_vectors_may_have_any_mean() -> None:
+def test_vectors_can_have_any_mean() -> None:
     gain = in_mup(16)[2].bias
     assert bool((mup_init.ones_(gain) == 1).all())
     mup_init.uniform_(gain, 0, 1)
@@ -163,6 +163,6 @@ def test_impl_gets_the_keywords() -> None:
     assert isinstance(mup.MuAdam(in_mup(16).parameters(), impl=torch.optim.RMSprop, lr=0.1), torch.optim.RMSprop)
 
 
-def test_shared_readout_without_bias_shares() -> None:
+def test_a_shared_readout_without_bias_shares_the_weight() -> None:
     embedding = nn.Embedding(6, 6)
     assert mup.MuSharedReadout(embedding.weight, bias=False).weight is embedding.weight

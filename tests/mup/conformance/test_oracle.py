@@ -1,4 +1,4 @@
-"""Ours against the original: mup 1.0.0 from PyPI, unpacked in a folder of its own, in a process of its own."""
+"""Our package against the original mup 1.0.0 from PyPI, in a separate folder and a separate process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(command: list[str], python_path: Path, cwd: Path) -> subprocess.Complete
 
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder that holds the original package: $MUP_ORACLE, or fetched by pip without its dependencies."""
+    """Folder with the original package: $MUP_ORACLE, or installed by pip without its dependencies."""
     if given := os.environ.get("MUP_ORACLE"):
         return Path(given)
     folder = tmp_path_factory.mktemp("oracle")
@@ -56,7 +56,7 @@ def facts_of(package: Path, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def both(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Facts of (ours, the original); each reads the base-shape file that the other wrote."""
+    """Facts of ours and of the original. Each reads the base-shape file that the other wrote."""
     folder = tmp_path_factory.mktemp("exchange")
     ours, theirs = folder / "ours", folder / "theirs"
     facts_of(ROOT, ours)
@@ -93,7 +93,7 @@ def test_groups_are_equal(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
                 assert close([g[key] for g in groups], [g[key] for g in theirs]), (name, kind)
 
 
-def test_init_is_equal_and_bit_equal_where_the_factor_is_one(
+def test_init_is_equal_and_bit_equal_for_a_factor_of_one(
     both: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
     bits = 0
@@ -114,7 +114,7 @@ def test_readouts_are_equal(both: tuple[dict[str, Any], dict[str, Any]]) -> None
         assert close(ours["readout"], both[1]["models"][name]["readout"]), name
 
 
-def test_base_shape_files_go_both_ways(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_base_shape_files_are_compatible_both_ways(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
     for facts in both:
         assert facts["given"] == facts["read_back"] == both[0]["read_back"]
     assert both[0]["given_infshapes"] == both[1]["given_infshapes"]
