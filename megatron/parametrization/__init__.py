@@ -1,1 +1,1 @@
-"""muP (the package mup) for a GPT under any layout: global names, padded and sharded weights, files per rank."""
+"""muP (the package mup) for a GPT under any layout: global names, padded and sharded weights, one file per rank."""

@@ -1,4 +1,4 @@
-"""The static audit (mup.static_audit) of a model under any layout, and what of it does not grow."""
+"""The static audit (mup.static_audit) of a model under any layout, and notes on dimensions that do not grow."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ def audit_parameters(
     eps: float,
     weight_decay: float,
 ) -> list[AuditRow]:
-    """`mup.static_audit.audit_plans`, with the padding of the vocabulary left out of the weights."""
+    """Call `mup.static_audit.audit_plans` with the weights without vocabulary padding."""
     unpadded = {name: weights[name][: plan.shape[0]] for name, plan in plans.items()}
     return audit_plans(unpadded, plans, groups, lr=lr, eps=eps, weight_decay=weight_decay)
 
 
 def notes(plans: Mapping[str, ParameterPlan], widths: Widths, base: Widths) -> list[str]:
-    """What does not grow with the model, in sentences: nothing is taken for finite in silence."""
+    """Sentences about dimensions that do not grow with the model, so that none counts as finite silently."""
     same = unscaled_fan_ins(plans.values())
-    dimensions = [f"{name} has the same fan-in in base and target, so its r is 1: is this meant?" for name in same]
+    dimensions = [
+        f"{name} has the same fan-in in base and target, so its r is 1: check that this is intended" for name in same
+    ]
     return [*dimensions, *_fixed_key_value_heads(widths, base)]
 
 
@@ -39,6 +41,6 @@ def _fixed_key_value_heads(widths: Widths, base: Widths) -> list[str]:
         return []
     return [
         f"keys and values have {widths.num_kv_heads} heads of {widths.head_dim} in base and target while the model "
-        f"grows from {base.hidden_size} to {widths.hidden_size}: values then are output-like, and start smaller by "
-        "the root of the width multiplier"
+        f"grows from {base.hidden_size} to {widths.hidden_size}: the values are then output-like and start "
+        "smaller by the square root of the width multiplier"
     ]

@@ -1,7 +1,7 @@
-"""Base-shape files: what `save-base-shapes` writes and a target run reads, in microsoft/mup's `.bsh` format.
+"""Base-shape files in the `.bsh` format of microsoft/mup. `save-base-shapes` writes them, and a target run reads them.
 
-One file a rank, `<base-shapes-file>.<rank>`, with global dimensions under layout-independent names, so that a run
-under any layout reads what it needs. Comment lines carry the base dimensions that shapes alone do not tell.
+There is one file per rank, `<base-shapes-file>.<rank>`, with global dimensions and layout-independent names. A run
+under any layout can read them. Comment lines hold the base dimensions that the shapes do not determine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mup.shape import load_base_shapes as read_base_shapes
 from mup.shape import read_comments, zip_infshapes
 from mup.shape import save_base_shapes as write_base_shapes
 
-# configuration key of each base dimension, also its name in the files' comment lines
+# configuration key of each base dimension, which is also its name in the comment lines of the files
 BASE_KEYS: Mapping[str, str] = {
     "hidden_size": "mup-base-hidden-size",
     "num_attention_heads": "mup-base-num-attention-heads",
@@ -32,7 +32,7 @@ BASE_KEYS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class BaseShapeFiles:
-    """What all files under one prefix hold together. `dims` is empty for files that this project did not write."""
+    """Merged contents of all files with one prefix. `dims` is empty for files that another program wrote."""
 
     files: tuple[Path, ...]
     shapes: Mapping[str, InfShape]
@@ -46,7 +46,7 @@ class BaseShapeFiles:
 def save_base_shapes(
     file: Path, base_shapes: Mapping[str, Shape], delta_shapes: Mapping[str, Shape], base: Widths, layout: str
 ) -> None:
-    """Write one rank's file. A dimension that differs between base and delta is infinite; the rest are null."""
+    """Write the file of one rank. A dimension that differs between base and delta is infinite; others are null."""
     shapes = zip_infshapes(base_shapes, {name: delta_shapes[name] for name in base_shapes})
     comments = [f"{BASE_KEYS[key]}: {value}" for key, value in dataclasses.asdict(base).items()]
     try:
@@ -57,13 +57,16 @@ def save_base_shapes(
 
 
 def load_base_shapes(prefix: Path) -> BaseShapeFiles:
-    """Read `<prefix>.<rank>` of every rank, or `<prefix>` itself (a plain `.bsh` file), and merge them."""
+    """Read and merge `<prefix>.<rank>` of every rank, or read `<prefix>` itself (a plain `.bsh` file).
+
+    Raises BaseShapeError if there is no file, if a file cannot be read, or if the files disagree.
+    """
     ranks = [path for path in prefix.parent.glob(f"{prefix.name}.*") if path.suffix[1:].isdigit()]
     files = sorted(ranks, key=lambda path: int(path.suffix[1:])) or ([prefix] if prefix.is_file() else [])
     if not files:
         raise BaseShapeError(
-            f"base-shapes-file: neither {prefix}.0 nor {prefix} exists; write it by a run of the base model with "
-            "save-base-shapes: true, or give mup-base-hidden-size instead"
+            f"base-shapes-file: neither {prefix}.0 nor {prefix} exists; run the base model with "
+            "save-base-shapes: true to write it, or set mup-base-hidden-size instead"
         )
     shapes: dict[str, InfShape] = {}
     dims: dict[str, int] = {}
@@ -75,11 +78,11 @@ def load_base_shapes(prefix: Path) -> BaseShapeFiles:
         for raw, entry in entries.items():
             name = canonical_name(raw)
             if shapes.setdefault(name, entry) != entry:
-                raise BaseShapeError(f"base-shapes-file: {name} has another shape in {file} than in {files[0]}")
+                raise BaseShapeError(f"base-shapes-file: the shape of {name} differs between {file} and {files[0]}")
         for key, value in _dimensions(comments).items():
             if dims.setdefault(key, value) != value:
                 raise BaseShapeError(
-                    f"base-shapes-file: {BASE_KEYS[key]} is {value} in {file}, {dims[key]} in {files[0]}"
+                    f"base-shapes-file: {BASE_KEYS[key]} is {value} in {file}, but {dims[key]} in {files[0]}"
                 )
     return BaseShapeFiles(tuple(files), shapes, dims)
 
@@ -95,7 +98,7 @@ def _dimensions(comments: Sequence[str]) -> dict[str, int]:
 
 
 def canonical_name(name: str) -> str:
-    """Our name of a parameter that GPT-NeoX's plain or pipeline model names by the index in its flat list."""
+    """Convert the name of a parameter in GPT-NeoX's plain or pipeline model, an index in a flat list, to our name."""
     name = re.sub(r"^(module\.)?(sequential\.)?", "", name)
     name = re.sub(r"^tied_modules\.embed\.", "0.", name)
     match = re.fullmatch(r"(\d+)\.(.+)", name)
@@ -113,9 +116,10 @@ def canonical_name(name: str) -> str:
 
 
 def base_widths(loaded: BaseShapeFiles, target: Widths, heads: int, kv_heads: int) -> Widths:
-    """Base dimensions from the files: their comment lines, or, for plain files, the shapes.
+    """Base dimensions from the comment lines of the files, or from the shapes if there are no comment lines.
 
-    heads, kv_heads: of the base where a file has no comments; shapes do not tell them.
+    heads, kv_heads: head counts of the base for files without comment lines; shapes do not determine them.
+    Raises BaseShapeError if a parameter is missing.
     """
     if set(loaded.dims) == set(BASE_KEYS):
         return Widths(**loaded.dims)
@@ -138,24 +142,28 @@ def base_widths(loaded: BaseShapeFiles, target: Widths, heads: int, kv_heads: in
 def check_base_shapes(
     loaded: BaseShapeFiles, base_shapes: Mapping[str, Shape], shapes: Mapping[str, Shape], base_layers: int
 ) -> None:
-    """Raise BaseShapeError, naming the parameter, unless the files hold exactly this model's base.
+    """Raise BaseShapeError, with the name of the parameter, unless the files match the base of this model.
 
-    base_shapes: of the model at base widths, at the target's depth: layers from `base_layers` on are not in the files.
+    base_shapes: shapes of the model at base widths and at the depth of the target. Layers from `base_layers` on are
+    not in the files.
     """
     expected = {name: shape for name, shape in base_shapes.items() if _layer_of(name) < base_layers}
     for name, shape in expected.items():
         if name not in loaded.shapes:
-            raise BaseShapeError(f"base-shapes-file: {name} is in none of {loaded.names}: another model's file?")
+            raise BaseShapeError(
+                f"base-shapes-file: {name} is missing in {loaded.names}; check that the file belongs to this model"
+            )
         entry = loaded.shapes[name].base_shape()
         if len(entry) != len(shape):
             raise BaseShapeError(
-                f"base-shapes-file: {name}: {len(entry)} dimensions in {loaded.names}, here {len(shape)}"
+                f"base-shapes-file: {name} has {len(entry)} dimensions in {loaded.names}, "
+                f"but {len(shape)} in this model"
             )
         for dim, (stored, base, now) in enumerate(zip(entry, shape, shapes[name], strict=True)):
             if stored is None and now != base:
                 raise BaseShapeError(
                     f"base-shapes-file: dimension {dim} of {name} is finite in {loaded.names}, but is {base} in the "
-                    f"base and {now} in this model; save the base shapes again with this dimension growing"
+                    f"base and {now} in this model; save the base shapes again and let this dimension grow"
                 )
             if stored is not None and stored != base:
                 raise BaseShapeError(
@@ -164,7 +172,7 @@ def check_base_shapes(
                 )
     for name in loaded.shapes:
         if name not in base_shapes and _layer_of(name) < base_layers:
-            raise BaseShapeError(f"base-shapes-file: {loaded.names} hold {name}, which this model does not have")
+            raise BaseShapeError(f"base-shapes-file: {name} is in {loaded.names}, but not in this model")
 
 
 def _layer_of(name: str) -> int:

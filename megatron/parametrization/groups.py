@@ -1,4 +1,4 @@
-"""The optimizer's groups of a whole model's plans, for a process that holds a part of the model."""
+"""Optimizer groups from the plans of a whole model, for a process that holds a part of the model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def parameter_groups(
     weight_decay: float,
     weight_decay_mode: str = "scaled",
 ) -> list[dict[str, Any]]:
-    """Groups of (global name, parameter) pairs. `plans` are those of the whole model.
+    """Group (global name, parameter) pairs. `plans` are those of the whole model.
 
-    lr, eps, weight_decay: base values. In mode `independent` the decay goes to `independent_weight_decay`, which
-    our optimizers apply as p -= wd * p, and the coupled `weight_decay` is zero.
+    lr, eps, weight_decay: base values. With weight_decay_mode `independent` the coupled `weight_decay` is zero, and
+    the decay is in `independent_weight_decay`, which our optimizers apply as p -= wd * p.
     """
     planned = ((parameter, plans[name]) for name, parameter in parameters)
     groups = group_parameters(planned, plans.values(), lr=lr, weight_decay=weight_decay, eps=eps)

@@ -1,6 +1,7 @@
-"""Initial weights that depend on the seed and the parameter's global name only, never on the layout.
+"""Initial weights that depend only on the seed and the global name of the parameter, not on the layout.
 
-Each rank draws the whole tensor and keeps its part: more random numbers than it needs, and the same bits anywhere.
+Each rank draws the whole tensor and keeps its part. This draws more random numbers than a rank needs, but the bits are
+equal under every layout.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from mup.plan import ParameterPlan
 
 
 def parameter_seed(seed: int, name: str) -> int:
-    """Seed of one parameter's own generator, from the run's seed and the layout-independent name."""
+    """Seed of the generator of one parameter, from the seed of the run and the layout-independent name."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 def draw(plan: ParameterPlan, seed: int) -> Tensor:
-    """The full initial tensor of one parameter, fp32 on the CPU: float [*plan.shape]."""
+    """Draw the whole initial tensor of one parameter, fp32 on the CPU: [*plan.shape]."""
     return plan.draw(torch.Generator().manual_seed(parameter_seed(seed, plan.name)))
 
 
 def _padded(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Zero rows after the given ones (padding of the vocabulary), so that the shape is `shape`."""
+    """Append zero rows (vocabulary padding) up to the shape `shape`."""
     if weight.shape == shape:
         return weight
     full = weight.new_zeros(shape)
@@ -44,8 +45,8 @@ def initialise(
 ) -> None:
     """Fill (global name, parameter) pairs of a materialised model, or of one rank's part of it.
 
-    A sharded parameter gets its slice of the whole tensor over the tensor-parallel `group`. Rows beyond a plan's
-    (vocabulary padding) become zero.
+    A sharded parameter gets its part of the whole tensor in the tensor-parallel `group`. Rows beyond those of the
+    plan (vocabulary padding) are zero.
     """
     for name, parameter in parameters:
         weight, spec = draw(plans[name], seed), shard_of(parameter)

@@ -1,4 +1,4 @@
-"""The parametrization of one GPT: its widths and its base's, and from them the plan of every parameter by name."""
+"""The parametrization of a GPT: its widths, the widths of its base, and the plan of every parameter by name."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ def in_block(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Parametrization:
-    """One model's parametrization. In SP (`options.mup` false) base is the model itself.
+    """Parametrization of one model. In SP (`options.mup` false) the base is the model itself.
 
-    query_zero_init: queries start at zero. value_zero_init: so do values whose heads grow more slowly than the model
-    (for the coordinate check, as a readout).
+    query_zero_init: whether queries start at zero.
+    value_zero_init: whether values whose heads grow more slowly than the model start at zero, as a readout does in a
+    coordinate check.
     """
 
     widths: Widths
@@ -39,7 +40,7 @@ class Parametrization:
 
     @property
     def scale(self) -> ModelScale:
-        """What the rules need to know of the model as a whole."""
+        """Scale of the whole model, as an argument of the rules."""
         return ModelScale(
             BaseSizes(self.base.hidden_size, self.base.num_layers),
             width_mult=self.widths.multiplier(self.base),
@@ -52,7 +53,7 @@ class Parametrization:
         )
 
     def plan(self, model: Declared, base: Declared) -> dict[str, ParameterPlan]:
-        """Plans by name, in the model's order. `base` is the same model built with the base widths."""
+        """Plan every parameter, in the order of the model. `base` is the same model with the base widths."""
         scale = self.scale
         return {
             name: plan_parameter(name, shape, declaration, *base[name], scale, in_block=in_block(name))

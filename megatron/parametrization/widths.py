@@ -1,4 +1,4 @@
-"""The forward factors that follow from the widths of a GPT and of its base model."""
+"""Forward factors of a GPT, computed from its widths and those of its base model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mup.rules import Options, attention_scale, depth_scaling, readout_mult
 
 @dataclass(frozen=True)
 class Multipliers:
-    """The tunable muP hyperparameters: multipliers multiply, temperatures divide; all 1 by default."""
+    """Tunable muP hyperparameters. Multipliers multiply, temperatures divide. All are 1 by default."""
 
     init_scale: float = 1.0
     attn_temp: float = 1.0
@@ -20,7 +20,7 @@ class Multipliers:
 
 @dataclass(frozen=True)
 class ForwardFactors:
-    """What the layers multiply by: embeddings, q.k, logits, and the output of each residual branch."""
+    """Factors that the layers apply to embeddings, q.k, logits, and the output of each residual branch."""
 
     embedding: float
     attention: float
@@ -29,7 +29,7 @@ class ForwardFactors:
 
 
 def forward_factors(widths: Widths, base: Widths, options: Options, multipliers: Multipliers) -> ForwardFactors:
-    """Forward factors of a model; in SP those of an unscaled Transformer."""
+    """Forward factors of a model. In SP they are those of an unscaled Transformer."""
     if not options.mup:
         return ForwardFactors(1.0, attention_scale(widths.head_dim, widths.head_dim), 1.0, 1.0)
     return ForwardFactors(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def pretrain(neox_args: NeoXArgs) -> TrainingResult | CheckResult | Path:
-    """Train, save base shapes or run the coordinate check, as the configuration says."""
+    """Train, save base shapes or run the coordinate check, depending on the configuration."""
     from megatron.training.main import run
 
     return run(worker_config(neox_args))

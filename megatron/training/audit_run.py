@@ -1,4 +1,4 @@
-"""The static audit of a configuration: its real model and optimizer, built and measured, beside the rules."""
+"""The static audit of a configuration: build its model and optimizer, measure them, and compare with the rules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mup.static_audit import FACTOR, Audit, AuditRow, factor_row, measured_atten
 
 
 class ModelAudit(Audit):
-    """The rows of all parameters, then those of the forward factors."""
+    """Audit with the rows of all parameters, followed by those of the forward factors."""
 
     @property
     def parameters(self) -> list[AuditRow]:
@@ -41,7 +41,7 @@ def _factor_rows(model: GPT) -> list[AuditRow]:
     if model.embedding.position_embeddings is not None:
         raw = raw + model.embedding.position_embeddings.weight[:2]
     x = torch.ones(1, 2, model.config.widths.hidden_size)
-    weight = torch.rand(model.config.padded_vocab_size, x.shape[-1])  # not the readout's own, which may be zero
+    weight = torch.rand(model.config.padded_vocab_size, x.shape[-1])  # the weight of the readout can be zero
     logits = F.linear(x, weight)[..., : model.config.vocab_size]
     return [
         factor_row("embedding", expected.embedding, measured_gain(model.embedding, tokens, raw)),
@@ -52,7 +52,7 @@ def _factor_rows(model: GPT) -> list[AuditRow]:
 
 
 def run_audit(config: AuditConfig, runtime: Runtime) -> ModelAudit:
-    """Build the configured model on the engine, measure, and compare with the rules at the schedule's peak rate."""
+    """Build the configured model on the engine and compare it with the rules, at the peak rate of the schedule."""
     tokenizer = build_tokenizer(*config.tokenizer)
     plan = model_plan(config.model, tokenizer.vocab_size)
     schedule = ScheduleConfig(lr=config.lr, decay_iters=1)

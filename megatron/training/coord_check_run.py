@@ -1,4 +1,4 @@
-"""`coord-check: true`: the coordinate check of the real model, optimizer and schedule, on the real engine."""
+"""`coord-check: true`: the coordinate check of the configured model, optimizer and schedule on DeepSpeed's engine."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from megatron.training.objective import Batch, masked_token
 from mup.slopes import Verdict, verdict
 
 CHECKED_STEPS = (1, 4)
-MAX_CHECK_TOKENS = 512  # a check asks for sizes of activations, not for a good gradient
+MAX_CHECK_TOKENS = 512  # a check measures sizes of activations and needs no accurate gradient
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Outcome of a coordinate check on this rank; `passed` is over all ranks."""
+    """Result of a coordinate check on this rank. `passed` is the result over all ranks."""
 
     passed: bool
     mup: Verdict
@@ -44,7 +44,7 @@ class CheckResult:
 
 
 def checked_widths(config: CoordinateCheckConfig, base: Widths) -> list[int]:
-    """Hidden sizes to check: as configured, or base x mup-width-scale^k over at least four and an 8-fold range."""
+    """Hidden sizes to check: as configured, otherwise base x mup-width-scale^k, at least four over an 8-fold range."""
     if config.hidden_sizes:
         return list(config.hidden_sizes)
     sizes = [base.hidden_size]
@@ -54,14 +54,14 @@ def checked_widths(config: CoordinateCheckConfig, base: Widths) -> list[int]:
 
 
 def _check_batch(config: CoordinateCheckConfig, replicas: int) -> BatchConfig:
-    """One microbatch, of the same samples under every layout that can share them out."""
+    """Sizes of one microbatch with the same samples under every layout, if the replicas divide their number."""
     samples = min(config.batch_size, max(1, MAX_CHECK_TOKENS // config.model.seq_length))
     micro = max(1, samples // replicas)
     return BatchConfig(size=micro * replicas, micro=micro, accumulation=1)
 
 
 def _fixed_batch(config: CoordinateCheckConfig, runtime: Runtime, vocab_size: int, batch: BatchConfig) -> Batch:
-    """One microbatch of the training data, or of random tokens where no data is configured."""
+    """One microbatch of the training data, or of random tokens if no data is configured."""
     if config.data is None:
         generator = torch.Generator().manual_seed(config.seeds[0])
         tokens = torch.randint(vocab_size, (batch.size, config.model.seq_length + 1), generator=generator)
@@ -72,14 +72,16 @@ def _fixed_batch(config: CoordinateCheckConfig, runtime: Runtime, vocab_size: in
 
 
 def _for_check(parametrization: Parametrization, tied: bool) -> Parametrization:
-    """The same rules, with what maps to a finite dimension, and the query, starting at zero: their random start
-    hides what is learned."""
+    """The same rules, but queries and all matrices to a finite dimension start at zero.
+
+    A random start would hide what they learn.
+    """
     options = dataclasses.replace(parametrization.options, readout_zero_init=not tied)
     return dataclasses.replace(parametrization, options=options, query_zero_init=True, value_zero_init=True)
 
 
 class CoordinateCheck:
-    """Trains members of the model's family for a few steps and records the size of their activations."""
+    """Trains models of several widths for a few steps and records the size of their activations."""
 
     def __init__(self, config: CoordinateCheckConfig, runtime: Runtime) -> None:
         self.config, self.runtime = config, runtime
@@ -147,7 +149,7 @@ def _write(folder: Path, rank: int, result: dict[str, tuple[list[Record], Verdic
 
 
 def run_coord_check(config: CoordinateCheckConfig, runtime: Runtime) -> CheckResult:
-    """Check muP and, beside it, SP, which must fail. Pictures, CSV and JSON go to log-dir, or here."""
+    """Check muP, with SP as the reference that must fail. Writes plots, CSV and JSON to `config.output`."""
     check = CoordinateCheck(config, runtime)
     up, sp = check.records(use_mup=True), check.records(use_mup=False)
     outcome = verdict(up, reference=sp)

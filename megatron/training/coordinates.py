@@ -1,4 +1,4 @@
-"""What a coordinate check measures of a GPT: the kinds of its modules, its attention logits, its readout."""
+"""Coordinates of a GPT for the coordinate check: kinds of modules, attention logits, the readout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ATTENTION_LOGITS = "attention.logits"
 
 
 def _kind(name: str) -> str:
-    """Module type: the name without the block's index; a block itself is `block`."""
+    """Kind of a module: its name without the index of the block. A block itself is `block`."""
     return re.sub(r"^layers\.\d+(\.|$)", "", name) or "block"
 
 
@@ -27,9 +27,10 @@ FUSED = "attention.query_key_value"
 
 
 def _inside_attention(name: str, module: nn.Module, inputs: Any) -> Iterator[tuple[str, Tensor]]:
-    """Queries, keys and values, and scale * q k^T where the causal mask allows, 0 elsewhere: [b, heads, s, s].
+    """Queries, keys, values and attention logits: scale * q k^T under the causal mask, otherwise 0, [b, heads, s, s].
 
-    One by one: the share of each in the fused projection changes with the width where key-value heads are fixed.
+    Queries, keys and values are measured separately, because their shares of the fused projection change with the
+    width if the number of key-value heads is fixed.
     """
     if isinstance(module, CoreAttention):
         q, k, v = inputs
@@ -41,7 +42,7 @@ def _inside_attention(name: str, module: nn.Module, inputs: Any) -> Iterator[tup
 
 
 def _pool_over_processes(own: Sizes) -> Sizes:
-    """One table of all processes: tensor-parallel ranks hold equal parts of a tensor, stages other blocks."""
+    """Merge the tables of all processes: tensor-parallel ranks hold equal parts of a tensor, stages other blocks."""
     tables: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(tables, own)
     pooled: Sizes = {}
@@ -53,12 +54,12 @@ def _pool_over_processes(own: Sizes) -> Sizes:
 
 
 def gpt_coordinates(module: TrainModule, batch: Batch) -> Coordinates:
-    """Coordinates of a model under any layout, in evaluation mode on one fixed batch; blocks are one module type."""
+    """Coordinates of a model under any layout, in evaluation mode on one fixed batch. All blocks are of one kind."""
     model = module.model
     return Coordinates(
         model,
         lambda: module.evaluate(iter([batch]), 1),
-        # all but the model itself, whose output is the readout's
+        # all modules except the model itself, whose output is that of the readout
         keep=lambda name: bool(name) and not name.endswith(FUSED),
         kind=lambda name: _kind(model.global_name(name)),
         extra=_inside_attention,

@@ -17,17 +17,17 @@ Datasets = tuple[Dataset | None, Dataset | None, Dataset | None]
 
 
 class RunData:
-    """Train, validation and test data of a run, cut into this process's microbatches.
+    """Training, validation and test data of a run, in microbatches of this process.
 
-    Global step s always covers samples s * batch.size onwards. An evaluation reads the same samples every time.
+    Global step s always starts at sample s * batch.size. Every evaluation reads the same samples.
     """
 
     def __init__(
         self, config: DataConfig, runtime: Runtime, vocab_size: int, batch: BatchConfig, samples: tuple[int, int, int]
     ) -> None:
-        """samples: of training, of one validation and of one test; 0: no such data is built."""
+        """samples: numbers of samples of training, one validation and one test. With 0 the data set is not built."""
         self._config, self._runtime, self._batch = config, runtime, batch
-        if runtime.is_first:  # builds the cached indices, which the others then find
+        if runtime.is_first:  # builds the cached indices, which the other processes then read
             self._datasets = self._build(samples, vocab_size)
         runtime.barrier()
         if not runtime.is_first:
@@ -53,19 +53,19 @@ class RunData:
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """Bytes and SHA-256 of the corpus."""
+        """Size in bytes and SHA-256 of the corpus."""
         config = self._config
         return corpus_fingerprint(data_prefixes(config.path, config.train.paths, config.valid.paths, config.test.paths))
 
     def train_batches(self, consumed_samples: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Microbatches of training from the given sample on. Raises ValueError where the run trains on nothing."""
+        """Iterate over training microbatches, from the given sample on. Raises ValueError without training data."""
         train = self._datasets[0]
         if train is None:
-            raise ValueError("no training samples were asked for")
+            raise ValueError("the run has no training samples")
         return self._batches(train, consumed_samples, self._config.num_workers)
 
     def evaluation_batches(self, split: str) -> Iterator[dict[str, Tensor]] | None:
-        """Microbatches of `valid` or `test`; None where the run has none."""
+        """Iterate over microbatches of `valid` or `test`. Returns None if the run has no such data."""
         dataset = self._datasets[("train", "valid", "test").index(split)]
         return None if dataset is None else self._batches(dataset, 0, workers=0)
 

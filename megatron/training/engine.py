@@ -1,4 +1,4 @@
-"""From a planned model to one that trains: initial weights, optimizer, schedule, DeepSpeed's engine."""
+"""Build a model that trains from its plan: initial weights, optimizer, schedule, DeepSpeed's engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mup.groups import learning_rate_multipliers
 
 
 def learning_rate_schedule(config: ScheduleConfig) -> LearningRateSchedule:
-    """The base rate over all steps of the run."""
+    """Schedule of the base learning rate over the steps of the run."""
     return LearningRateSchedule(
         lr=config.lr,
         decay_iters=config.decay_iters,
@@ -38,7 +38,7 @@ def learning_rate_schedule(config: ScheduleConfig) -> LearningRateSchedule:
 
 
 def _tensor_parallel(config: LayoutConfig, runtime: Runtime, seed: int) -> TensorParallel:
-    """What the layers need to know of tensor parallelism."""
+    """Tensor-parallel settings of the layers."""
     groups = runtime.groups
     return TensorParallel(groups.tensor, config.sequence_parallel, dropout_streams(seed, groups))
 
@@ -46,7 +46,7 @@ def _tensor_parallel(config: LayoutConfig, runtime: Runtime, seed: int) -> Tenso
 def _make_optimizer(
     config: OptimizerConfig, runtime: Runtime, plan: ModelPlan, model: Any, lr: float, clips: bool
 ) -> torch.optim.Optimizer:
-    """clips: whether the optimizer clips gradients and records their norm, because DeepSpeed does not."""
+    """Create the optimizer. clips: whether it clips gradients and records their norm, because DeepSpeed does not."""
     groups = parameter_groups(
         model.global_named_parameters(),
         plan.parameters,
@@ -102,9 +102,10 @@ def build_train_module(
     seed: int,
     masked_token: int | None = None,
 ) -> TrainModule:
-    """Draw the initial weights, group the parameters by their muP scalings, and hand all to DeepSpeed.
+    """Draw the initial weights, group the parameters by their muP scalings, and build DeepSpeed's engine.
 
-    masked_token: positions that hold it do not count in the loss.
+    masked_token: positions with this token do not count in the loss.
+    Raises ConfigError if fp16 is not supported on the device or at the ZeRO stage.
     """
     import deepspeed
 
@@ -114,8 +115,8 @@ def build_train_module(
         )
     if config.precision == "fp16" and config.zero_stage == 0:
         raise ConfigError(
-            "precision fp16 needs ZeRO stage 1 or more: at stage 0 DeepSpeed divides the gradients by a loss scale "
-            "that it never multiplied the loss by. Set zero_optimization.stage to 1, or use bfloat16"
+            "precision fp16 needs ZeRO stage 1 or more: at stage 0 DeepSpeed divides the gradients by a loss scale, "
+            "but does not multiply the loss by it. Set zero_optimization.stage to 1, or use bfloat16"
         )
     groups = runtime.groups
     objective = Objective(plan.config.vocab_size, config.loss.z_loss, masked_token, groups.tensor)
@@ -125,11 +126,11 @@ def build_train_module(
     if config.compile:
         compile_layers(model, plan.config.seq_length, runtime.device)
     sync_partial_grads_in_backward(model, groups.tensor)
-    # DeepSpeed's plain path clips without recording the norm: our optimizer does both
+    # without ZeRO in fp32, DeepSpeed clips but does not record the norm; our optimizer does both
     optimizer_clips = config.precision == "fp32" and config.zero_stage == 0
     optimizer = _make_optimizer(config.optimizer, runtime, plan, model, schedule.lr, optimizer_clips)
     pipelined = groups.pipe.size > 1
-    # a pipeline brings its own; DeepSpeed keeps the last one it saw, so every other layout must pass its own
+    # a pipeline has its own mpu; DeepSpeed keeps the last mpu globally, so every other layout must pass one
     mpu = groups if runtime.world_size > 1 and not pipelined else None
     with hold(optimizer):
         engine, *_ = deepspeed.initialize(

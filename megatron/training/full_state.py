@@ -1,4 +1,4 @@
-"""Whole parameters from a model that is spread over processes."""
+"""Whole parameters of a model that is distributed over processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron.training.train_module import TrainModule
 
 
 def local_tensor(parameter: nn.Parameter) -> Tensor:
-    """This tensor-parallel rank's part of a parameter, also where ZeRO 3 has cut it. Collective under ZeRO 3."""
+    """This tensor-parallel rank's part of a parameter, gathered under ZeRO 3. Collective under ZeRO 3."""
     if not hasattr(parameter, "ds_id"):
         return parameter.detach().clone()
     import deepspeed
@@ -25,7 +25,7 @@ def local_tensor(parameter: nn.Parameter) -> Tensor:
 
 
 def gather_shards(local: Tensor, parameter: nn.Parameter, groups: ProcessGroups) -> Tensor:
-    """The whole tensor from the tensor-parallel ranks' parts, on each of them; `local` itself if it is not cut."""
+    """Gather the whole tensor from all tensor-parallel ranks, on each of them. Returns `local` if it is not sharded."""
     spec = shard_of(parameter)
     if spec is None or groups.tensor.size == 1:
         return local
@@ -35,7 +35,7 @@ def gather_shards(local: Tensor, parameter: nn.Parameter, groups: ProcessGroups)
 
 
 def whole_parameters(module: TrainModule) -> Iterator[tuple[str, Tensor]]:
-    """(global name, whole tensor without vocabulary padding) of this process's stage. Collective."""
+    """Iterate over (global name, whole tensor without vocabulary padding) of this stage. Collective."""
     groups = module.runtime.groups
     for name, parameter in module.model.global_named_parameters():
         whole = gather_shards(local_tensor(parameter), parameter, groups)
@@ -43,7 +43,7 @@ def whole_parameters(module: TrainModule) -> Iterator[tuple[str, Tensor]]:
 
 
 def weight_digests(module: TrainModule) -> dict[str, str]:
-    """SHA-256 of every whole parameter, by global name, on every rank. Collective."""
+    """SHA-256 of every whole parameter by global name, on every rank. Collective."""
     own = {name: hashlib.sha256(x.float().cpu().numpy().tobytes()).hexdigest() for name, x in whole_parameters(module)}
     stages: list[Any] = [own]
     pipe = module.runtime.groups.pipe

@@ -1,9 +1,9 @@
-"""One base learning rate a step, and the scheduler that gives each optimizer group its multiple of it.
+"""The base learning rate of each step, and the scheduler that multiplies it for each optimizer group.
 
-Numbering: `schedule(k)` is the rate of update k, the first update being k = 0. GPT-NeoX and Mu-scaling warm
-up with k where this module uses k + 1: their first update has rate 0 and changes nothing, ours has a W-th of
-the peak (W = warmup_iters). From update W on, constant, linear, cosine and exponential equal GPT-NeoX's;
-after `decay_iters`, linear and cosine stay at their end, where GPT-NeoX's cosine would rise again.
+`schedule(k)` is the rate of update k; the first update is k = 0. During warmup GPT-NeoX and Mu-scaling use k where
+this module uses k + 1. Their first update has rate 0 and changes nothing; ours has 1/W of the peak (W = warmup_iters).
+From update W on, constant, linear, cosine and exponential equal those of GPT-NeoX. After `decay_iters`, linear and
+cosine stay at their final value, whereas the cosine of GPT-NeoX rises again.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ CooldownStyle = Literal["linear", "cosine", "sqrt"]
 
 @dataclass(frozen=True)
 class LearningRateSchedule:
-    """The base learning rate as a pure function of the update's number.
+    """The base learning rate as a pure function of the number of the update.
 
-    lr: peak rate, reached at the last warm-up update. min_lr: floor of the decay (warm-up starts below it).
-    decay_iters: updates from the first to the end of the decay, warm-up included (NeoX's `lr_decay_iters`, by
-    default the length of the training). warmup_iters: updates with a growing rate; 0 starts at the peak.
+    lr: peak rate, reached at the last warmup update. min_lr: floor of the decay (warmup starts below it).
+    decay_iters: updates from the first one to the end of the decay, including warmup (NeoX's `lr_decay_iters`, by
+    default the length of the training). warmup_iters: updates with an increasing rate; 0 starts at the peak.
 
     decay_style, with p = (k - warmup_iters) / (decay_iters - warmup_iters):
       constant     lr
       linear       max(lr (1 - p), min_lr)
       cosine       min_lr + (lr - min_lr) (1 + cos(pi p)) / 2          (SGDR, arXiv:1608.03983, eq. 5)
-      exponential  max(lr exp(-0.693 p), min_lr): NeoX's halving, which goes on after decay_iters
-      wsd          lr until the last `cooldown_iters`, then min_lr + (lr - min_lr) f(q), q the part of
-                   that which is over: f = 1 - q (linear), (1 + cos(pi q)) / 2 (cosine), 1 - sqrt(q) (sqrt).
+      exponential  max(lr exp(-0.693 p), min_lr): NeoX's halving, which continues after decay_iters
+      wsd          lr until the last `cooldown_iters`, then min_lr + (lr - min_lr) f(q), where q is the completed
+                   fraction of the cooldown: f = 1 - q (linear), (1 + cos(pi q)) / 2 (cosine), 1 - sqrt(q) (sqrt).
                    Warmup-stable-decay: MiniCPM, arXiv:2404.06395; 1 - sqrt: arXiv:2405.18392
 
     warmup_style, for update k with n = k + 1 in 1..warmup_iters:
       linear       lr n / warmup_iters
-      inverse_log  lr log(n + 1) / log(warmup_iters + 1): Mu-scaling's warm-up log(n) / log(warmup_iters)
-                   (arXiv:2304.06875, its released code), moved by one so that the first update counts
+      inverse_log  lr log(n + 1) / log(warmup_iters + 1): Mu-scaling's warmup log(n) / log(warmup_iters)
+                   (arXiv:2304.06875, its released code), shifted by one so that the first update has an effect
 
-    Raises ConfigError where the numbers do not fit together.
+    Raises ConfigError if the values are inconsistent.
     """
 
     lr: float
@@ -62,22 +62,27 @@ class LearningRateSchedule:
             ("cooldown_style", CooldownStyle),
         ):
             if getattr(self, name) not in get_args(choices):
-                raise ConfigError(f"lr schedule: {name} is {getattr(self, name)!r}, not one of {get_args(choices)}")
+                raise ConfigError(
+                    f"lr schedule: {name}: expected one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}"
+                )
         if not 0 <= self.min_lr <= self.lr < math.inf:
-            raise ConfigError(f"lr schedule: needs 0 <= min_lr ({self.min_lr}) <= lr ({self.lr})")
+            raise ConfigError(f"lr schedule: expected 0 <= min_lr <= lr, got min_lr {self.min_lr} and lr {self.lr}")
         if self.decay_iters < 1 or self.warmup_iters < 0 or self.cooldown_iters < 0:
-            raise ConfigError("lr schedule: decay_iters must be positive, warmup_iters and cooldown_iters not negative")
+            raise ConfigError(
+                "lr schedule: expected decay_iters of at least 1, and warmup_iters and cooldown_iters of at least 0, "
+                f"got {self.decay_iters}, {self.warmup_iters} and {self.cooldown_iters}"
+            )
         cooldown = self.cooldown_iters if self.decay_style == "wsd" else 0
         if self.decay_style != "constant" and self.warmup_iters + cooldown > self.decay_iters:
             raise ConfigError(
-                f"lr schedule: warm-up ({self.warmup_iters}) and cool-down ({cooldown}) do not fit in "
-                f"{self.decay_iters} iterations"
+                f"lr schedule: warmup ({self.warmup_iters}) and cooldown ({cooldown}) are longer than "
+                f"decay_iters ({self.decay_iters}) together"
             )
 
     def __call__(self, step: int) -> float:
-        """The base learning rate of update `step` (from 0)."""
+        """Base learning rate of update `step`, starting at 0. Raises ValueError for a negative step."""
         if step < 0:
-            raise ValueError(f"update {step} does not exist: the first one is 0")
+            raise ValueError(f"step: expected at least 0, got {step}")
         if step < self.warmup_iters:
             return self.lr * self._warmup(step + 1)
         return self._decay(step)
@@ -107,12 +112,12 @@ class LearningRateSchedule:
                 return self._between(_COOLDOWN[self.cooldown_style](q))
 
     def _between(self, weight: float) -> float:
-        # At weight 1 exactly lr, where the sum could miss it by a rounding.
+        # Return exactly lr at weight 1: the sum could differ by a rounding error.
         return self.lr if weight == 1.0 else self.min_lr + (self.lr - self.min_lr) * weight
 
 
 def _fraction(done: int, span: int) -> float:
-    """Part of a phase of `span` updates that is over, at most 1; an empty phase is over."""
+    """Completed fraction of a phase of `span` updates, at most 1. An empty phase is complete."""
     return min(done / span, 1.0) if span else 1.0
 
 
@@ -128,12 +133,13 @@ _COOLDOWN: Mapping[CooldownStyle, Callable[[float], float]] = {
 
 
 class Scheduler(mup_schedule.Scheduler):
-    """`mup.schedule.Scheduler` of a LearningRateSchedule, and what a resume may change of it.
+    """`mup.schedule.Scheduler` with a LearningRateSchedule, and options for a resume.
 
-    DeepSpeed takes it as its `lr_scheduler` and calls `step()` after each update that was applied.
+    DeepSpeed uses it as `lr_scheduler` and calls `step()` after each applied update.
 
-    use_checkpoint_lr_scheduler: a loaded state's schedule replaces `schedule`.
-    override_lr_scheduler: `schedule` replaces the loaded one. With neither, a difference is an error.
+    use_checkpoint_lr_scheduler: on a resume, use the schedule of the checkpoint.
+    override_lr_scheduler: on a resume, use the schedule of the configuration.
+    Without either option, loading a state with another schedule raises an error. Both together raise ConfigError.
     """
 
     schedule: LearningRateSchedule
@@ -148,25 +154,25 @@ class Scheduler(mup_schedule.Scheduler):
         override_lr_scheduler: bool = False,
     ) -> None:
         if use_checkpoint_lr_scheduler and override_lr_scheduler:
-            raise ConfigError("override_lr_scheduler and use_checkpoint_lr_scheduler exclude each other")
+            raise ConfigError("override_lr_scheduler and use_checkpoint_lr_scheduler cannot be used together")
         self._use_checkpoint = use_checkpoint_lr_scheduler
         self._override = override_lr_scheduler
         super().__init__(optimizer, schedule, lr_mults=lr_mults)
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of updates, multipliers and the schedule."""
+        """Return number of updates, multipliers and schedule."""
         return {**super().state_dict(), "schedule": asdict(self.schedule)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state.
 
-        Raises CheckpointError, and changes nothing, where the multipliers differ, or the schedule does and
-        neither option says which one counts.
+        Raises CheckpointError and changes nothing if the multipliers differ, or if the schedules differ and neither
+        option selects one.
         """
         try:
             num_steps, saved, mults = state["num_steps"], dict(state["schedule"]), dict(state["lr_mults"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint's learning-rate state is of another kind: {error}") from None
+            raise CheckpointError(f"the learning-rate state of the checkpoint has another format: {error}") from None
         _refuse_difference(
             "learning-rate multipliers of the parameter groups",
             mults,
@@ -184,12 +190,12 @@ class Scheduler(mup_schedule.Scheduler):
                 "learning-rate schedule",
                 saved,
                 asdict(self.schedule),
-                "set override_lr_scheduler for the configuration's or use_checkpoint_lr_scheduler",
+                "set override_lr_scheduler to use that of the configuration, or use_checkpoint_lr_scheduler",
             )
             return self.schedule
         known = {field.name for field in fields(LearningRateSchedule)}
         if unknown := saved.keys() - known:
-            raise CheckpointError(f"the checkpoint's learning-rate schedule has unknown keys: {sorted(unknown)}")
+            raise CheckpointError(f"the learning-rate schedule of the checkpoint has unknown keys: {sorted(unknown)}")
         return LearningRateSchedule(**saved)
 
 

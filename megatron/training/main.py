@@ -1,4 +1,4 @@
-"""What one worker process does with a configuration."""
+"""Run a configuration in one worker process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron.training.trainer import TrainingResult, train
 
 
 def run(config: WorkerConfig) -> TrainingResult | CheckResult | Path:
-    """Save base shapes (the file's path), check coordinates (the verdict), or train (the final losses)."""
+    """Save base shapes (returns the path), check coordinates (returns the verdict), or train (returns the losses)."""
     match config:
         case SaveBaseShapesConfig():
             return run_save_base_shapes(config, start_worker(config.launch, config.layout))
@@ -27,9 +27,9 @@ def run(config: WorkerConfig) -> TrainingResult | CheckResult | Path:
 
 
 def run_and_report(config: WorkerConfig, notices: Sequence[str] = ()) -> int:
-    """`run`, then print on the first rank `notices` and what came out.
+    """Call `run`, then print `notices` and the result on the first rank.
 
-    Returns the exit code: 1 where a coordinate check failed.
+    Returns the exit code: 1 if a coordinate check failed, otherwise 0.
     """
     result = run(config)
     if torch.distributed.get_rank() == 0:
@@ -40,13 +40,13 @@ def run_and_report(config: WorkerConfig, notices: Sequence[str] = ()) -> int:
 
 
 def describe(result: TrainingResult | CheckResult | Path) -> str:
-    """A few lines for a person."""
+    """Describe a result in a few lines of text."""
     if isinstance(result, Path):
-        return f"base shapes written to {result} (and one file for each further rank)"
+        return f"base shapes written to {result} (and one file per additional rank)"
     if isinstance(result, CheckResult):
-        lines = [result.mup.table(), f"the same in SP, which must fail: {result.sp.summary()}"]
+        lines = [result.mup.table(), f"the same check in SP, which must fail: {result.sp.summary()}"]
         if result.mup.passed and not result.passed:
-            lines.append("FAIL on another rank: see its files")
+            lines.append("FAIL on another rank: see the files of that rank")
         return "\n".join([*lines, *(f"wrote {file}" for file in result.files)])
     how = "stopped on request" if result.interrupted else "finished"
     losses = {"train": result.train_loss, "valid": result.valid_loss, "test": result.test_loss}

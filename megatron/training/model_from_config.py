@@ -1,4 +1,4 @@
-"""From a ModelConfig to the plan of a model: the one place that knows both the configuration and the muP rules."""
+"""Plan a model from a ModelConfig. Only this module uses both the configuration and the muP rules."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from mup.rules import Options
 
 
 def resolve_base_widths(model: ModelConfig) -> tuple[Widths, BaseShapeFiles | None]:
-    """The base of the model: from its base-shape files (then also returned, to be checked), or as configured.
+    """Base widths of the model, from its base-shape files or from the configuration.
 
-    Raises BaseShapeError where the files and the configuration state different dimensions.
+    Also returns the files, if there are any, to check them. Raises BaseShapeError if the files and the configuration
+    disagree.
     """
     config = model.parametrization.base_shapes_file
     if config is None:
@@ -36,14 +37,14 @@ def resolve_base_widths(model: ModelConfig) -> tuple[Widths, BaseShapeFiles | No
     for key, value in config.stated.items():
         if getattr(stored, key) != value:
             raise BaseShapeError(
-                f"{BASE_KEYS[key]} is {value} by the configuration and {getattr(stored, key)} in {loaded.names}: "
+                f"{BASE_KEYS[key]} is {value} in the configuration, but {getattr(stored, key)} in {loaded.names}: "
                 "correct the key, or remove base-shapes-file"
             )
     return stored, loaded
 
 
 def make_parametrization(config: ParametrizationConfig, widths: Widths, base: Widths) -> Parametrization:
-    """The configured parametrization of a model with these widths."""
+    """Parametrization of a model with these widths, as configured."""
     return Parametrization(
         widths,
         base,
@@ -67,10 +68,13 @@ def make_parametrization(config: ParametrizationConfig, widths: Widths, base: Wi
 
 
 def gpt_config(model: ModelConfig, widths: Widths, vocab_size: int) -> GPTConfig:
-    """Shape and switches of the model at these widths. `vocab_size`: the tokenizer's."""
+    """Configuration of the model at these widths. vocab_size: that of the tokenizer.
+
+    Raises ConfigError if padded-vocab-size is smaller than the vocabulary.
+    """
     padded = model.padded_vocab_size or padded_vocab_size(vocab_size, model.vocab_multiple)
     if padded < vocab_size:
-        raise ConfigError(f"padded-vocab-size {padded} is less than the tokenizer's vocabulary of {vocab_size}")
+        raise ConfigError(f"padded-vocab-size: expected at least the vocabulary of {vocab_size}, got {padded}")
     return GPTConfig(
         **asdict(model.architecture),
         widths=widths,
@@ -82,7 +86,7 @@ def gpt_config(model: ModelConfig, widths: Widths, vocab_size: int) -> GPTConfig
 
 
 def model_plan(model: ModelConfig, vocab_size: int) -> ModelPlan:
-    """The plan of the configured model, its base-shape files checked against it."""
+    """Plan the configured model, and check its base-shape files against the plan."""
     base, loaded = resolve_base_widths(model)
     plan = plan_model(
         gpt_config(model, model.widths, vocab_size), make_parametrization(model.parametrization, model.widths, base)

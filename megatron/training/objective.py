@@ -1,4 +1,4 @@
-"""The training objective: from a batch to tokens and targets, from logits to the loss."""
+"""The training objective: split a batch into tokens and targets, and compute the loss from logits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Target = Tensor | tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """Next-token prediction. `masked_token`: positions that hold it are not counted (eod-mask-loss)."""
+    """Next-token prediction. masked_token: positions with this token do not count in the loss (eod-mask-loss)."""
 
     vocab_size: int
     z_loss: float = 0.0
@@ -29,28 +29,28 @@ class Objective:
     loss_function: Callable[..., Tensor] = next_token_loss
 
     def compiled(self) -> Objective:
-        """The same objective with a compiled loss, which never writes the fp32 logits to memory.
+        """Return the objective with a compiled loss, which does not write the fp32 logits to memory.
 
-        A vocabulary that is cut over ranks needs collectives in the middle of the loss: there nothing changes.
+        With a vocabulary that is split over ranks it returns itself, because the loss contains collectives.
         """
         if self.group.size > 1:
             return self
         return dataclasses.replace(self, loss_function=torch.compile(next_token_loss))
 
     def split(self, batch: Batch) -> tuple[Tensor, Target]:
-        """{"text": int64 [b, s + 1]} -> tokens [b, s], and labels [b, s] or (labels, mask)."""
+        """Split {"text": int64 [b, s + 1]} into tokens [b, s], and labels [b, s] or (labels, mask)."""
         tokens, labels = batch["text"][:, :-1], batch["text"][:, 1:]
         if self.masked_token is None:
             return tokens, labels
         return tokens, (labels, torch.ne(tokens, self.masked_token))
 
     def loss(self, logits: Tensor, target: Target, training: bool) -> Tensor:
-        """Mean loss in nats a token; z-loss counts in training only."""
+        """Mean loss in nats per token. The z-loss counts only in training."""
         labels, mask = target if isinstance(target, tuple) else (target, None)
         z_loss = self.z_loss if training else 0.0
         return self.loss_function(logits, labels, mask, z_loss, group=self.group, vocab_size=self.vocab_size)
 
 
 def masked_token(config: LossConfig, tokenizer: Tokenizer) -> int | None:
-    """The token whose positions do not count; None where all do. DataError where the tokenizer has no such token."""
+    """The token whose positions do not count in the loss, or None. Raises DataError if the tokenizer lacks it."""
     return tokenizer.eod if config.mask_eod else None

@@ -1,4 +1,4 @@
-"""Optimizers over muP's parameter groups. DeepSpeed wraps what is made here."""
+"""Optimizers over muP's parameter groups, which DeepSpeed wraps."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ GradNorm = Callable[[list[nn.Parameter]], Tensor]
 
 
 def local_grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """L2 norm of the gradients that this process holds."""
+    """L2 norm of the gradients of this process."""
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 class _Step:
-    """Mixed into a torch optimizer: clip and record the gradient norm, decay independently, then step.
+    """Mixin for a torch optimizer: clip gradients and record their norm, apply independent weight decay, then step.
 
-    DeepSpeed's wrapped optimizers (ZeRO, bf16, fp16) clip by themselves and leave `_global_grad_norm`; its plain
-    path clips without telling the norm, so there `clip_to` is set here and DeepSpeed's own clipping is off.
+    The wrapped optimizers of DeepSpeed (ZeRO, bf16, fp16) clip and set `_global_grad_norm`. Without a wrapper
+    DeepSpeed clips but does not report the norm; `clip_to` is then set here, and DeepSpeed's clipping is off.
     `grad_norm` is the norm over all ranks that share the model.
     """
 
@@ -57,11 +57,11 @@ class _Step:
 
 @contextlib.contextmanager
 def hold(optimizer: Any) -> Iterator[None]:
-    """Let steps of `optimizer` do nothing, while DeepSpeed wraps it.
+    """Make steps of `optimizer` do nothing while DeepSpeed wraps it.
 
-    Its half-precision wrappers of ZeRO stage 0 make room for the optimizer's state by a step on gradients of zero.
-    Such a step decays the weights at the peak rate, and Adam counts it in its bias correction: the first real update
-    is then a quarter too small.
+    The half-precision wrappers of ZeRO stage 0 allocate the state of the optimizer by a step with zero gradients.
+    Such a step decays the weights at the peak rate, and Adam counts it in its bias correction, which makes the first
+    real update a quarter too small.
     """
     optimizer.held = True
     try:
@@ -71,10 +71,10 @@ def hold(optimizer: Any) -> Iterator[None]:
 
 
 def check_overflow_by_norm(optimizer: Any) -> None:
-    """Keep ZeRO 1 and 2 from searching every gradient for infinities before each update.
+    """Turn off the search for infinities in every gradient that ZeRO 1 and 2 do before each update.
 
-    They also refuse an update whose gradient norm is not finite, and no gradient with an infinity or NaN has a finite
-    norm. The search starts several kernels for each parameter: a fifth of a step of a 125M model on one H200.
+    ZeRO also skips an update if the gradient norm is not finite, and a gradient with an infinity or NaN never has a
+    finite norm. The search starts several kernels per parameter: a fifth of a step of a 125M model on one H200.
     """
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
@@ -83,18 +83,18 @@ def check_overflow_by_norm(optimizer: Any) -> None:
 
 
 class AdamW(_Step, torch.optim.AdamW):  # type: ignore[misc]  # torch overloads step for a decorator
-    """torch's AdamW, fused where the parameters allow."""
+    """torch's AdamW with independent weight decay, clipping and a recorded norm."""
 
 
 class SGD(_Step, torch.optim.SGD):  # type: ignore[misc]
-    """torch's SGD with momentum."""
+    """torch's SGD with independent weight decay, clipping and a recorded norm."""
 
 
 def _external(module: str, name: str, key: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"optimizer.type {key} needs {module}, which cannot be imported: {error}") from error
+        raise ConfigError(f"optimizer.type {key}: {module} cannot be imported: {error}; install it") from error
 
 
 def make_optimizer(
@@ -108,20 +108,23 @@ def make_optimizer(
     clip_to: float | None = None,
     grad_norm: GradNorm = local_grad_norm,
 ) -> torch.optim.Optimizer:
-    """An optimizer over groups that bring their own lr, eps and weight decay.
+    """Create an optimizer over groups with their own lr, eps and weight decay.
 
-    kind: adam (decoupled decay, as GPT-NeoX's FusedAdam) or sgd. implementation: torch, deepspeed or apex.
-    clip_to: None where DeepSpeed clips; else the largest gradient norm, as `grad_norm` tells it, 0 for no clipping.
+    kind: adam (decoupled decay, as in GPT-NeoX's FusedAdam) or sgd.
+    implementation: torch, deepspeed or apex.
+    clip_to: maximum of the gradient norm, 0 for no clipping; None if DeepSpeed clips.
+    grad_norm: function that computes the gradient norm.
+    Raises ConfigError if the optimizer is not supported or cannot be imported.
     """
     if kind == "sgd":
         if implementation != "torch":
-            raise ConfigError(f"optimizer.type SGD has no {implementation} implementation here; use torch's")
+            raise ConfigError(f"optimizer.type SGD has no {implementation} implementation; use that of torch")
         plain = [{k: v for k, v in group.items() if k != "eps"} for group in groups]
         sgd = SGD(plain, lr=groups[0]["lr"], momentum=momentum, nesterov=nesterov)
         sgd.clip_to, sgd.grad_norm = clip_to, grad_norm
         return sgd
     if kind not in ("adam", "adamw"):
-        raise ConfigError(f"optimizer {kind!r} is not supported; use Adam or SGD")
+        raise ConfigError(f"optimizer.type {kind!r} is not supported; use Adam or SGD")
     if implementation == "torch":
         adam = AdamW(groups, lr=groups[0]["lr"], betas=betas, fused=True)
         adam.clip_to, adam.grad_norm = clip_to, grad_norm

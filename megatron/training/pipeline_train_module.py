@@ -1,4 +1,4 @@
-"""Steps of a model that is cut into pipeline stages (1F1B, by DeepSpeed's pipeline engine)."""
+"""Training steps of a model that is split into pipeline stages (1F1B, by DeepSpeed's pipeline engine)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from megatron.training.train_module import TrainModule, non_finite
 
 
 def reduce_norm_once(optimizer: Any) -> None:
-    """Make ZeRO 1 sum its gradient norm over the stages once, not once a parameter group.
+    """Make ZeRO 1 sum its gradient norm over the stages once, instead of once per parameter group.
 
-    Stages hold different groups (the first alone has the embedding's), so that one collective a group would wait for
-    ever. A norm below zero is DeepSpeed's mark for a gradient that is not finite.
+    Stages hold different groups (only the first has that of the embedding), so one collective per group would hang. A
+    negative norm is DeepSpeed's mark for a gradient that is not finite.
     """
     over_own_groups = getattr(optimizer, "scaled_global_norm", None)
     if over_own_groups is None:  # ZeRO 0, and the bf16 optimizer, reduce once
@@ -34,11 +34,11 @@ def reduce_norm_once(optimizer: Any) -> None:
 
 
 class PipelineTrainModule(TrainModule):
-    """One stage of a model under training; every stage calls the same methods."""
+    """One pipeline stage of a model in training. Every stage must call the same methods."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        # the engine's schedule makes the update, so the loss must be looked at from inside it
+        # the schedule of the engine makes the update, so the loss must be checked inside it
         self._update = self.engine._take_model_step
         self.engine._take_model_step = self._checked_update
         reduce_norm_once(self.engine.optimizer)
@@ -62,13 +62,13 @@ class PipelineTrainModule(TrainModule):
         return (self.objective.split(batch) for batch in batches)
 
     def train_step(self, batches: Iterator[Batch], stop: bool = False) -> tuple[float, bool]:
-        """As of TrainModule: the whole schedule of one global batch."""
+        """Like TrainModule.train_step: runs the whole pipeline schedule of one global batch."""
         loss = self.engine.train_batch(self._pairs(batches))
         stopped = self.runtime.mean(torch.tensor(float(stop), device=self.runtime.device))
         return float(loss), bool(stopped > 0)
 
     def evaluate(self, batches: Iterator[Batch], microbatches: int) -> float:
-        """As of TrainModule. The first and the last stage read the data, the others pass activations on."""
+        """Like TrainModule.evaluate. Only the first and the last stage read the data."""
         was_training = self.engine.training
         try:
             return float(self.engine.eval_batch(self._pairs(batches), num_micro_batches=microbatches))

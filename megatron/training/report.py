@@ -1,4 +1,4 @@
-"""What a run says of itself: the header of its metrics, the muP section of its checkpoints, norms by group."""
+"""Records of a run: the header of its metrics, the muP section and layout of its checkpoints, norms by role."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mup.groups import learning_rate_multipliers
 
 
 def mup_section(module: TrainModule) -> dict[str, Any]:
-    """All that must not change between a checkpoint and its resume."""
+    """The parametrization, which must not change between a checkpoint and its resume."""
     plan = module.plan
     return {
         **forward_section(plan),
@@ -31,7 +31,7 @@ def mup_section(module: TrainModule) -> dict[str, Any]:
 
 
 def checkpoint_layout(config: EngineConfig, module: TrainModule) -> Layout:
-    """How this run's checkpoints hold the model, for a later run under another layout."""
+    """Layout of the checkpoints of this run, recorded for a later run under another layout."""
     plan, groups = module.plan, module.runtime.groups
     layers = tuple(name for name, _ in layer_list(plan.config, plan.factors))
     described = TensorParallel(Communicator(0, groups.tensor.size, groups.tensor.ranks))
@@ -51,7 +51,7 @@ def checkpoint_layout(config: EngineConfig, module: TrainModule) -> Layout:
 
 
 def flops_a_token(plan: ModelPlan) -> float:
-    """Model FLOPs of one training token."""
+    """Model FLOPs per training token."""
     config, widths = plan.config, plan.config.widths
     return flops_per_token(
         num_layers=widths.num_layers,
@@ -67,7 +67,7 @@ def flops_a_token(plan: ModelPlan) -> float:
 
 
 def run_header(config: RunConfig, plan: ModelPlan, runtime: Runtime, corpus: Mapping[str, Any]) -> dict[str, Any]:
-    """First line of metrics.jsonl: the configuration, and what a fit over a ladder of runs needs of model and data."""
+    """First line of metrics.jsonl: the configuration, and the facts that a fit over a ladder of runs needs."""
     return {
         "corpus": corpus,
         "config": dict(config.provenance.keys),
@@ -92,7 +92,7 @@ def run_header(config: RunConfig, plan: ModelPlan, runtime: Runtime, corpus: Map
 
 
 def group_norms(module: TrainModule) -> dict[str, float]:
-    """Norms of parameters by role. Collective."""
+    """Norms of the parameters by role. Collective."""
     groups = module.runtime.groups
     roles = sorted({plan.role.value for plan in module.plan.parameters.values()})
     squares = torch.zeros(len(roles), dtype=torch.float64, device=module.runtime.device)

@@ -1,4 +1,4 @@
-"""`save-base-shapes: true`: write one base-shape file a rank, from the meta device, and end."""
+"""`save-base-shapes: true`: write one base-shape file per rank from models on the meta device, without training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _owned_names(
 ) -> list[str]:
     """Names in the base model of the parameters that a pipeline stage of the configured model holds.
 
-    Blocks that only the base has, where it is deeper, go to the last stage.
+    If the base is deeper, its additional blocks belong to the last stage.
     """
     layers = [name for name, _ in layer_list(config, _ANY)]
     bounds = stage_bounds(layers, shapes_at(config, config.widths, _ANY), stages, method)
@@ -39,9 +39,9 @@ def _owned_names(
 def run_save_base_shapes(config: SaveBaseShapesConfig, runtime: Runtime) -> Path:
     """Write `<base-shapes-file>.<rank>` and return its path.
 
-    The base is what the mup-base-* keys say, or without them the configured model itself; the delta model, which
-    tells widths from finite dimensions, is `mup-width-scale` times as wide at the same number of heads. Dimensions
-    are global; a rank writes the parameters of its pipeline stage.
+    The mup-base-* keys define the base. Without them the base is the configured model. The delta model distinguishes
+    widths from finite dimensions: it is `mup-width-scale` times as wide with the same number of heads. Dimensions are
+    global. A rank writes the parameters of its pipeline stage.
     """
     tokenizer = build_tokenizer(*config.tokenizer)
     model, base = config.model, config.model.parametrization.base
@@ -66,7 +66,7 @@ def run_save_base_shapes(config: SaveBaseShapesConfig, runtime: Runtime) -> Path
 
 
 def _remove_stale(prefix: Path, world_size: int) -> None:
-    """Files of an earlier save with more ranks would be read as a part of this one."""
+    """Remove files of an earlier save with more ranks, which would be read as a part of this one."""
     for path in prefix.parent.glob(f"{prefix.name}.*"):
         if path.suffix[1:].isdigit() and int(path.suffix[1:]) >= world_size:
             path.unlink()

@@ -1,4 +1,4 @@
-"""A model under training: one step of it, and one evaluation."""
+"""A model in training: one step, and one evaluation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def non_finite(loss: float, step: int) -> TrainingError:
-    """The error that is raised, on all processes, instead of an update from a loss that is not finite."""
+    """The error that all processes raise, instead of making an update, if the loss is not finite."""
     return TrainingError(
         f"the loss is {loss} at step {step}, so the update was not made. Lower lr, lengthen warmup, or clip "
         "gradients; with fp16 prefer bfloat16"
@@ -31,7 +31,7 @@ def non_finite(loss: float, step: int) -> TrainingError:
 
 @dataclass
 class TrainModule:
-    """A model with its optimizer and schedule on DeepSpeed's engine."""
+    """A model with optimizer and schedule on DeepSpeed's engine."""
 
     plan: ModelPlan
     engine: Any
@@ -41,17 +41,17 @@ class TrainModule:
 
     @property
     def model(self) -> GPT | PipelinedGPT:
-        """This process's model, or its pipeline stage."""
+        """The model of this process, or its pipeline stage."""
         model: GPT | PipelinedGPT = self.engine.module
         return model
 
     @property
     def layer_bounds(self) -> tuple[int, ...]:
-        """Where a pipeline cuts the list of layers: stage i holds layers [bounds[i], bounds[i + 1])."""
+        """Bounds of the pipeline stages: stage i holds layers [bounds[i], bounds[i + 1])."""
         return 0, len(layer_list(self.plan.config, self.plan.factors))
 
     def grad_norm(self) -> float | None:
-        """Norm of the last step's gradient before clipping."""
+        """Norm of the gradient of the last step, before clipping."""
         norm: Tensor | float | None = self.engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
@@ -62,10 +62,10 @@ class TrainModule:
         return self.objective.loss(self.engine(tokens), target, self.engine.training)
 
     def train_step(self, batches: Iterator[Batch], stop: bool = False) -> tuple[float, bool]:
-        """One update from gradient_accumulation_steps microbatches: the global batch's mean loss, and whether any
-        process was asked to stop.
+        """Make one update from gradient_accumulation_steps microbatches.
 
-        Raises TrainingError, on all processes and before the update, where the loss is not finite.
+        Returns the mean loss of the global batch, and whether any process was asked to stop. If the loss is not
+        finite, raises TrainingError on all processes before the update.
         """
         engine, mean, stopped = self.engine, 0.0, 0.0
         microbatches = engine.gradient_accumulation_steps()
@@ -84,7 +84,7 @@ class TrainModule:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator[Batch], microbatches: int) -> float:
-        """Mean loss in nats a token over `microbatches` microbatches of every process, dropout off."""
+        """Mean loss in nats per token over `microbatches` microbatches of every process, without dropout."""
         was_training = self.engine.training
         self.engine.eval()
         try:

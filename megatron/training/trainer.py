@@ -1,4 +1,4 @@
-"""The training loop: steps, log, evaluation, checkpoints, and a clean stop."""
+"""The training loop: steps, logging, evaluation, checkpoints, and a clean stop."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from megatron.training.train_module import TrainModule
 
 @dataclass
 class TrainingResult:
-    """Where a run ended. Losses are in nats a token, None where the run had no such data; flops are the model's."""
+    """Result of a run. Losses are in nats per token, or None without such data. flops are the model FLOPs."""
 
     step: int
     tokens: int
@@ -50,13 +50,13 @@ class TrainingResult:
 
     @property
     def loss(self) -> float | None:
-        """What the run is judged by: the held-out loss, or the training loss where none was measured."""
+        """The loss by which the run is judged: the held-out loss, or the training loss without one."""
         return self.train_loss if self.valid_loss is None else self.valid_loss
 
 
 @dataclass
 class _Window:
-    """Losses since the last log line."""
+    """Losses since the last logged record."""
 
     losses: list[float] = field(default_factory=list)
 
@@ -67,7 +67,7 @@ class _Window:
 
 
 class StopRequest:
-    """Set by SIGTERM or SIGUSR1 (Slurm's warning): the loop finishes the step, saves and returns."""
+    """A request to stop, set by SIGTERM or SIGUSR1 (Slurm's warning). The loop finishes its step, saves and returns."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -79,7 +79,7 @@ class StopRequest:
 
         try:
             previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
-        except ValueError:  # not in the main thread: signals are the host program's business
+        except ValueError:  # outside the main thread the host program handles signals
             previous = {}
         try:
             yield self
@@ -89,7 +89,7 @@ class StopRequest:
 
 
 class Trainer:
-    """One run. Everything that a step needs is built once, here."""
+    """One training run. The constructor builds everything that a step needs."""
 
     def __init__(self, config: RunConfig, runtime: Runtime) -> None:
         self.config, self.runtime = config, runtime
@@ -112,16 +112,16 @@ class Trainer:
 
     @property
     def tokens(self) -> int:
-        """Trained on so far."""
+        """Number of tokens trained on so far."""
         return self.step * self.config.batch.size * self.config.model.seq_length
 
     @cached_property
     def layout(self) -> Layout:
-        """How checkpoints hold the model; made only by runs that load or save one."""
+        """Layout of the checkpoints. It is computed only by runs that load or save one."""
         return checkpoint_layout(self.config.engine, self.train_module)
 
     def _load(self, config: LoadConfig) -> int:
-        """Resume from the checkpoint, if there is one; the step reached so far."""
+        """Resume from the checkpoint, if there is one. Returns the step reached so far."""
         module = self.train_module
         loaded = load_checkpoint(
             module.engine,
@@ -137,7 +137,7 @@ class Trainer:
         return 0 if loaded is None or config.finetune else loaded.iteration
 
     def save(self, config: SaveConfig) -> None:
-        """Write a checkpoint of this step."""
+        """Save a checkpoint of the current step."""
         provenance = self.config.provenance
         save_checkpoint(
             self.train_module.engine,
@@ -155,14 +155,14 @@ class Trainer:
         )
 
     def evaluate(self, split: str) -> float | None:
-        """Loss on `valid` or `test`, over `evaluation.iters` global batches."""
+        """Loss on `valid` or `test` over `evaluation.iters` global batches, or None without such data."""
         batches = self.data.evaluation_batches(split)
         if batches is None:
             return None
         return self.train_module.evaluate(batches, self.config.evaluation.iters * self.config.batch.accumulation)
 
     def run(self, monitors: MonitorGroup, stop: StopRequest) -> TrainingResult:
-        """Train to the last step, to an exit step, or until asked to stop."""
+        """Train to the last step, to an exit step, or until a stop is requested."""
         config, module, window = self.config, self.train_module, _Window()
         timer = self._timer()
         batches = self.data.train_batches(self.step * config.batch.size)
@@ -229,13 +229,13 @@ class Trainer:
 
 
 def _sample_counts(steps: int, batch: BatchConfig, evaluation: EvaluationConfig) -> tuple[int, int, int]:
-    """Samples of training, validation and test that a run reads."""
+    """Numbers of training, validation and test samples that a run reads."""
     of_one = evaluation.iters * batch.size
     return steps * batch.size, of_one if evaluation.valid else 0, of_one if evaluation.test else 0
 
 
 def _save_steps(config: SaveConfig, steps: int) -> set[int]:
-    """Steps to save at; the last is always one."""
+    """Steps at which to save, including the last step."""
     return save_iterations(steps, config.scale, config.factor, config.extra_steps) | {steps}
 
 
@@ -258,10 +258,11 @@ def train(
     watch: Monitor | None = None,
     stop: StopRequest | None = None,
 ) -> TrainingResult:
-    """Build the run, train, and return where it ended. Monitors run on the first process only.
+    """Build the run, train, and return the result. Monitors run only on the first process.
 
-    console: whether the run tells its progress there, which one of many must not. watch: one more monitor. stop: lets
-    the caller ask for the end, as SIGTERM does.
+    console: whether to print progress; False for one of many parallel runs.
+    watch: an additional monitor.
+    stop: lets the caller request a stop, like SIGTERM.
     """
     trainer, logging = Trainer(config, runtime), config.logging
     with (

@@ -1,4 +1,4 @@
-"""generate.py as a user runs it, on a tiny checkpoint, and the ways to ask for text."""
+"""generate.py run as a user runs it, on a tiny checkpoint, and the functions behind it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with model.yml and a checkpoint of step 3 in checkpoints/, written as the trainer does."""
+    """A folder with model.yml and a checkpoint of step 3 in checkpoints/, in the format of the trainer."""
     folder = tmp_path_factory.mktemp("generate")
     (folder / "model.yml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
     write_checkpoint(folder / "checkpoints", model_plan(model_config(NeoXArgs.from_dict(CONFIG)), 512))
@@ -63,7 +63,7 @@ def home(tmp_path_factory):
 
 
 def write_checkpoint(directory, plan):
-    """Step 3 of one process, in one file that does not record its layout."""
+    """Write step 3 of one process, in one file that does not record its layout."""
     section = mup_section(SimpleNamespace(plan=plan))
     step = directory / "global_step3"
     step.mkdir(parents=True)
@@ -79,7 +79,7 @@ def write_checkpoint(directory, plan):
 
 @pytest.fixture
 def run(home, capsys):
-    """generate.main in this process; what it printed."""
+    """A function that calls generate.main in this process and returns the printed text."""
 
     def _run(*argv, **overwrite):
         overwrite = {"load": str(home / "checkpoints"), **overwrite}
@@ -103,14 +103,14 @@ def command(home, *argv, stdin=None):
     )
 
 
-# --- as a user runs it ---
+# --- as a script ---
 
 
 def test_prompt_from_the_command_line(home, run):
     done = command(home, "--load", "checkpoints", "--prompt", "def main(")
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.startswith("def main(") and len(done.stdout.rstrip("\n")) > len("def main(")
-    assert done.stdout == run("--prompt", "def main(")  # in another process: the seed decides
+    assert done.stdout == run("--prompt", "def main(")  # the same seed gives the same text in another process
 
 
 def test_interactive_through_a_pipe(home):
@@ -127,7 +127,7 @@ def test_interactive_through_a_pipe(home):
         (["--load", "checkpoints", "--hidden-size", "64"], 1, ["factors.logits", "0.5", "saved"]),
     ],
 )
-def test_mistakes_are_one_message_without_a_traceback(home, argv, code, words):
+def test_mistakes_print_one_message_without_a_traceback(home, argv, code, words):
     done = command(home, *argv)
     assert done.returncode == code and done.stdout == ""
     assert "Traceback" not in done.stderr and done.stderr.startswith("error: ")
@@ -203,11 +203,11 @@ def test_wrong_usage(home, run, monkeypatch):
         generate.main(["--help"])
 
 
-def test_without_load_what_was_saved_is_sampled(home, run):
+def test_without_load_the_save_directory_is_sampled(home, run):
     assert run("--prompt", "a", load=None, save=str(home / "checkpoints")) == run("--prompt", "a")
 
 
-def test_one_process_of_a_launch_samples(run, monkeypatch):
+def test_only_one_process_of_a_launch_samples(run, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert run("--prompt", "a") == ""
 
@@ -230,8 +230,8 @@ def test_the_loaded_model_gives_the_training_logits(home):
 
 
 @pytest.mark.parametrize("divisible_by", [512, 100, 640, 1000])
-def test_padding_is_no_part_of_the_sampled_model(home, divisible_by):
-    """Whole weights have 512 rows, whatever padding the configuration asks for."""
+def test_padding_is_not_part_of_the_sampled_model(home, divisible_by):
+    """Whole weights have 512 rows with any padding in the configuration."""
     model, _ = load(home, make_vocab_size_divisible_by=divisible_by)
     trained = materialise(model_plan(model_config(NeoXArgs.from_dict(CONFIG)), 512), seed=1)
     x = torch.arange(60, 80)[None]
@@ -240,7 +240,7 @@ def test_padding_is_no_part_of_the_sampled_model(home, divisible_by):
 
 
 @pytest.mark.parametrize("vocab_size, divisible_by, tensor", [(97, 128, 2), (500, 128, 1), (501, 1, 2), (512, 1, 1)])
-def test_a_converted_checkpoint_may_hold_the_padding(tmp_path, vocab_size, divisible_by, tensor):
+def test_a_converted_checkpoint_can_contain_padding(tmp_path, vocab_size, divisible_by, tensor):
     settings = {**CONFIG, "make_vocab_size_divisible_by": divisible_by * tensor}
     plan = model_plan(model_config(NeoXArgs.from_dict(settings)), vocab_size)
     write_checkpoint(tmp_path / "checkpoints", plan)
@@ -287,7 +287,7 @@ def test_another_configuration_is_refused(home, changes, named):
 
 
 class Script(nn.Module):
-    """Says the given tokens, whatever it is told; a GPT as far as sampling can see."""
+    """A fake GPT that produces the given tokens for any input."""
 
     def __init__(self, said):
         super().__init__()
@@ -322,7 +322,7 @@ def test_broken_characters_are_replaced():
 
 
 def test_the_space_after_the_prompt_is_kept():
-    """SentencePiece drops a space that comes first: decoded without the prompt, the text would lose it."""
+    """SentencePiece drops a leading space, so text decoded without the prompt would lose it."""
 
     class Pieces:
         name, vocab_size, eod = "pieces", 512, 0
@@ -334,7 +334,7 @@ def test_the_space_after_the_prompt_is_kept():
     assert "".join(sampler.stream("a")) == " b "
 
 
-def test_eod_ends_the_text_and_is_no_part_of_it():
+def test_eod_ends_the_text_and_is_not_part_of_it():
     sample = next(script([65, 66, 0, 67]).samples("p"))
     assert (sample.text, sample.length, sample.finished) == ("AB", 2, True)
     assert "".join(script([65, 66, 0, 67]).stream("p")) == "AB"
@@ -342,7 +342,7 @@ def test_eod_ends_the_text_and_is_no_part_of_it():
     assert (endless.text, endless.length, endless.finished) == ("AB", 2, False)
 
 
-def test_a_long_prompt_is_cut_with_a_word(home, caplog):
+def test_a_long_prompt_is_truncated_with_a_warning(home, caplog):
     model, _ = load(home)
     sampler = Sampler(model, build_tokenizer("CharLevelTokenizer"), Sampling(maximum_tokens=3), seed=0)
     cut = next(sampler.samples("x" * 50 + "y" * 32)).text
@@ -371,7 +371,7 @@ def interact(sampler, typed, prompt_end="\n", count=1):
     return output.getvalue()
 
 
-def test_interactive_prompts_end_where_the_user_says():
+def test_interactive_prompts_end_at_the_configured_string():
     class Echo:
         def stream(self, prompt, index, sample):
             yield f"[{index}.{sample} {prompt!r}]"
@@ -395,7 +395,7 @@ def test_ctrl_c_stops_one_answer():
 # --- files ---
 
 
-def test_an_interrupted_file_leaves_the_former_one(tmp_path):
+def test_an_interrupted_run_keeps_the_existing_file(tmp_path):
     class Failing:
         def samples(self, prompt, count, index):
             if index == 1:
@@ -410,7 +410,7 @@ def test_an_interrupted_file_leaves_the_former_one(tmp_path):
     assert output.read_text() == "precious" and len(list(tmp_path.iterdir())) == 2
 
 
-def test_files_that_cannot_be(tmp_path):
+def test_invalid_files_raise(tmp_path):
     sampler, binary = script([65]), tmp_path / "binary"
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="sample_input_file: .*absent: No such file"):
@@ -424,7 +424,7 @@ def test_files_that_cannot_be(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["binary", "folder", "prompts"]
 
 
-# --- with the real trainer ---
+# --- with the trainer ---
 
 
 @pytest.mark.slow

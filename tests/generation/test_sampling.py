@@ -1,4 +1,4 @@
-"""Tokens: the cache changes nothing, and what is drawn has the distribution that was asked for."""
+"""Sampling of tokens: the cache does not change the result, and samples have the requested distribution."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 @settings(max_examples=15)
 @given(shapes, st.integers(1, 20), st.integers(1, 3), st.sampled_from([0.0, 1.0]), st.integers(0, 1000))
 def test_the_cache_changes_nothing(changes, length, batch, temperature, seed):
-    """Across the limit of the context (16) too, with prompts shorter and longer than it."""
+    """This also holds beyond the context length (16), for shorter and longer prompts."""
     model = build(config(**changes), seed=seed)
     prompt = tokens(batch, length, seed)
     cached, recomputed = (
@@ -70,13 +70,13 @@ def test_greedy_is_the_argmax_of_the_training_logits(changes, length, seed):
     text = torch.cat((prompt, rows), dim=1)
     logits = model(text)[:, length - 1 : -1]
     best = logits.topk(2, dim=-1).values
-    assume((best[..., 0] - best[..., 1]).min() > 1e-4)  # a tie may go either way
+    assume((best[..., 0] - best[..., 1]).min() > 1e-4)  # a tie can be broken either way
     assert torch.equal(rows, logits.argmax(dim=-1))
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("pos_emb", ["rotary", "learned", "none"])
-def test_beyond_the_context_the_latest_half_is_read_anew(use_cache, pos_emb):
+def test_beyond_the_context_the_latest_half_is_read_again(use_cache, pos_emb):
     model, prompt = build(config(pos_emb=pos_emb)), tokens(1, 16)
     assert context_length(model) == 16
     first, second = generate_tokens(model, prompt, maximum_tokens=2, use_cache=use_cache)[0]
@@ -94,7 +94,7 @@ def test_learned_positions_limit_the_context():
 
 
 def test_mup_multipliers_apply_in_generation():
-    """The distribution that is sampled is the softmax of the training logits, multipliers included."""
+    """Samples follow the softmax of the training logits, including the multipliers."""
     base = dataclasses.replace(WIDTHS, hidden_size=8, num_attention_heads=1, num_kv_heads=1, ffn_hidden_size=12)
     changes = config(tied_readout=False)
     multipliers = Multipliers(output_temp=0.5, attn_temp=2.0, embedding_mult=3.0)
@@ -115,7 +115,7 @@ def test_mup_multipliers_apply_in_generation():
 
 
 def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
-    """Pearson's statistic in standard deviations above its mean; classes with few expected counts are pooled."""
+    """Pearson's statistic in standard deviations above its mean. Classes with few expected counts are pooled."""
     expected = probabilities * counts.sum()
     rare = expected < 5
     observed = torch.cat((counts[~rare].double(), counts[rare].sum()[None].double()))
@@ -146,7 +146,7 @@ def test_support_of_top_k_and_top_p(values, top_k, top_p, temperature):
     assert sorted(ids[0].tolist()) == list(range(len(values)))
     assert probabilities.sum().item() == pytest.approx(1.0)
     support = int((probabilities > 0).sum())
-    assert (logits[0, ids[0]].diff() <= 0).all() and probabilities[0, 0] > 0  # the likeliest are kept
+    assert (logits[0, ids[0]].diff() <= 0).all() and probabilities[0, 0] > 0  # the most likely tokens are kept
     full = torch.softmax(logits[0, ids[0]].double() / temperature, dim=-1)
     if top_k:
         full[top_k:] = 0.0
@@ -162,12 +162,12 @@ def test_support_of_top_k_and_top_p(values, top_k, top_p, temperature):
 
 
 @given(rows_of_logits, st.integers(1, 5), st.floats(0.05, 0.95), st.floats(0, 1, exclude_max=True))
-def test_what_is_ruled_out_is_never_chosen(values, top_k, top_p, uniform):
+def test_excluded_tokens_are_never_chosen(values, top_k, top_p, uniform):
     logits = torch.tensor([values])
     sampling = Sampling(temperature=1.0, top_k=top_k, top_p=top_p)
     probabilities, ids = token_probabilities(logits, 1.0, top_k, top_p)
     allowed = ids[probabilities > 0].tolist()
-    for u in (uniform, 0.0, 1.0):  # rounding may bring a number below 1 to it
+    for u in (uniform, 0.0, 1.0):  # a number below 1 can be rounded to 1
         assert choose_tokens(logits, sampling, torch.tensor([u], dtype=torch.float64)).item() in allowed
 
 
@@ -187,7 +187,7 @@ def test_extreme_temperatures_do_not_overflow():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_are_an_error(bad, temperature):
+def test_nonfinite_logits_raise(bad, temperature):
     model = build(config())
     with torch.no_grad():
         model.final_norm.weight[0] = bad
@@ -195,10 +195,10 @@ def test_logits_that_are_not_finite_are_an_error(bad, temperature):
         generate_tokens(model, tokens(1, 3), temperature=temperature)
 
 
-# --- ends, seeds, and the model afterwards ---
+# --- end of document, seeds, and the state of the model ---
 
 
-def test_eod_ends_each_row_on_its_own():
+def test_eod_ends_each_row_separately():
     model, prompt = build(config()), tokens(6, 4)
     free = generate_tokens(model, prompt, maximum_tokens=12, temperature=1.0, generator=seeded())
     eod = free[2][3]
@@ -217,7 +217,7 @@ def test_sampling_stops_once_all_rows_have_ended():
     assert [step.tolist() for step in steps] == [[eod] * 3]
 
 
-def test_seeds_decide():
+def test_the_seed_determines_the_text():
     model, prompt = build(config()), tokens(2, 4)
 
     def sample(seed):
@@ -226,7 +226,7 @@ def test_seeds_decide():
     assert sample(1) == sample(1) != sample(2)
 
 
-def test_with_a_generator_a_row_neighbours_do_not_matter():
+def test_with_one_generator_per_row_other_rows_do_not_matter():
     model, prompt = build(config()), tokens(3, 4)
 
     def sample(rows):
@@ -237,7 +237,7 @@ def test_with_a_generator_a_row_neighbours_do_not_matter():
     assert [sample([row])[0] for row in range(3)] == together
 
 
-def test_a_model_in_training_is_left_as_it_was():
+def test_a_model_in_training_mode_stays_in_training_mode():
     model, prompt = build(config(hidden_dropout=0.5, attention_dropout=0.5)).train(), tokens(1, 4)
     assert generate_tokens(model, prompt) == generate_tokens(model, prompt)  # without dropout
     assert model.training
@@ -248,7 +248,7 @@ def test_a_model_in_training_is_left_as_it_was():
     model(prompt).sum().backward()
 
 
-def test_nothing_to_do():
+def test_zero_tokens_and_empty_prompts():
     model = build(config())
     assert generate_tokens(model, tokens(2, 3), maximum_tokens=0) == [[], []]
     with pytest.raises(ValueError, match="length"):

@@ -20,7 +20,7 @@ def train(
     inspect: Callable[[Any], None] | None = None,
     **changes: Any,
 ) -> tuple[list[float], list[float | None]]:
-    """Losses and gradient norms of the steps after the loaded checkpoint, which end with a save."""
+    """Train `steps` steps after the loaded checkpoint, then save. Returns losses and gradient norms."""
     from megatron.initialize import initialize_megatron
     from megatron.neox_arguments import NeoXArgs
     from megatron.neox_arguments.resolve import run_config

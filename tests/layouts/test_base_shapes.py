@@ -35,7 +35,7 @@ def _arguments(layout: Layout, folder: Path, **changes: Any) -> Any:
 
 
 def save(layout: Layout, folder: str, name: str) -> str:
-    """Write the files of the base model, which has 4 heads of 8 so that four ranks can share them."""
+    """Save the files of the base model, which has 8 heads of 4 and 4 key-value heads, divisible by four ranks."""
     from megatron.initialize import initialize_megatron
     from megatron.neox_arguments.resolve import save_base_shapes_config
     from megatron.training.save_base_shapes import run_save_base_shapes
@@ -47,7 +47,7 @@ def save(layout: Layout, folder: str, name: str) -> str:
 
 
 def multipliers(layout: Layout, folder: str, names: list[str]) -> dict[str, dict[str, Any]]:
-    """By file: infshapes (base and global dimensions), and of this rank's parameters lr_mult on the engine."""
+    """For each file, base and global dimensions of all parameters, and lr_mult of this rank's parameters."""
     from megatron.initialize import initialize_megatron
     from megatron.neox_arguments.resolve import run_config
     from megatron.training.engine import build_train_module
@@ -88,7 +88,7 @@ def check(names: tuple[str, ...], folder: Path) -> None:
                 for parameter, mult in found["lr_mult"].items():
                     assert held.setdefault(parameter, mult) == mult
         multipliers_here = multipliers_here or held
-        assert held == multipliers_here  # every parameter is on some rank, with the multiplier of one process
+        assert held == multipliers_here  # every parameter is on a rank, with the multiplier of one process
     assert expected and expected["layers.0.mlp.dense_4h_to_h.weight"][2] == 2.0
 
 
@@ -101,18 +101,18 @@ def test_every_layout_reads_every_other(tmp_path: Path) -> None:
     check(tuple(LAYOUTS), tmp_path)
 
 
-def test_a_rank_writes_what_it_owns_and_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_rank_writes_its_parameters_and_a_missing_file_raises(tmp_path: Path) -> None:
     make_corpus(tmp_path / "corpus")
     first, second = (Path(file) for file in run(2, save, LAYOUTS["pp2"], str(tmp_path), "pp2"))
     held = [set(load_base_shapes(file).shapes) for file in (first, second)]
     assert not held[0] & held[1]
     assert "embedding.word_embeddings.weight" in held[0] and "readout.weight" in held[1]
     second.unlink()
-    with pytest.raises(BaseShapeError, match=r"layers\.2.* is in none of .*pp2\.0"):
+    with pytest.raises(BaseShapeError, match=r"layers\.2.* is missing in .*pp2\.0"):
         _plan_here(tmp_path)
 
 
-def test_an_earlier_save_with_more_ranks_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_save_removes_files_of_an_earlier_save_with_more_ranks(tmp_path: Path) -> None:
     make_corpus(tmp_path / "corpus")
     run(2, save, LAYOUTS["tp2"], str(tmp_path), "base")
     run(1, save, LAYOUTS["tp1"], str(tmp_path), "base")

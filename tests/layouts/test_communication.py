@@ -1,4 +1,4 @@
-"""What a training step sends, counted from the run, against the closed forms in the layers' docstrings."""
+"""Communication of a training step, counted in a run, against the formulas in the docstrings of the layers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.mpu.distributed import run
 
 Counted = dict[str, tuple[int, float]]
 
-BLOCKS, HIDDEN, SEQUENCE, MICRO, MICROBATCHES = 4, 64, 16, 2, 4  # of muneox.development.layouts.configuration
+BLOCKS, HIDDEN, SEQUENCE, MICRO, MICROBATCHES = 4, 64, 16, 2, 4  # as in muneox.development.layouts.configuration
 
 
 def count(layout: Layout, folder: str) -> Counted:
-    """Calls and sent bytes by collective, of the tensor-parallel group, in one training step."""
+    """Calls and sent bytes of the tensor-parallel group in one training step, by collective."""
     from megatron.initialize import initialize_megatron
     from megatron.mpu import count_communication
     from megatron.neox_arguments import NeoXArgs
@@ -37,18 +37,18 @@ def count(layout: Layout, folder: str) -> Counted:
 
 
 @pytest.mark.xdist_group("multiprocess")
-def test_a_step_sends_what_the_docstrings_say(tmp_path: Path) -> None:
-    """Over two ranks an all-reduce sends its payload once, all-gather and reduce-scatter half of it."""
+def test_a_step_sends_the_bytes_of_the_docstrings(tmp_path: Path) -> None:
+    """With two ranks an all-reduce sends its payload once, all-gather and reduce-scatter send half of it."""
     make_corpus(tmp_path / "corpus")
     plain = run(2, count, Layout("GPT, untied", tensor=2), str(tmp_path))[0]
     cut = run(2, count, Layout("GPT, untied", tensor=2, sequence_parallel=True), str(tmp_path))[0]
     hidden = 4 * MICRO * SEQUENCE * HIDDEN
-    regions = MICROBATCHES * (2 * BLOCKS + 1)  # MLP and attention of each block, and the readout, entered backward
-    left = MICROBATCHES * (2 * BLOCKS + 1)  # the same and the embedding, left forward
+    regions = MICROBATCHES * (2 * BLOCKS + 1)  # backward entry: MLP and attention of each block, and the readout
+    left = MICROBATCHES * (2 * BLOCKS + 1)  # forward exit: MLP and attention of each block, and the embedding
     loss = MICROBATCHES * 12 * MICRO * SEQUENCE
-    norm = 8  # of the gradient norm, one fp64
+    norm = 8  # the gradient norm, one fp64 number
     assert plain == {"all_reduce": (regions + left + 2 * MICROBATCHES + 1, (regions + left) * hidden + loss + norm)}
-    # under sequence parallelism norms, and biases of row-parallel layers, have partial gradients
+    # under sequence parallelism, norms and the biases of row-parallel layers have partial gradients
     partial = [HIDDEN] * (2 * BLOCKS * 2 + 2 + 2 * BLOCKS)
     own = 4 * sum(partial) * MICROBATCHES
     assert cut["all_gather"] == cut["reduce_scatter"] == (regions + left, (regions + left) * hidden / 2)
@@ -58,7 +58,7 @@ def test_a_step_sends_what_the_docstrings_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_sequence_parallelism_keeps_a_share_of_norm_and_dropout(ranks: int) -> None:
+def test_sequence_parallelism_divides_the_activations_of_norm_and_dropout(ranks: int) -> None:
     kept = {}
     for cut in (False, True):
         tp = TensorParallel(ProcessGroups.described(Grid(tensor=ranks), 0).tensor, cut)

@@ -1,4 +1,4 @@
-"""The coordinate check under tensor, pipeline and ZeRO layouts: the slopes of one process."""
+"""The coordinate check under tensor, pipeline and ZeRO layouts gives the slopes of one process."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ UNTIED = "GPT, untied"
 
 
 def slopes(layout: Layout, folder: str) -> tuple[bool, bool, dict[str, float]]:
-    """Whether muP passes, whether SP fails, and muP's slopes by module, statistic and t."""
+    """Whether muP passes, whether SP fails, and the slopes of muP by module, statistic and t."""
     from megatron.initialize import initialize_megatron
     from megatron.neox_arguments import NeoXArgs
     from megatron.neox_arguments.resolve import coordinate_check_config
     from megatron.training.coord_check_run import CoordinateCheck
     from mup.slopes import verdict
 
-    # heads grow with the width, two at the base, so that two ranks can share them
+    # the number of heads grows with the width; the base has two, divisible by two ranks
     model = {"hidden_size": 32, "num_attention_heads": 2, "mup_base_hidden_size": 32, "mup_base_num_attention_heads": 2}
     config = {**configuration(layout, Path(folder) / "corpus", 4), **model, "num_layers": 2}
     config |= {"coord_check": True, "coord_check_widths": [32, 64, 128, 256], "coord_check_seeds": 3}

@@ -1,4 +1,4 @@
-"""muP's parameter groups under every layout: each parameter's learning rate, read from the engine at every step."""
+"""muP's parameter groups under every layout: the learning rate of each parameter in the engine at every step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rates = list[dict[str, float]]
 
 
 def rates(layouts: list[Layout], folder: str, steps: int = 4) -> list[Rates]:
-    """For each layout and step, the learning rate of every parameter that this rank holds."""
+    """For each layout and step, the learning rate of every parameter on this rank."""
     from megatron.initialize import initialize_megatron
     from megatron.neox_arguments import NeoXArgs
     from megatron.neox_arguments.resolve import run_config
@@ -55,7 +55,7 @@ def test_every_layout_has_the_rates_of_one_process(tmp_path: Path) -> None:
     [[alone]] = run(1, rates, [Layout(model)], str(tmp_path))
     hidden, embedding = "layers.0.mlp.dense_h_to_4h.weight", "embedding.word_embeddings.weight"
     assert all(step[hidden] * 4 == step[embedding] for step in alone)
-    assert [round(step[embedding], 6) for step in alone] == [0.0015, 0.003, 0.003, 0.002]  # up, peak, min_lr
+    assert [round(step[embedding], 6) for step in alone] == [0.0015, 0.003, 0.003, 0.002]  # warmup, peak, min_lr
     ranks = run(2, rates, layouts, str(tmp_path))
     for index, layout in enumerate(layouts):
         for step, expected in enumerate(alone):
@@ -80,10 +80,10 @@ def test_a_pipeline_has_every_layer_once(method: str, stages: int) -> None:
     blocks = [sum(name.startswith("layers.") for name in names[a:b]) for a, b in zip(cut, cut[1:])]
     assert len(cut) == stages + 1 and sum(blocks) == 6
     if method.startswith("type"):
-        assert min(blocks) >= 1 and max(blocks) == -(-6 // stages)  # 6 blocks over 4 stages: 2 at most
+        assert min(blocks) >= 1 and max(blocks) == -(-6 // stages)  # 6 blocks over 4 stages: at most 2
 
 
-def test_parameters_weigh_the_embedding() -> None:
+def test_the_parameters_method_counts_the_embedding() -> None:
     """A vocabulary with more parameters than all blocks fills the first stage."""
     described = config(num_layers=6, vocab_size=4000, padded_vocab_size=4000)
     names = [name for name, _ in layer_list(described, ANY)]
@@ -100,7 +100,7 @@ def test_bad_methods() -> None:
         bounds(2, "type:(")
 
 
-def test_a_tied_readout_holds_the_embedding_too() -> None:
+def test_a_tied_readout_also_holds_the_embedding() -> None:
     names = ["embedding.word_embeddings.weight", "layers.0.mlp.dense_4h_to_h.weight", "final_norm.weight"]
     assert stage_parameters(names, ["final_norm", "readout"], True) == [names[0], names[2]]
     assert stage_parameters(names, ["final_norm", "readout"], False) == [names[2]]

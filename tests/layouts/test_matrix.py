@@ -1,4 +1,4 @@
-"""Layouts against one process. `make layouts` prints the whole matrix."""
+"""Training under several layouts against one process. `make layouts` prints the whole matrix."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("layouts") / "corpus")
 
 
-def test_two_processes_train_as_one(corpus: Path) -> None:
-    """Tensor parallel with sequence parallelism, a tied pipeline, ZeRO 1 and 3: one of each family of layouts."""
+def test_two_processes_train_like_one(corpus: Path) -> None:
+    """One layout of each kind: tensor parallel with sequence parallelism, a tied pipeline, ZeRO 1 and 3."""
     chosen = [
         Layout(LLAMA, tensor=2, sequence_parallel=True),
         Layout(TIED, pipe=2),
@@ -40,7 +40,7 @@ def test_the_whole_matrix(corpus: Path) -> None:
 
 
 def _replicated(layouts: list[Layout], folder: str, changes: dict[str, Any]) -> list[dict[str, str]]:
-    """Digests of the parameters that all tensor-parallel ranks hold, after three steps."""
+    """Digests of the replicated parameters after three steps."""
     from megatron.mpu import shard_of
 
     found = []
@@ -54,17 +54,17 @@ def _replicated(layouts: list[Layout], folder: str, changes: dict[str, Any]) -> 
 
 
 def test_dropout_keeps_replicated_parameters_equal(corpus: Path) -> None:
-    """One mask for all ranks outside the tensor-parallel regions, also where a block is recomputed."""
+    """All ranks use one mask outside the tensor-parallel regions, also when a block is recomputed."""
     layouts = [Layout(TIED, tensor=2), Layout(TIED, tensor=2, sequence_parallel=True)]
     changes = {"hidden_dropout": 0.2, "attention_dropout": 0.2, "checkpoint_activations": True}
     first, second = run(2, _replicated, layouts, str(corpus.parent), changes)
     assert first == second and all("layers.0.input_layernorm.weight" in kept for kept in first)
     without = run(2, _replicated, layouts[:1], str(corpus.parent), {})[0]
-    assert without[0] != first[0]  # the dropout was there
+    assert without[0] != first[0]  # dropout was active
 
 
 def _without_partial_gradients(layout: Layout, folder: str, steps: int) -> object:
-    """The same run, where each rank keeps its own part of the norms' gradients."""
+    """Run `train`, but do not sum the partial gradients over the ranks."""
     from megatron.training import engine
 
     engine.sync_partial_grads_in_backward = lambda model, group: []  # type: ignore[assignment]
@@ -72,7 +72,7 @@ def _without_partial_gradients(layout: Layout, folder: str, steps: int) -> objec
 
 
 def _with_local_norm(layout: Layout, folder: str, steps: int) -> object:
-    """The same run, clipped by the norm of each rank's own shards."""
+    """Run `train`, but clip by the gradient norm of this rank's shards."""
     from megatron.training import engine
     from megatron.training.optimizer import local_grad_norm
 
@@ -81,7 +81,7 @@ def _with_local_norm(layout: Layout, folder: str, steps: int) -> object:
 
 
 @pytest.mark.parametrize("mutation", [_without_partial_gradients, _with_local_norm])
-def test_the_comparison_sees_what_is_wrong(mutation: object, corpus: Path) -> None:
+def test_the_comparison_detects_mutations(mutation: object, corpus: Path) -> None:
     layout = Layout(LLAMA, tensor=2, sequence_parallel=True)
     losses, norms = run(1, train, Layout(LLAMA), str(corpus.parent), 4)[0]
     wrong_losses, wrong_norms = run(2, mutation, layout, str(corpus.parent), 4)[0]  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A checkpoint of one layout goes on under another: losses of the uninterrupted run, the same moments."""
+"""A checkpoint continues under another layout, with the losses of the uninterrupted run and the same moments."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def whole(directory: Path) -> WholeCheckpoint:
 
 
 def assert_same_states(a: Path, b: Path) -> None:
-    """Weights, moments and step counts of two checkpoints, bit for bit."""
+    """Assert that weights, moments and step counts of two checkpoints are equal bit for bit."""
     first, second = whole(a), whole(b)
     assert first.names == second.names
     for name, state in first.states():
@@ -69,7 +69,9 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("before", "after"), PAIRS)
-def test_a_checkpoint_goes_on_under_another_layout(before: Layout, after: Layout, folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_continues_under_another_layout(
+    before: Layout, after: Layout, folder: Path, tmp_path: Path
+) -> None:
     half = STEPS // 2
     uninterrupted, _ = run(1, train, Layout(before.model), str(folder), STEPS)[0]
     first, _ = run(before.world_size, train, before, str(folder), half, None, str(tmp_path / "a"))[0]
@@ -102,7 +104,7 @@ def _train_bf16(layout: Layout, folder: str, steps: int, load: str | None, save:
     train(layout, folder, steps, load, save, precision="bfloat16")
 
 
-def test_weights_of_any_layout_load_without_an_engine(folder: Path, tmp_path: Path) -> None:
+def test_weights_load_without_an_engine_from_any_layout(folder: Path, tmp_path: Path) -> None:
     layout = Layout(LLAMA, tensor=2)
     run(2, train, layout, str(folder), 1, None, str(tmp_path / "tp2"))
     run(1, train, Layout(LLAMA), str(folder), 1, None, str(tmp_path / "one"))

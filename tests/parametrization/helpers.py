@@ -1,4 +1,4 @@
-"""Small models for the tests of the bridge."""
+"""Small models for the tests of the parametrization."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BASE = Widths(hidden_size=32, num_attention_heads=2, num_kv_heads=2, ffn_hidden_
 
 
 def scaled(mult: int, *, heads_grow: bool = True, base: Widths = BASE, num_layers: int | None = None) -> Widths:
-    """Widths at `mult` times the base; GQA (fewer key-value heads than query heads) keeps its key-value heads."""
+    """Widths at `mult` times the base. GQA (fewer key-value heads than query heads) keeps its key-value heads."""
     grow = mult if heads_grow else 1
     grouped = base.num_kv_heads != base.num_attention_heads
     return Widths(

@@ -1,4 +1,4 @@
-"""The audit's rows of a planned model, and what it tells of dimensions that do not grow."""
+"""Audit of a planned model: its rows, and its notes on dimensions that do not grow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ADAM = {"lr": 1e-2, "eps": 1e-8, "weight_decay": 0.1}
 
 
 def right(plan):
-    """Weights as planned, and groups as the rules want them, one a parameter."""
+    """Weights as planned, and one group per parameter with the values of the rules."""
     weights = {name: draw(own, 1) for name, own in plan.parameters.items()}
     groups = [
         {"parameter_names": [name]} | {key: base * getattr(own.scaling, key) for key, base in ADAM.items()}
@@ -32,7 +32,7 @@ def departures(plan, weights, groups):
 
 
 @pytest.mark.parametrize("query_zero_init", [False, True])
-def test_what_is_as_planned_passes(query_zero_init):
+def test_planned_values_pass(query_zero_init):
     plan = make_plan(scaled(4), query_zero_init=query_zero_init)
     assert departures(plan, *right(plan)) == {}
 
@@ -71,7 +71,7 @@ def test_sgd_has_no_eps_and_independent_decay_counts():
     assert departures(plan, weights, groups) == {}
 
 
-def test_a_factor_departs_when_it_is_another():
+def test_a_wrong_factor_departs():
     assert factor_row("logits", 0.25, 0.25 * (1 + 1e-6)).passed
     assert factor_row("logits", 0.25, 0.5).departures == ("forward",)
 
@@ -84,20 +84,20 @@ def test_the_attention_scale_is_measured_on_any_core():
 
 
 @pytest.mark.parametrize(
-    ("base", "wide", "told"),
+    ("base", "wide", "noted"),
     [
         (Widths(32, 4, 2, 128, 2), Widths(128, 16, 2, 512, 2), True),  # 2 heads of 8 in both
         (Widths(32, 4, 2, 128, 2), Widths(128, 16, 8, 512, 2), False),
         (Widths(32, 4, 2, 128, 2), Widths(128, 4, 2, 512, 2), False),  # the head dimension grows
-        (Widths(32, 4, 2, 128, 2), Widths(32, 4, 2, 256, 2), False),  # the model is no wider
+        (Widths(32, 4, 2, 128, 2), Widths(32, 4, 2, 256, 2), False),  # the hidden size does not grow
     ],
 )
-def test_a_fixed_number_of_key_value_heads_is_told(base, wide, told):
+def test_a_fixed_number_of_key_value_heads_is_noted(base, wide, noted):
     found = notes(make_plan(wide, base).parameters, wide, base)
-    assert any("keys and values have 2 heads of 8" in note for note in found) is told
+    assert any("keys and values have 2 heads of 8" in note for note in found) is noted
 
 
-def test_a_dimension_that_does_not_grow_is_told_by_name():
+def test_a_dimension_that_does_not_grow_is_noted_by_name():
     wide = Widths(128, 8, 8, 128, 2)
     [first, second] = notes(make_plan(wide).parameters, wide, BASE)
     assert first.startswith("layers.0.mlp.dense_4h_to_h.weight has the same fan-in") and "layers.1" in second

@@ -1,4 +1,4 @@
-"""Base-shape files of a small model: what is written, read, merged over ranks, and refused."""
+"""Base-shape files of a small model: written, read, merged over ranks, and refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def shapes(widths: Widths) -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture
 def prefix(tmp_path: Path) -> Path:
-    """Two ranks' files: the first holds what is not in layer 1, the second the rest."""
+    """Files of two ranks: the second holds the parameters of layer 1, the first all others."""
     base = shapes(BASE)
     for rank in (0, 1):
         own = {name: shape for name, shape in base.items() if name.startswith("layers.1.") == bool(rank)}
@@ -38,7 +38,7 @@ def prefix(tmp_path: Path) -> Path:
     return tmp_path / "folder" / "base"
 
 
-def test_a_file_is_yaml_of_base_sizes_with_its_dimensions_on_top(prefix: Path) -> None:
+def test_a_file_is_yaml_with_the_base_dimensions_in_comments(prefix: Path) -> None:
     import yaml
 
     text = prefix.with_name("base.1").read_text()
@@ -72,12 +72,12 @@ def test_a_plain_file_has_the_shapes_widths_and_the_given_heads(prefix: Path) ->
     [
         (1, f"{DOWN}:\n- 32\n- 128", f"{DOWN}:\n- 32\n- 64", f"dimension 1 of {DOWN} is 64 in .* give 128"),
         (1, f"{DOWN}:\n- 32\n- 128", f"{DOWN}:\n- 32\n- null", f"dimension 1 of {DOWN} is finite .* 128 .* and 512 in"),
-        (1, f"{DOWN}:\n- 32\n- 128", f"{DOWN}:\n- 32", f"{DOWN}: 1 dimensions in .*, here 2"),
-        (1, f"{DOWN}:", "layers.1.other:", f"{DOWN} is in none of"),
-        (1, f"{DOWN}:", f"layers.1.other:\n- 1\n{DOWN}:", "hold layers.1.other, which this model does not have"),
+        (1, f"{DOWN}:\n- 32\n- 128", f"{DOWN}:\n- 32", f"{DOWN} has 1 dimensions in .*, but 2 in this"),
+        (1, f"{DOWN}:", "layers.1.other:", f"{DOWN} is missing in "),
+        (1, f"{DOWN}:", f"layers.1.other:\n- 1\n{DOWN}:", "layers.1.other is in .*, but not in this model"),
     ],
 )
-def test_another_models_file_is_refused(prefix: Path, file: int, old: str, new: str, message: str) -> None:
+def test_the_file_of_another_model_is_refused(prefix: Path, file: int, old: str, new: str, message: str) -> None:
     path = prefix.with_name(f"base.{file}")
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
@@ -85,11 +85,11 @@ def test_another_models_file_is_refused(prefix: Path, file: int, old: str, new: 
         check_base_shapes(load_base_shapes(prefix), shapes(BASE), shapes(TARGET), BASE.num_layers)
 
 
-def test_a_deeper_target_needs_the_bases_layers_only(prefix: Path) -> None:
+def test_a_deeper_target_needs_only_the_layers_of_the_base(prefix: Path) -> None:
     deep_base = shapes(dataclasses.replace(BASE, num_layers=3))
     deep = shapes(dataclasses.replace(TARGET, num_layers=3))
     check_base_shapes(load_base_shapes(prefix), deep_base, deep, 2)
-    with pytest.raises(BaseShapeError, match="layers.2.* is in none of"):
+    with pytest.raises(BaseShapeError, match="layers.2.* is missing in "):
         check_base_shapes(load_base_shapes(prefix), deep_base, deep, 3)
 
 
@@ -97,10 +97,10 @@ def test_files_that_disagree_or_cannot_be_read(prefix: Path, tmp_path: Path) -> 
     second = prefix.with_name("base.1")
     text = second.read_text()
     second.write_text(text + f"{EMBEDDING}:\n- null\n- 48\n")
-    with pytest.raises(BaseShapeError, match=f"{EMBEDDING} has another shape in .*base.1 than in .*base.0"):
+    with pytest.raises(BaseShapeError, match=f"the shape of {EMBEDDING} differs between .*base.1 and .*base.0"):
         load_base_shapes(prefix)
     second.write_text(text.replace("num-layers: 2", "num-layers: 3"))
-    with pytest.raises(BaseShapeError, match="mup-base-num-layers is 3 in .*base.1, 2 in .*base.0"):
+    with pytest.raises(BaseShapeError, match="mup-base-num-layers is 3 in .*base.1, but 2 in .*base.0"):
         load_base_shapes(prefix)
     second.write_text("not a list")
     with pytest.raises(BaseShapeError, match="base.1 cannot be read"):

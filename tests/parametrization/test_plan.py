@@ -1,4 +1,4 @@
-"""Plans, initial weights and groups: the rules as they reach a real model."""
+"""Plans, initial weights and groups of a real model follow the rules."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def groups_of(plan, mode="scaled"):
 
 @pytest.mark.parametrize("options", [{}, {"activation": "swiglu", "norm": "rmsnorm"}, {"tied_readout": True}])
 @pytest.mark.parametrize("init", [InitMethods(), InitMethods("small_init", "wang_init"), InitMethods("xavier_uniform")])
-def test_mup_at_base_width_is_sp_bit_for_bit(options, init):
+def test_mup_at_base_width_equals_sp_bit_for_bit(options, init):
     sp = make_plan(BASE, options=Options(mup=False), init=init, **options)
     mup = make_plan(BASE, options=Options(mup=True), init=init, **options)
     assert mup.factors == sp.factors
@@ -46,7 +46,7 @@ def test_mup_at_base_width_is_sp_bit_for_bit(options, init):
 
 @settings(max_examples=20, deadline=None)
 @given(mult=st.sampled_from([2, 3, 4, 8]), heads_grow=st.booleans())
-def test_rules_of_the_design_table(mult, heads_grow):
+def test_the_rules_of_the_table(mult, heads_grow):
     plan = make_plan(scaled(mult, heads_grow=heads_grow), activation="swiglu")
     groups = {name: group for group in groups_of(plan) for name in group["parameter_names"]}
     for name, parameter in plan.parameters.items():
@@ -65,14 +65,14 @@ def test_rules_of_the_design_table(mult, heads_grow):
 
 def test_gqa_with_fixed_kv_heads_scales_by_fan_in():
     base = Widths(32, 4, 2, 128, 2)
-    wide = Widths(128, 16, 2, 512, 2)  # query heads grow, key-value heads do not: rows grow by less than columns
+    wide = Widths(128, 16, 2, 512, 2)  # query heads grow, key-value heads do not: rows grow less than columns
     qkv = make_plan(wide, base).parameters["layers.0.attention.query_key_value.weight"]
     assert qkv.fan_in_mult == 4.0
     assert qkv.fan_out_mult == (16 + 4) * 8 / ((4 + 4) * 8)
     assert qkv.scaling.lr == 0.25 and qkv.scaling.init_std == 0.5
 
 
-def test_ffn_has_its_own_multiplier():
+def test_ffn_has_a_separate_multiplier():
     base, wide = Widths(32, 2, 2, 64, 2), Widths(64, 4, 4, 512, 2)
     plan = make_plan(wide, base)
     down, up = (plan.parameters[f"layers.0.mlp.dense_{way}.weight"] for way in ("4h_to_h", "h_to_4h"))
@@ -83,7 +83,7 @@ def test_ffn_has_its_own_multiplier():
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
-def test_depth_rule_touches_blocks_only(alpha):
+def test_depth_rule_affects_only_blocks(alpha):
     wide = deeper(scaled(2), 8)
     plan = make_plan(wide, options=Options(depth_alpha=alpha))
     flat = make_plan(wide)
@@ -93,7 +93,7 @@ def test_depth_rule_touches_blocks_only(alpha):
         inside = name.startswith("layers.")
         assert parameter.scaling.lr == pytest.approx(before.lr * (4 ** (alpha - 1) if inside else 1))
         assert parameter.scaling.eps == pytest.approx(before.eps * (4**-alpha if inside else 1))
-    dense = "layers.0.attention.dense.weight"  # 1/sqrt(2L) of the base's two layers, under every depth rule
+    dense = "layers.0.attention.dense.weight"  # 1/sqrt(2L) with the two layers of the base, under every depth rule
     for planned in (plan, flat):
         assert planned.parameters[dense].init_std == pytest.approx(0.02 / math.sqrt(2 * 2) / math.sqrt(2))
 
@@ -122,10 +122,10 @@ def test_drawn_weights_have_the_planned_std(method):
             assert measured == pytest.approx(parameter.init_std, rel=0.05), name
 
 
-def test_initial_weights_depend_on_seed_and_name_only():
+def test_initial_weights_depend_only_on_seed_and_name():
     tied, untied = make_plan(scaled(2), tied_readout=True), make_plan(scaled(2), tied_readout=False)
     a, b = (dict(materialise(plan, 5).named_parameters()) for plan in (tied, untied))
-    assert all(torch.equal(a[name], b[name]) for name in a)  # another parameter beside does not shift the draws
+    assert all(torch.equal(a[name], b[name]) for name in a)  # an additional parameter does not shift the draws
     c = dict(materialise(untied, 6).named_parameters())
     drawn = [name for name, parameter in untied.parameters.items() if parameter.init_std > 0]
     assert not any(torch.equal(b[name], c[name]) for name in drawn)
@@ -139,7 +139,7 @@ def test_padding_rows_are_zero_and_do_not_shift_the_others():
     assert not padded[61:].any()
 
 
-def test_query_zero_init_zeroes_queries_and_nothing_else():
+def test_query_zero_init_zeroes_only_queries():
     base = Widths(32, 4, 2, 128, 2)
     plan = make_plan(base, base, query_zero_init=True)
     model = materialise(plan, 1)
@@ -183,8 +183,8 @@ def test_forward_factors_of_sp_ignore_the_multipliers():
     assert (mup.embedding, mup.logits) == (4.0, pytest.approx(1 / 12))
 
 
-def test_a_dimension_that_does_not_grow_is_told():
-    wide = Widths(128, 8, 8, 128, 2)  # ffn as in the base
+def test_a_dimension_that_does_not_grow_is_listed():
+    wide = Widths(128, 8, 8, 128, 2)  # the ffn size of the base
     plan = make_plan(wide, Widths(32, 2, 2, 128, 2))
     assert unscaled_fan_ins(plan.parameters.values()) == [f"layers.{i}.mlp.dense_4h_to_h.weight" for i in range(2)]
     assert unscaled_fan_ins(make_plan(BASE).parameters.values()) == []
@@ -199,7 +199,7 @@ def test_every_parameter_declares_a_role():
 
 
 @pytest.mark.parametrize(("heads", "kv"), [(3, 3), (4, 3)])
-def test_widths_that_do_not_fit_are_refused(heads, kv):
+def test_inconsistent_widths_raise(heads, kv):
     with pytest.raises(ConfigError, match="num-attention-heads"):
         Widths(32, heads, kv, 128, 2)
 
@@ -208,7 +208,7 @@ GROUPED = Widths(hidden_size=64, num_attention_heads=4, num_kv_heads=2, ffn_hidd
 
 
 def _qkv_stds(plan) -> tuple[float, float]:
-    """RMS of the rows of queries and keys, and of those of values, of the first block."""
+    """RMS of the query and key rows, and of the value rows, in the first block."""
     name = "layers.0.attention.query_key_value.weight"
     widths = plan.config.widths
     rows = draw(plan.parameters[name], 3).view(widths.num_kv_heads, -1, widths.hidden_size)  # [kv heads, q + k + v, h]
@@ -218,7 +218,7 @@ def _qkv_stds(plan) -> tuple[float, float]:
 
 @pytest.mark.parametrize("mult", [2, 4, 16])
 def test_values_of_fixed_key_value_heads_start_like_a_readout(mult):
-    """sigma / r instead of sigma / sqrt(r); with growing heads, growing head dimension, or in SP nothing changes."""
+    """They have sigma / r instead of sigma / sqrt(r). Growing heads, a growing head dimension and SP are unchanged."""
     others, values = _qkv_stds(make_plan(scaled(mult, base=GROUPED), base=GROUPED))
     assert others == pytest.approx(0.02 / math.sqrt(mult), rel=0.03)
     assert values == pytest.approx(0.02 / mult, rel=0.03)

@@ -1,4 +1,4 @@
-"""A tiny corpus and configuration, and runs of the real trainer, in this process or in several."""
+"""A tiny corpus and configuration, and runs of the real trainer in one process or in several."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def make_corpus(prefix: Path, documents: int = 60, length: int = 200) -> Path:
-    """Bytes with a little structure, so that a loss can fall: arithmetic progressions modulo 50."""
+    """Write a corpus that a model can learn: arithmetic progressions modulo 50, as bytes."""
     generator = np.random.default_rng(0)
     builder = IndexedDatasetBuilder(prefix, np.uint16)
     for _ in range(documents):
@@ -35,7 +35,7 @@ def make_corpus(prefix: Path, documents: int = 60, length: int = 200) -> Path:
 
 
 def configuration(corpus: Path, log_dir: Path, **changes: Any) -> dict[str, Any]:
-    """Two layers at four times the base width of 16; 8 steps of 4 samples of 16 tokens."""
+    """Configuration of two layers at four times the base width of 16, with 8 steps of 4 samples of 16 tokens."""
     config: dict[str, Any] = {
         "num_layers": 2,
         "hidden_size": 64,
@@ -75,7 +75,7 @@ def losses(log_dir: Path) -> list[float]:
 
 
 def train_here(config: Mapping[str, Any], **changes: Any) -> Any:
-    """Train in this process, alone."""
+    """Train in this process only."""
     import torch
 
     from megatron.training.trainer import train
@@ -92,7 +92,7 @@ def free_port() -> int:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """For child processes: one thread each, and none of this process's ranks."""
+    """Environment of child processes: one thread each, and without the rank variables of this process."""
     distributed = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_SIZE")
     kept = {key: value for key, value in os.environ.items() if key not in distributed}
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **changes}
@@ -101,7 +101,7 @@ def environment(**changes: str) -> dict[str, str]:
 def run_script(
     arguments: Sequence[str], cwd: Path | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python ARGUMENTS` as a user would."""
+    """Run `python ARGUMENTS` in a process, as a user would."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd or ROOT,
@@ -113,7 +113,7 @@ def run_script(
 
 
 def train_processes(count: int, config: Mapping[str, Any], folder: Path) -> None:
-    """Train in `count` processes over gloo; raises with their output if one fails."""
+    """Train in `count` processes over gloo. Fails with the output of a process if it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "config.json"
     file.write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""Half precision under DeepSpeed's optimizer wrappers: the first update, and gradients that are not finite."""
+"""Half precision with DeepSpeed's optimizer wrappers: the first update, and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def matrix(trainer: Trainer) -> torch.nn.Parameter:
 
 
 def full(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """The values, also where ZeRO 3 keeps them in partitions."""
+    """The whole values of a parameter, also if ZeRO 3 partitions it."""
     import deepspeed
 
     with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
@@ -52,8 +52,10 @@ def full(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_first_update_of_adam_is_the_learning_rate(corpus: Path, tmp_path: Path, stage: int):
-    """Kingma and Ba, arXiv:1412.6980, algorithm 1: at t = 1 both bias-corrected moments are the gradient's, so the
-    update is lr * g / |g|. Decoupled weight decay adds lr * 0.1 * w of weights near 0.02."""
+    """At t = 1 both bias-corrected moments are those of the gradient, so the update is lr * g / |g|.
+
+    Source: Kingma and Ba, arXiv:1412.6980, algorithm 1. Decoupled weight decay adds lr * 0.1 * w for weights near 0.02.
+    """
     trainer = trainer_of(corpus, tmp_path, stage)
     before = full(matrix(trainer))
     trainer.train_module.train_step(trainer.data.train_batches())
@@ -79,7 +81,7 @@ def test_a_gradient_that_is_not_finite_makes_no_update(corpus: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_compiled_layers_give_the_losses_of_eager_ones(corpus: Path, tmp_path: Path):
+def test_compiled_layers_give_the_losses_of_eager_layers(corpus: Path, tmp_path: Path):
     eager = configuration(corpus, tmp_path / "eager", train_iters=4, eval_iters=0)
     compiled = configuration(corpus, tmp_path / "compiled", train_iters=4, eval_iters=0, torch_compile=True)
     train_here(eager)
@@ -87,7 +89,7 @@ def test_compiled_layers_give_the_losses_of_eager_ones(corpus: Path, tmp_path: P
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-5)
 
 
-def test_jobs_that_watch_modules_through_hooks_do_not_compile(corpus: Path, tmp_path: Path):
+def test_jobs_with_module_hooks_do_not_compile(corpus: Path, tmp_path: Path):
     args = arguments(configuration(corpus, tmp_path, torch_compile=True))
     assert run_config(args).engine.compile
     assert not coordinate_check_config(args).engine.compile and not audit_config(args).engine.compile

@@ -1,4 +1,4 @@
-"""muP in the trainer: base-shape files, the coordinate check and its mutations, the audit and its mutations."""
+"""muP in the trainer: base-shape files, and mutations for the coordinate check and the audit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FILE_ONLY = {"mup_base_hidden_size": None, "mup_base_num_attention_heads": None}
 
 
 def saved(corpus, tmp_path, **changes):
-    """Base shapes of the 16-wide model, written as the guide says; the prefix."""
+    """Save the base shapes of the model of width 16, as described in the guide. Returns the prefix."""
     prefix = tmp_path / "shapes" / "base"
     base = {
         "hidden_size": 16,
@@ -55,7 +55,7 @@ def test_a_target_run_reads_the_base_from_the_files(corpus, tmp_path):
     by_file = plan_of(with_file(corpus, tmp_path, prefix))
     assert by_file == plan_of(arguments(configuration(corpus, tmp_path)))
     assert by_file["layers.0.mlp.dense_h_to_4h.weight"].lr == 1 / 4
-    deeper = plan_of(with_file(corpus, tmp_path, prefix, num_layers=3))  # layers beyond the base's are like its own
+    deeper = plan_of(with_file(corpus, tmp_path, prefix, num_layers=3))  # additional layers are like those of the base
     assert deeper["layers.2.mlp.dense_h_to_4h.weight"] == by_file["layers.0.mlp.dense_h_to_4h.weight"]
 
 
@@ -106,7 +106,7 @@ def edited(prefix, pattern, replacement):
 @pytest.mark.parametrize(
     ("pattern", "replacement", "message"),
     [
-        (r"readout\.weight:\n(- .*\n)+", "", r"readout\.weight.*none of.*base\.0"),
+        (r"readout\.weight:\n(- .*\n)+", "", r"readout\.weight is missing in .*base\.0"),
         (
             r"(readout\.weight:\n- .*\n- )16",
             r"\g<1>17",
@@ -122,14 +122,14 @@ def edited(prefix, pattern, replacement):
         (r"hidden-size: 16", "hidden-size: 32", r"base\.0"),
     ],
 )
-def test_files_that_do_not_fit_are_refused_by_name(corpus, tmp_path, pattern, replacement, message):
+def test_files_that_do_not_fit_raise_with_the_name(corpus, tmp_path, pattern, replacement, message):
     prefix = saved(corpus, tmp_path)
     edited(prefix, pattern, replacement)
     with pytest.raises(BaseShapeError, match=message):
         model_plan(model_config(with_file(corpus, tmp_path, prefix)), 512)
 
 
-def test_another_models_file_is_refused(corpus, tmp_path):
+def test_the_file_of_another_model_raises(corpus, tmp_path):
     prefix = saved(corpus, tmp_path, activation="swiglu")
     with pytest.raises(BaseShapeError, match=r"layers\.0\.mlp"):
         model_plan(model_config(with_file(corpus, tmp_path, prefix)), 512)
@@ -137,7 +137,7 @@ def test_another_models_file_is_refused(corpus, tmp_path):
         model_plan(model_config(with_file(corpus, tmp_path, tmp_path / "nowhere")), 512)
 
 
-def test_keys_and_file_that_disagree_are_an_error(corpus, tmp_path):
+def test_keys_and_files_that_disagree_raise(corpus, tmp_path):
     prefix = saved(corpus, tmp_path)
     args = with_file(corpus, tmp_path, prefix, mup_base_hidden_size=32, mup_base_num_attention_heads=2)
     with pytest.raises(BaseShapeError, match=r"mup-base-hidden-size is 32 .* 16 in .*base\.0"):
@@ -169,7 +169,7 @@ def check(corpus, tmp_path, **changes):
 
 
 def caught(corpus, tmp_path, **changes):
-    """Whether the verdict alone, without its reference, fails: what a mutation must bring about."""
+    """Whether the verdict without a reference fails, as it must for a mutation."""
     args = arguments(configuration(corpus, tmp_path, **{**CHECK, **changes}))
     return not verdict(
         CoordinateCheck(coordinate_check_config(args), initialize_megatron()).records(use_mup=True)
@@ -177,7 +177,7 @@ def caught(corpus, tmp_path, **changes):
 
 
 def with_cell(role, **changes):
-    """The Adam column with one cell changed by hand."""
+    """The table with one changed cell in the Adam column."""
     column = dict(rules.TABLE[rules.Family.ADAM])
     column[role] = dataclasses.replace(column[role], **changes)
     return {**rules.TABLE, rules.Family.ADAM: column}
@@ -204,21 +204,21 @@ def test_coordinate_check_passes_and_writes_its_files(corpus, tmp_path):
     ],
     ids=["hidden lr unscaled", "hidden init unscaled", "embedding lr over m"],
 )
-def test_coordinate_check_catches_a_broken_rule(corpus, tmp_path, monkeypatch, role, change):
+def test_coordinate_check_detects_a_wrong_rule(corpus, tmp_path, monkeypatch, role, change):
     monkeypatch.setattr(rules, "TABLE", with_cell(role, **change))
     assert caught(corpus, tmp_path)
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5])
-def test_coordinate_check_catches_a_wrong_readout_multiplier(corpus, tmp_path, monkeypatch, exponent):
+def test_coordinate_check_detects_a_wrong_readout_multiplier(corpus, tmp_path, monkeypatch, exponent):
     from megatron.parametrization import widths
 
     monkeypatch.setattr(widths, "readout_mult", lambda m, temperature=1.0: m**-exponent / temperature)
     assert caught(corpus, tmp_path)
 
 
-def test_coordinate_check_catches_a_schedule_that_resets_the_groups(corpus, tmp_path, monkeypatch):
-    """GPT-NeoX's own defect: the scheduler gives every group the base rate."""
+def test_coordinate_check_detects_a_schedule_that_resets_the_groups(corpus, tmp_path, monkeypatch):
+    """GPT-NeoX has this bug: the scheduler sets every group to the base rate."""
     from megatron.training.learning_rates import Scheduler
 
     def reset(self):
@@ -245,13 +245,13 @@ def audit(corpus, tmp_path, **changes):
         {"mup_base_num_layers": 1, "mup_depth_alpha": 1.0, "zero_optimization": {"stage": 1}},
     ],
 )
-def test_audit_passes_what_is_right(corpus, tmp_path, changes):
+def test_audit_passes_correct_models(corpus, tmp_path, changes):
     result = audit(corpus, tmp_path, **changes)
     assert result.passed, [row for row in (*result.parameters, *result.factors) if not row.passed]
 
 
-def test_audit_catches_standard_attention(corpus, tmp_path, monkeypatch):
-    """1/sqrt(d) attention is invisible to a few steps: only the audit can see it."""
+def test_audit_detects_standard_attention(corpus, tmp_path, monkeypatch):
+    """A few training steps do not reveal attention with 1/sqrt(d). Only the audit detects it."""
     monkeypatch.setattr(
         attention.CoreAttention,
         "forward",
@@ -261,7 +261,7 @@ def test_audit_catches_standard_attention(corpus, tmp_path, monkeypatch):
     assert departing == ["attention scale"]
 
 
-def test_audit_catches_a_lost_lr_mult_and_a_second_rescale(corpus, tmp_path, monkeypatch):
+def test_audit_detects_a_lost_lr_mult_and_a_second_rescale(corpus, tmp_path, monkeypatch):
     from megatron.model import build
     from megatron.training import audit_run
 
@@ -286,8 +286,8 @@ def test_audit_catches_a_lost_lr_mult_and_a_second_rescale(corpus, tmp_path, mon
 
 
 @pytest.mark.xdist_group("multiprocess")
-def test_the_guides_steps_as_commands(corpus, tmp_path):
-    """save-base-shapes through the launcher exits 0 and leaves <file>.0; a target run reads it."""
+def test_the_commands_of_the_guide(corpus, tmp_path):
+    """save-base-shapes with the launcher exits with 0 and writes <file>.0, which a target run reads."""
     prefix = tmp_path / "base-shapes"
     base = {
         "hidden_size": 16,
@@ -311,12 +311,12 @@ FIXED = {"hidden_size": 64, "num_attention_heads": 4, "num_kv_heads": 1, "mup_ba
 
 
 @pytest.mark.slow
-def test_fixed_key_value_heads_pass_and_would_drift_as_plain_hidden_values(corpus, tmp_path, monkeypatch):
+def test_fixed_key_value_heads_pass_and_drift_with_the_init_of_hidden_values(corpus, tmp_path, monkeypatch):
     changes = {**FIXED, "mup_base_hidden_size": 32, "mup_base_num_attention_heads": 2}
     changes["coord_check_widths"] = [64, 128, 256, 512]
     result = check(corpus, tmp_path, **changes)
     assert result.passed, result.mup.table()
-    # values as any hidden rows: the std of the rest, and no zero start for the check
+    # values like any hidden rows: the std of the other rows, and no zero start for the check
     monkeypatch.setattr(plan, "_part_factor", lambda part, *args: 0.0 if part.name == "query" else 1.0)
     drifting = verdict(
         CoordinateCheck(

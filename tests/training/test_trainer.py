@@ -1,4 +1,4 @@
-"""The real trainer on the real engine: schedule and multipliers, layouts, resume, stops."""
+"""The trainer on DeepSpeed's engine: schedule and multipliers, layouts, resume, stop requests."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def learning_rates(trainer: Trainer) -> dict[str, float]:
 
 
 class RecordingTrainer(Trainer):
-    """Notes, before every step, the learning rates that DeepSpeed's own optimizer is about to use."""
+    """Records, before every step, the learning rates that DeepSpeed's optimizer will use."""
 
     rates: list[dict[str, float]]
 
@@ -61,27 +61,27 @@ def run_recording(config, **changes):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "zero1", "bf16"])
-def test_hidden_lr_is_a_quarter_of_the_embeddings_at_every_step(corpus, tmp_path, precision):
-    """Width multiplier 4, over warm-up and decay, interrupted and resumed: read from DeepSpeed's optimizer."""
+def test_hidden_lr_is_a_quarter_of_the_embedding_lr_at_every_step(corpus, tmp_path, precision):
+    """Rates in DeepSpeed's optimizer at width multiplier 4, in warmup and decay, with an interruption and a resume."""
     config = configuration(
         corpus, tmp_path, save=str(tmp_path / "ck"), load=str(tmp_path / "ck"), **PRECISIONS[precision]
     )
     before = run_recording(config, exit_interval=3)
     after = run_recording(config)
     rates = [r for r in (*before, *after)]
-    assert len({r["input"] for r in rates}) > 4  # the schedule does move
+    assert len({r["input"] for r in rates}) > 4  # the schedule changes the rate
     for rate in rates:
         assert rate["block.hidden.r4"] == rate["input"] / 4
         assert rate["output"] == rate["block.vector"] == rate["input"]
 
 
-def test_use_mup_at_base_width_is_sp_bit_for_bit(corpus, tmp_path):
+def test_use_mup_at_base_width_equals_sp_bit_for_bit(corpus, tmp_path):
     base = {"mup_base_hidden_size": 64, "mup_base_num_attention_heads": 4}
     train_here(configuration(corpus, tmp_path / "mup", **base))
     train_here(configuration(corpus, tmp_path / "sp", use_mup=False))
     assert losses(tmp_path / "mup") == losses(tmp_path / "sp")
     train_here(configuration(corpus, tmp_path / "wide"))
-    assert losses(tmp_path / "wide") != losses(tmp_path / "sp")  # at four times the base it is another model
+    assert losses(tmp_path / "wide") != losses(tmp_path / "sp")  # at four times the base width muP differs
 
 
 @pytest.mark.parametrize("precision", list(PRECISIONS))
@@ -114,7 +114,7 @@ def test_gradient_accumulation_gives_the_losses_of_one_batch(corpus, tmp_path):
     assert losses(tmp_path / "four") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
 
-def test_metrics_hold_what_a_fit_over_a_ladder_needs(corpus, tmp_path):
+def test_metrics_contain_the_facts_for_a_fit_over_a_ladder(corpus, tmp_path):
     result = train_here(configuration(corpus, tmp_path))
     header, records = read_metrics(tmp_path / "metrics.jsonl")
     hidden, vocab = 64, 512
@@ -139,7 +139,7 @@ def test_evaluation_reads_the_same_data_every_time(corpus, tmp_path):
     assert trainer.evaluate("valid") != trainer.evaluate("test")
 
 
-def test_a_resume_that_would_change_mup_is_refused_with_a_table(corpus, tmp_path):
+def test_a_resume_that_would_change_mup_raises_with_a_table(corpus, tmp_path):
     config = configuration(corpus, tmp_path / "log", save=str(tmp_path / "ck"), load=str(tmp_path / "ck"))
     train_here(config, exit_interval=3)
     with pytest.raises(CheckpointError, match=r"output_temp"):
@@ -162,7 +162,7 @@ def test_a_loss_that_is_not_finite_raises_before_the_update(corpus, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_finishes_the_step_saves_and_exits_0(corpus, tmp_path, number):
+def test_a_signal_finishes_the_step_saves_and_exits_with_0(corpus, tmp_path, number):
     config = configuration(corpus, tmp_path / "log", train_iters=100_000, save=str(tmp_path / "ck"), eval_iters=0)
     (tmp_path / "config.json").write_text(json.dumps(config))
     process = subprocess.Popen(
@@ -187,7 +187,7 @@ def test_do_train_false_only_evaluates(corpus, tmp_path):
     assert result.step == 0 and result.valid_loss is not None and result.train_loss is None
 
 
-def test_fp16_trains_where_the_device_can_and_is_refused_where_not(corpus, tmp_path):
+def test_fp16_trains_if_the_device_supports_it_and_raises_otherwise(corpus, tmp_path):
     from deepspeed.accelerator import get_accelerator
 
     fp16 = {"precision": "fp16", "fp16": {"enabled": True, "initial_scale_power": 8}}
@@ -201,6 +201,6 @@ def test_fp16_trains_where_the_device_can_and_is_refused_where_not(corpus, tmp_p
     assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "full"), rel=0.01)
 
 
-def test_fp16_without_zero_is_refused_as_deepspeed_does_not_scale_its_loss(corpus, tmp_path):
+def test_fp16_without_zero_raises_because_deepspeed_does_not_scale_the_loss(corpus, tmp_path):
     with pytest.raises(ConfigError, match="precision fp16 (needs ZeRO stage 1|is not supported on this device)"):
         train_here(configuration(corpus, tmp_path, precision="fp16"))
