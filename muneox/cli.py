@@ -45,17 +45,17 @@ def usage() -> str:
     return f"usage: muneox COMMAND [arguments]\n\n{rows}\n\n`muneox COMMAND --help` describes its arguments."
 
 
+def _help(name: str) -> None:
+    """Print the help text. Raises ConfigError if `name` does not ask for it."""
+    if name not in ("-h", "--help"):
+        raise ConfigError(f"muneox: unknown command {name!r}; expected one of {', '.join(COMMANDS)}")
+    print(usage(), flush=True)
+
+
 def main() -> int:
     """Run the command `muneox`. Returns the exit code."""
     name, *arguments = sys.argv[1:] or ["--help"]
-    if name in ("-h", "--help"):
-        print(usage())
-        return 0
     if name not in COMMANDS:
-
-        def refuse() -> None:
-            raise ConfigError(f"muneox: unknown command {name!r}; expected one of {', '.join(COMMANDS)}")
-
-        return run_script(refuse)
+        return run_script(lambda: _help(name))
     sys.argv = [f"muneox {name}", *arguments]  # the command's help shows it
     return run_module(f"muneox.commands.{name.replace('-', '_')}")

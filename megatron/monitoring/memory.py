@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
@@ -12,4 +15,6 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     """
     if device.type != "cuda":
         return {}
+    import torch
+
     return {"peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}
