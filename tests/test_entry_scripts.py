@@ -1,4 +1,4 @@
-"""Entry scripts as a user meets them: one sentence and an exit code for a mistake, never a traceback."""
+"""Entry scripts as users run them: a mistake gives one sentence and an exit code, never a traceback."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def config(tmp_path_factory):
         (["--precision", "fp16"], 2, ["fp16", "bfloat16"]),
     ],
 )
-def test_a_mistake_is_one_sentence_and_a_code(config, options, code, words):
+def test_a_mistake_gives_one_sentence_and_an_exit_code(config, options, code, words):
     if "fp16" in words and "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         pytest.skip("this device trains in fp16")
     done = run_script(["train.py", str(config), *options])
@@ -40,7 +40,7 @@ def test_a_mistake_is_one_sentence_and_a_code(config, options, code, words):
     assert done.stderr.startswith("error: ") and all(word in done.stderr for word in words), done.stderr
 
 
-def test_the_launcher_hands_the_workers_code_on(config):
+def test_the_launcher_returns_the_workers_exit_code(config):
     done = run_script(["deepy.py", "train.py", str(config), "--data-path", "nowhere/text_document"])
     assert done.returncode == 1
     assert "nowhere/text_document" in done.stderr and "Traceback" not in done.stderr
@@ -66,5 +66,5 @@ def test_main_takes_arguments_and_overwrite_values(config, tmp_path):
     overwrite = {"log_dir": str(tmp_path), "train_iters": 1, "eval_iters": 0}
     assert train.main([str(config)], overwrite_values=overwrite) == 0
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
-    overwrite["log_dir"] = str(tmp_path / "again")  # one process may train several times
+    overwrite["log_dir"] = str(tmp_path / "again")  # one process can train several times
     assert train.main([str(config)], overwrite_values=overwrite) == 0

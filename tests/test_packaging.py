@@ -1,4 +1,4 @@
-"""The house rules that no linter knows: one source of versions, one direction of imports, small files."""
+"""Rules of the project that linters do not check: one source of versions, one direction of imports, small files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def statements(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def test_requirements_hold_one_file_an_extra_and_no_versions_of_their_own():
+def test_requirements_have_one_file_per_extra_and_no_versions():
     expected = {f"requirements-{extra}.txt": [f"-e .[{extra}]"] for extra in EXTRAS}
     expected["requirements.txt"] = ["-e ."]
     found = {path.name: statements(path) for path in REQUIREMENTS.glob("requirements*.txt")}
@@ -68,8 +68,8 @@ def test_every_direct_dependency_is_pinned_within_its_range():
         assert requirement.specifier.contains(pin.version), requirement.name
 
 
-def test_pins_cover_what_the_dependencies_bring_along():
-    """Walks from the direct dependencies through the installed packages' own requirements."""
+def test_pins_cover_indirect_dependencies():
+    """Follow the requirements of the installed packages, starting from the direct dependencies."""
     pins, todo, seen = constraints(), all_requirements(), set()
     while todo:
         requirement = todo.pop()
@@ -84,13 +84,13 @@ def test_pins_cover_what_the_dependencies_bring_along():
             continue  # an extra that is not installed here
         wanted = [{"extra": extra} for extra in requirement.extras] or [{"extra": ""}]
         for need in map(Requirement, needs):
-            # What torch's CUDA build brings, it pins itself.
+            # torch pins the dependencies of its CUDA build.
             if name != "torch" and (need.marker is None or any(map(need.marker.evaluate, wanted))):
                 todo.append(need)
 
 
 def test_the_apex_extra_installs_nothing():
-    """PyPI's `apex` is not NVIDIA's."""
+    """The package `apex` on PyPI is not NVIDIA's."""
     assert EXTRAS["apex"] == [] and "apex" not in constraints()
 
 
@@ -115,7 +115,7 @@ def test_continuous_integration_and_hooks_run_what_contributors_run():
     assert commands == [[".venv/bin/ruff", "check"], [".venv/bin/ruff", "format"], ["make", "typecheck"]]
 
 
-def test_no_index_is_named_in_what_pip_reads():
+def test_files_that_pip_reads_name_no_index():
     for path in [ROOT / "pyproject.toml", *REQUIREMENTS.iterdir()]:
         assert not re.search(r"index.url|find.links|file://", path.read_text()), path.name
 
@@ -132,7 +132,7 @@ def test_make_help_lists_every_target():
 
 ENTRY_SCRIPTS = tuple(path.stem for path in SCRIPTS)
 BRIDGE, MODEL, TRAINING = "megatron.parametrization", "megatron.model", "megatron.training"
-# part of the house -> what it must never import, at any depth of its code
+# package -> modules that it must not import, at any depth of its code
 FORBIDDEN = {
     "mup": ("megatron", "muneox", "tools", "yaml", "deepspeed", "torch.distributed"),
     "megatron": ("muneox", "tools", "benchmarks", *ENTRY_SCRIPTS),
@@ -154,7 +154,7 @@ def module_name(path: Path) -> str:
 
 
 def imported(tree: ast.AST, module: str, is_package: bool) -> Iterator[str]:
-    """Every name that the code imports, relative imports resolved; `from a import b` gives a.b."""
+    """Every name that the code imports, with relative imports resolved. `from a import b` gives a.b."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -222,12 +222,12 @@ def exits(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def test_only_entry_scripts_exit():
-    """In a library an exit takes the decision from its caller: it raises instead."""
+    """A library raises instead of exiting, so that its caller can decide."""
     found = []
     for path in SOURCES:
         tree = ast.parse(path.read_text())
         if path.relative_to(ROOT).parts[0] in ("muneox", "tools", "benchmarks"):
-            # A script may exit, under its `if __name__ == "__main__":` alone.
+            # A script can exit only under `if __name__ == "__main__":`.
             tree.body = [node for node in tree.body if "__name__ == '__main__'" not in ast.unparse(node)]
         found += [f"{path.relative_to(ROOT)}:{node.lineno}" for node in exits(tree)]
     assert not found

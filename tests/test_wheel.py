@@ -1,4 +1,4 @@
-"""The wheel, installed where no checkout is: what it holds, and that its command trains, searches and predicts."""
+"""The wheel, installed outside a checkout: its content, and its commands train, search and predict."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("multiprocess")]
 
 
 def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command without this checkout on the path; its output where it fails."""
+    """Run a command without this checkout on the path. Asserts success and shows the output of a failure."""
     variables = {key: value for key, value in environment().items() if key != "PYTHONPATH"}
     done = subprocess.run([*map(str, command)], cwd=cwd, env=variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -30,7 +30,7 @@ def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Built from a copy of the sources, as building leaves folders behind."""
+    """The wheel, built from a copy of the sources because building leaves folders behind."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
@@ -46,20 +46,20 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def command(wheel):
-    """`muneox` of a new environment that holds the wheel, and finds other packages where this one has them."""
+    """`muneox` of a new environment that holds the wheel and shares this environment's other packages."""
     venv = wheel.parent / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", venv, cwd=wheel.parent)
     python = venv / "bin" / "python"
     run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel,
         cwd=wheel.parent)  # fmt: skip
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
-    (packages / "shared.pth").write_text("\n".join(site.getsitepackages()))  # .pth files in there are not read
+    (packages / "shared.pth").write_text("\n".join(site.getsitepackages()))  # .pth files in them are not read
     return venv / "bin" / "muneox"
 
 
 @pytest.fixture
 def empty(tmp_path):
-    """A folder to run in; the corpus and the configuration stand beside it."""
+    """An empty folder to run in. Its parent holds the corpus and the configuration."""
     prefix = make_corpus(tmp_path / "text_document")
     config = configuration(prefix, tmp_path / "log", init_method_std=0.05)
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -67,7 +67,7 @@ def empty(tmp_path):
     return tmp_path / "empty"
 
 
-def test_it_holds_the_packages_and_the_configurations_and_nothing_else(wheel):
+def test_it_holds_only_the_packages_and_the_configurations(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"megatron", "muneox", "mup"}
@@ -77,7 +77,7 @@ def test_it_holds_the_packages_and_the_configurations_and_nothing_else(wheel):
     assert {"muneox/report/script.js", "muneox/report/style.css", "mup/py.typed"} <= set(names)
 
 
-def test_it_is_the_installed_package_that_runs(command, empty):
+def test_the_installed_package_runs(command, empty):
     script = "import muneox, megatron, mup; print(muneox.__file__, megatron.__file__, mup.__file__)"
     files = run(command.parent / "python", "-c", script, cwd=empty).stdout.split()
     assert len(files) == 3 and all(Path(file).is_relative_to(command.parents[1]) for file in files)
@@ -100,7 +100,7 @@ def test_it_trains(command, empty, processes):
     assert "global_step8" in text or "step 8" in text
 
 
-def test_it_finds_the_configurations_that_it_brings(command, empty):
+def test_it_finds_its_own_configurations(command, empty):
     options = ("--dry-run", "--padded-vocab-size", 512)
     text = run(command, "train", "configs/mup/base.yml", "configs/local_setup.yml", *options, cwd=empty).stdout
     assert "parameters" in text

@@ -1,4 +1,4 @@
-"""From a corpus to a large model whose loss was predicted: `make demo`."""
+"""From a corpus to a large model with a predicted loss. The same as `make demo`."""
 
 import sys
 

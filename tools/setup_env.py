@@ -1,10 +1,10 @@
-"""Makes the virtual environment: what `make setup` calls. Needs nothing but Python and its venv module.
+"""Create the virtual environment for `make setup`. Needs only Python and its venv module.
 
     python tools/setup_env.py [--venv .venv] [--extras dev]
 
-On a machine without an NVIDIA GPU torch comes from PyTorch's CPU wheel index, as the default wheel for Linux
-brings gigabytes of CUDA libraries. Where that index cannot be used, the default index serves.
-Running it again brings an existing environment up to date.
+On a machine without an NVIDIA GPU, torch comes from PyTorch's CPU wheel index, because the default wheel for Linux
+brings gigabytes of CUDA libraries. If that index is not available, the default index is used.
+Running it again updates an existing environment.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OLDEST_PYTHON = (3, 11)
 
 
 class SetupError(Exception):
-    """Something that the user has to mend first."""
+    """An error that the user has to fix first."""
 
 
 def say(message: str) -> None:
@@ -31,7 +31,7 @@ def say(message: str) -> None:
 
 
 def make_venv(venv: Path) -> Path:
-    """Create the environment unless it exists; returns its python."""
+    """Create the environment unless it exists. Returns its Python."""
     python = venv / "bin" / "python"
     if not (python.exists() and (venv / "pyvenv.cfg").exists()):
         say(f"creating {venv} with Python {sys.version.split()[0]}")
@@ -49,7 +49,7 @@ def has_nvidia_gpu() -> bool:
 
 
 def pinned(package: str) -> str:
-    """`package==version` as the constraints file has it."""
+    """`package==version` from the constraints file. Raises SetupError if there is no pin."""
     pin = re.search(rf"^{package}==\S+$", CONSTRAINTS.read_text(), flags=re.MULTILINE)
     if pin is None:
         raise SetupError(f"{CONSTRAINTS} has no pin for {package}")
@@ -63,14 +63,14 @@ def pip_install(python: Path, *arguments: str) -> bool:
 
 
 def install_cpu_torch(python: Path) -> None:
-    """torch alone, its dependencies follow with all others; a dead index costs half a minute at most."""
+    """Install torch without its dependencies, which are installed later. A dead index costs half a minute at most."""
     torch = pinned("torch")
-    say(f"no NVIDIA GPU found: taking {torch} from PyTorch's CPU wheels")
+    say(f"no NVIDIA GPU found: installing {torch} from PyTorch's CPU wheels")
     patience = ("--retries", "1", "--timeout", "15")
     if not pip_install(python, *patience, "--no-deps", "-i", CPU_INDEX, torch):
         say(
-            f"{CPU_INDEX} cannot be used from here (pip tells why above): taking torch from the default "
-            "index instead, which may bring several gigabytes of CUDA libraries"
+            f"{CPU_INDEX} is not available (see pip's message above): installing torch from the default "
+            "index instead, which can bring several gigabytes of CUDA libraries"
         )
 
 
@@ -81,14 +81,14 @@ def main(input_args: list[str] | None = None) -> None:
     args = parser.parse_args(input_args)
     if sys.version_info < OLDEST_PYTHON:
         raise SetupError(
-            f"Python {'.'.join(map(str, OLDEST_PYTHON))} or newer is needed, and {sys.executable} is "
-            f"{sys.version.split()[0]}; name another with `make setup PYTHON=python3.12`"
+            f"expected Python {'.'.join(map(str, OLDEST_PYTHON))} or newer, but {sys.executable} is "
+            f"{sys.version.split()[0]}; select another with `make setup PYTHON=python3.12`"
         )
     python = make_venv(args.venv)
     if sys.platform == "linux" and not has_nvidia_gpu():
         install_cpu_torch(python)
     if not pip_install(python, "--constraint", str(CONSTRAINTS.relative_to(ROOT)), "--editable", f".[{args.extras}]"):
-        raise SetupError("pip could not install the packages: it tells why above")
+        raise SetupError("pip could not install the packages: see its message above")
     say(f"{args.venv} is ready")
 
 

@@ -1,1 +1,1 @@
-"""One module per command: its arguments, and what it prints and writes. `main` returns the exit code."""
+"""One module per command, with its arguments and output. `main` returns the exit code."""

@@ -1,8 +1,8 @@
-"""Static audit: every parameter's role, shapes, r, and its init std, lr, eps, weight decay against the rule.
+"""Static audit: compare every parameter's init std, lr, eps and weight decay with the rule of its role and shape.
 
     python tools/mup/audit.py configs/mup/target.yml configs/local_setup.yml --json audit.json
 
-Exit code 1 if something that was measured departs from its rule.
+The exit code is 1 if a measured value departs from its rule.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def _marked(text: str, departs: bool) -> str:
 
 
 def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
-    """Audit the configured model; returns the exit code."""
+    """Audit the configured model. Returns the exit code."""
     parser = config_parser(__doc__)
     parser.add_argument("--brief", action="store_true", help="one row for the same parameter of all blocks")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the audit as data, for the report")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the audit as JSON, for the report")
     options, rest = parser.parse_known_args(input_args)
     neox_args = NeoXArgs.consume_neox_args(rest, overwrite_values)
     config = audit_config(neox_args)

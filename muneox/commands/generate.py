@@ -1,8 +1,10 @@
-"""Sample from a checkpoint. The command line is train.py's, and --prompt.
+"""Sample from a checkpoint. Takes the command line of train.py and --prompt.
 
-python generate.py configs/mup/base.yml configs/local_setup.yml --prompt "def main(" --temperature 0.8
-python generate.py ... --text-gen-type interactive
-python generate.py ... -i prompts.txt -o samples.jsonl --num-samples 4
+    python generate.py configs/mup/base.yml configs/local_setup.yml --prompt "def main(" --temperature 0.8
+    python generate.py ... --text-gen-type interactive
+    python generate.py ... -i prompts.txt -o samples.jsonl --num-samples 4
+
+Without --load, the checkpoint is in the folder `save` of the configuration.
 """
 
 from __future__ import annotations
@@ -23,20 +25,20 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: {program} config.yml [more.yml ...] [--prompt TEXT ...] [--key value ...]
 
-  --prompt TEXT         continue this text, printed as it is sampled; may be given several times
+  --prompt TEXT         continue this text and print it as it is sampled; repeatable
   --text-gen-type KIND  unconditional (default), input-file or interactive
-  -i, -o FILE           sample_input_file: one prompt a line; sample_output_file: one JSON object a line
+  -i, -o FILE           sample_input_file: one prompt per line; sample_output_file: one JSON object per line
   --load DIR            checkpoint to sample from (default: `save` of the configuration)
-  --iteration N         its step (default: the latest)
-  --maximum-tokens N, --num-samples N, --temperature T (0: the likeliest token), --top-k K, --top-p P
+  --iteration N         step of the checkpoint (default: the latest)
+  --maximum-tokens N, --num-samples N, --temperature T (0: the most likely token), --top-k K, --top-p P
   --seed N              equal seeds give equal samples
-  --recompute           no key-value cache
+  --recompute           do not use the key-value cache
 
 All keys: configs/neox_arguments.md"""
 
 
 def split_prompts(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The values of --prompt, and the rest of the command line, which NeoXArgs reads."""
+    """Split the command line into the values of --prompt and the arguments for NeoXArgs. Raises ConfigError."""
     prompts, rest = [], []
     tokens = iter(argv)
     for token in tokens:
@@ -53,16 +55,16 @@ def split_prompts(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
-    """Sample as the configuration says; returns the exit code 0. Raises UserError."""
+    """Sample as configured. Returns exit code 0. Raises UserError."""
     prompts, rest = split_prompts(sys.argv[1:] if input_args is None else input_args)
     if "-h" in rest or "--help" in rest:
         raise UsageRequested(USAGE.format(program=os.path.basename(sys.argv[0])))
     config = generation_config(NeoXArgs.consume_neox_args(rest, overwrite_values))
     if prompts and config.kind != "unconditional":
-        raise ConfigError(f"command line: --prompt and text-gen-type {config.kind} cannot both be; remove one")
-    if int(os.environ.get("RANK", "0")):  # started by a launcher: one process samples
+        raise ConfigError(f"command line: --prompt and text-gen-type {config.kind} exclude each other; remove one")
+    if int(os.environ.get("RANK", "0")):  # started by a launcher: only one process samples
         return 0
-    from megatron.text_generation_utils import Sampler  # torch loads only once the configuration is right
+    from megatron.text_generation_utils import Sampler  # torch loads only if the configuration is valid
 
     _tolerate_any_text()
     sampler = Sampler.from_config(config)
@@ -85,7 +87,7 @@ def continue_prompts(sampler: Sampler, prompts: Sequence[str], num_samples: int)
 
 
 def unconditional(sampler: Sampler, config: GenerationConfig) -> None:
-    """Documents from their beginning, printed and written to sample_output_file."""
+    """Sample whole documents, print them and write them to sample_output_file."""
     from megatron.text_generation_utils import generate_unconditional
 
     for sample in generate_unconditional(sampler, config.num_samples, config.output_file):
@@ -94,7 +96,7 @@ def unconditional(sampler: Sampler, config: GenerationConfig) -> None:
 
 
 def from_file(sampler: Sampler, config: GenerationConfig) -> None:
-    """Continuations of the lines of sample_input_file, in sample_output_file."""
+    """Continue each line of sample_input_file, and write to sample_output_file or print."""
     from megatron.text_generation_utils import generate_from_file
 
     output = config.output_file
@@ -109,7 +111,7 @@ def interactive(sampler: Sampler, config: GenerationConfig) -> None:
     from megatron.text_generation_utils import generate_interactively, typed_lines
 
     if sys.stdin.isatty():
-        print(f"A prompt ends with {config.prompt_end!r}. Ctrl-C stops an answer, Ctrl-D the program.")
+        print(f"A prompt ends with {config.prompt_end!r}. Ctrl-C stops an answer, Ctrl-D exits.")
     generate_interactively(sampler, typed_lines("> "), config.prompt_end, config.num_samples, sys.stdout)
 
 
@@ -119,7 +121,7 @@ def _say_where(config: GenerationConfig) -> None:
 
 
 def _tolerate_any_text() -> None:
-    """What the terminal's encoding lacks is shown or read as a replacement, not an error."""
+    """Replace characters that the terminal's encoding lacks instead of raising an error."""
     for stream in (sys.stdin, sys.stdout):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

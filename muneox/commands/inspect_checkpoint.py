@@ -1,8 +1,8 @@
-"""Look into a checkpoint: its steps and whether they are intact, its parameters, its muP section.
+"""Describe and verify a checkpoint: its steps and whether they are intact, its parameters, its muP section.
 
     python tools/ckpts/inspect_checkpoint.py checkpoints [--iteration 1000] [--no-statistics]
 
-Exits 0 where every step is intact, 1 where one is damaged (the file is named) or there is none.
+The exit code is 0 if every step is intact, and 1 if there is no step or one is damaged; the damaged file is named.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from megatron.mappings import flatten
 
 
 def main(input_args: Sequence[str] | None = None) -> int:
-    """Print the tables; returns the exit code. Raises CheckpointError where there is nothing to inspect."""
+    """Print the tables. Returns the exit code. Raises CheckpointError if there is no checkpoint."""
     args = _parse(input_args)
     console = Console()
     save_dir, iteration = locate(args.directory, args.iteration)

@@ -1,12 +1,12 @@
-"""Learning-rate landscape: final loss against learning rate, a line a width, muP beside SP, and how the basin moves.
+"""Learning-rate landscape: final loss over learning rate for each width, in muP and SP, and the drift of the basin.
 
     python tools/mup/lr_landscape.py runs/sweep --out runs/lr_landscape
     python tools/mup/lr_landscape.py ./wandb --metric valid/loss --at-step 2000 --where num_layers=4
     python tools/mup/lr_landscape.py entity/project --group sweep-3
 
-Writes OUT.png, OUT.csv (one row a run) and OUT.json (for tools/scaling/report.py), and prints each width's minimum
-with its 95 % interval from seed noise, and the drift in octaves per doubling of the width. Runs that diverged are kept
-and shown as such. `--max-drift 0.15` makes it a test: exit code 1 if muP's basin moves more, or that cannot be told.
+Writes OUT.png, OUT.csv (one row per run) and OUT.json (for tools/scaling/report.py). Prints each width's minimum with
+its 95 % interval from seed noise, and the drift in octaves per doubling of the width. Diverged runs are kept and
+marked. With `--max-drift 0.15` the exit code is 1 if muP's basin moves more than that, or if its drift is unknown.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from muneox.output import write_csv, write_json
 
 
 def draw(result: Landscape, path: Path) -> None:
-    """One panel a parametrization; seeds as dots, their means as lines, minima as stars with their intervals."""
+    """Draw one panel per parametrization: seeds as dots, their means as lines, minima as stars with intervals."""
     names = list(dict.fromkeys(point.parametrization for point in result.points))
     colours = width_colours([point.width for point in result.points])
     figure, axes = new_figure(len(names))
@@ -64,7 +64,7 @@ def _draw_width(ax: Any, result: Landscape, basin: Basin, colour: Any, ceiling: 
 
 
 def table(result: Landscape) -> str:
-    """Minima by width, then the verdicts and warnings."""
+    """Table of the minima by width, followed by verdicts and warnings."""
     lines = [
         f"{'':6} {'width':>6} {'best lr':>10} {'minimum, log2':>14} {'95 % interval':>17} {'loss':>8} {'seeds':>5}"
     ]
@@ -83,15 +83,15 @@ def table(result: Landscape) -> str:
 
 
 def main(input_args: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 1 only if --max-drift is given and not kept."""
+    """Analyse the runs. Returns the exit code: 1 if --max-drift is given and exceeded, otherwise 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_run_arguments(parser)
-    parser.add_argument("--metric", help="the loss; by default valid/loss, or train/loss if a run lacks it")
-    parser.add_argument("--at-step", type=int, help="the step whose loss counts; by default the last")
+    parser.add_argument("--metric", help="the loss (default: valid/loss, or train/loss if a run lacks it)")
+    parser.add_argument("--at-step", type=int, help="step whose loss is used (default: the last)")
     parser.add_argument("--width-key", default=WIDTH, help="configuration key of the width (default: %(default)s)")
     parser.add_argument("--lr-key", help="configuration key of the learning rate (default: optimizer.params.lr or lr)")
-    parser.add_argument("--out", type=Path, default=Path("lr_landscape"), help="prefix of the files written")
-    parser.add_argument("--max-drift", type=float, help="octaves per doubling that muP's basin may move")
+    parser.add_argument("--out", type=Path, default=Path("lr_landscape"), help="prefix of the output files")
+    parser.add_argument("--max-drift", type=float, help="limit of the drift of muP's basin, in octaves per doubling")
     options = parser.parse_args(input_args)
     runs = chosen_runs(options)
     members = family(runs, "a learning-rate landscape", width_key=options.width_key, lr_key=options.lr_key)

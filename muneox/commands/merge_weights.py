@@ -1,8 +1,9 @@
-"""Whole weights in one file, from a checkpoint that any layout of processes saved.
+"""Write the whole weights of a checkpoint, saved under any layout, into one file.
 
     python tools/ckpts/merge_weights.py checkpoints weights.safetensors [--iteration 1000]
 
-Names are layout-independent, the vocabulary is without its padding. `.safetensors` or `.pt` (torch.save) by the ending.
+Names do not depend on the layout, and the vocabulary has no padding. The suffix of the output file selects the format:
+`.safetensors` or `.pt` (torch.save).
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from megatron.optional import import_optional
 
 
 def main(input_args: Sequence[str] | None = None) -> int:
-    """Write the file; returns the exit code. Raises CheckpointError where there is nothing to read."""
+    """Write the file. Returns exit code 0. Raises ConfigError or CheckpointError."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path, help="a save directory, or one of its global_step{N}")
     parser.add_argument("output", type=Path, help="file to write, .safetensors or .pt")
     parser.add_argument("--iteration", type=int, help="step to read (default: the latest)")
     args = parser.parse_args(input_args)
     if args.output.suffix not in (".safetensors", ".pt"):
-        raise ConfigError(f"{args.output}: the ending must be .safetensors or .pt")
+        raise ConfigError(f"{args.output}: the suffix must be .safetensors or .pt")
     loaded = load_weights(args.directory, args.iteration)
     write(loaded, args.output)
     total = sum(weight.numel() for weight in loaded.weights.values())
@@ -37,7 +38,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
 
 
 def write(loaded: LoadedWeights, output: Path) -> None:
-    """The weights and, as text, the muP section, whole or not at all. CheckpointError where it cannot be written."""
+    """Write the weights and the muP section (as JSON text) atomically. Raises CheckpointError."""
     weights = {name: weight.contiguous().clone() for name, weight in loaded.weights.items()}
     mup = json.dumps(loaded.client_state.get("mup", {}))
     try:

@@ -1,4 +1,4 @@
-"""Predict a large model's loss from smaller runs, with intervals and the backtest beside them.
+"""Predict a large model's loss from smaller runs, with intervals and a backtest.
 
     python tools/scaling/predict_loss.py ./wandb --x params --y valid/loss --at-step 20000 --target 6.7e9
     python tools/scaling/predict_loss.py entity/project --group ladder-3 --x params --y valid/loss --target 6.7e9
@@ -12,9 +12,9 @@
     python tools/scaling/predict_loss.py runs ... --target 512e6 --save forecast.json      # before the run
     python tools/scaling/predict_loss.py --check forecast.json runs/target/metrics.jsonl   # after it
 
-Sources: wandb folders and projects, metrics.jsonl, TensorBoard folders, globs of these; a CSV of one row a run;
-results of lm-evaluation-harness (--y task/metric). Exit code 1 if the data do not allow a forecast, or a check finds
-the loss outside its interval.
+Sources: wandb folders and projects, metrics.jsonl, TensorBoard folders, globs of these; a CSV with one row per run;
+results of lm-evaluation-harness (--y task/metric). The exit code is 1 if the data do not allow a forecast, or if a
+check finds the loss outside its interval.
 """
 
 from __future__ import annotations
@@ -50,45 +50,45 @@ def arguments(input_args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="*", metavar="RUNS")
     parser.add_argument("--law", choices=("size", "surface", "compute", "annealing"), default="size")
-    what = parser.add_argument_group("what is read")
-    what.add_argument("--x", default="params", help="size: a configuration value or column (default: all parameters)")
-    what.add_argument("--y", help="metric or column: valid/loss")
+    what = parser.add_argument_group("input")
+    what.add_argument("--x", default="params", help="--law size: a configuration value or column (default: params)")
+    what.add_argument("--y", help="metric or column, for example valid/loss")
     what.add_argument("--tokens", default="tokens", help="column of a table, for --law surface")
-    what.add_argument("--at-step", type=int, help="all runs at this step (default: their common end)")
+    what.add_argument("--at-step", type=int, help="read all runs at this step (default: their common end)")
     what.add_argument("--at-tokens", type=float)
     what.add_argument("--smooth", default="none", metavar="KIND:POINTS", help="none, mean:20, median:5, ema:20")
     what.add_argument("--perplexity", action="store_true", help="y is a perplexity: the law is fitted to its logarithm")
     what.add_argument("--group")
     what.add_argument("--tag", action="append", default=[])
-    what.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only runs or rows with this")
+    what.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only matching runs or rows")
     what.add_argument("--exclude", nargs="+", default=[], metavar="RUN")
-    what.add_argument("--allow", nargs="+", default=[], metavar="KEY", help="recipe keys, or corpus, that may differ")
+    what.add_argument("--allow", nargs="+", default=[], metavar="KEY", help="recipe keys, or `corpus`, that can differ")
     what.add_argument("--drop-diverged", action="store_true", help="leave out runs whose loss is not finite")
     what.add_argument("--drop-flagged", action="store_true", help="leave out runs flagged as outliers")
     fit = parser.add_argument_group("the forecast")
     fit.add_argument("--target", nargs="+", default=[], help="x to predict; N:D for --law surface; FLOPs, or steps")
     fit.add_argument("--target-config", nargs="+", default=[], metavar="CONFIG", help="predict this model (x = params)")
     fit.add_argument("--fit-below", type=float, metavar="X", help="fit sizes up to X; compare with the others")
-    fit.add_argument("--level", type=float, default=0.9, help="of the intervals (default 0.9)")
+    fit.add_argument("--level", type=float, default=0.9, help="level of the intervals (default: 0.9)")
     fit.add_argument("--budget", nargs="+", type=float, default=[], help="FLOPs: compute-optimal N and D (surface)")
-    fit.add_argument("--plan", action="store_true", help="which run to train next, and what it would tell")
-    fit.add_argument("--cost-exponent", type=float, default=1.0, help="a run costs x to this power (plan)")
+    fit.add_argument("--plan", action="store_true", help="suggest the run to train next, with the interval after it")
+    fit.add_argument("--cost-exponent", type=float, default=1.0, help="--plan: the cost of a run is x to this power")
     curve = parser.add_argument_group("--law annealing")
-    curve.add_argument("--rate", help="the learning rate's series (default: lr, learning_rate, ...)")
+    curve.add_argument("--rate", help="series of the learning rate (default: lr, learning_rate, ...)")
     curve.add_argument("--schedule", nargs="+", default=[], help="runs or CSV files (step, lr) to predict")
-    curve.add_argument("--until", type=int, help="fit only up to this step")
-    curve.add_argument("--warmup", type=int, default=0, help="steps of linear warm-up that the logged rate leaves out")
+    curve.add_argument("--until", type=int, help="fit only the steps up to this one")
+    curve.add_argument("--warmup", type=int, default=0, help="steps of linear warm-up missing from the logged rate")
     out = parser.add_argument_group("results")
     out.add_argument("--json", type=Path)
     out.add_argument("--plot", type=Path, help=".png, .pdf or .svg")
     out.add_argument("--save", type=Path, metavar="FILE", help="register the forecast: date, versions, hashes")
-    out.add_argument("--check", type=Path, metavar="FILE", help="hold a registered forecast against RUNS")
+    out.add_argument("--check", type=Path, metavar="FILE", help="compare a registered forecast with RUNS")
     return parser.parse_args(input_args)
 
 
 def selection(options: argparse.Namespace) -> Selection:
     if not options.y:
-        raise ConfigError("which loss? name it with --y, such as --y valid/loss")
+        raise ConfigError("--y is missing: name the loss, for example --y valid/loss")
     pairs = [tuple(text.partition("=")[::2]) for text in options.where]
     return Selection(
         options.x, options.y, options.tokens, options.at_step, options.at_tokens, options.smooth, options.perplexity,
@@ -98,11 +98,11 @@ def selection(options: argparse.Namespace) -> Selection:
 
 def make_forecast(options: argparse.Namespace) -> Forecast:
     if not options.sources:
-        raise ConfigError("no runs are named; see --help")
+        raise ConfigError("no runs are given: name at least one; see --help")
     if options.target_config:
         options.target.append(str(_params(options)))
     if not 0.5 <= options.level < 1:
-        raise ConfigError(f"--level is {options.level:g}; a share between 0.5 and 1, such as 0.9")
+        raise ConfigError(f"--level {options.level:g}: expected a number from 0.5 to below 1, for example 0.9")
     chosen = selection(options)
     if options.law == "annealing":
         return _annealing(options, chosen)
@@ -129,9 +129,9 @@ def make_forecast(options: argparse.Namespace) -> Forecast:
 
 
 def _params(options: argparse.Namespace) -> int:
-    """Parameters of the model that --target-config describes, as a run's header would count them."""
+    """Number of parameters of the model of --target-config, counted as in a run's header."""
     if options.law != "size" or options.x != "params":
-        raise ConfigError("--target-config tells a number of parameters: it goes with --law size and --x params")
+        raise ConfigError("--target-config gives a number of parameters: it needs --law size and --x params")
     from megatron.neox_arguments import NeoXArgs
     from megatron.neox_arguments.resolve import cost_config
     from muneox.cost import cost_of
@@ -150,7 +150,7 @@ def _annealing(options: argparse.Namespace, chosen: Selection) -> Forecast:
 
 
 def _best_of_budgets(points: Sequence[Point]) -> list[Point]:
-    """The best point of each budget; those that are not finite are no candidates."""
+    """The best point of each budget. Points that are not finite are excluded."""
     points = [point for point in points if point.x > 0]
     return [points[i] for i in envelope([point.x for point in points], [point.y for point in points])]
 
@@ -159,21 +159,21 @@ def _number(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise ConfigError(f"--target {text} is no number") from None
+        raise ConfigError(f"--target {text} is not a number") from None
     if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"--target {text}: a positive number is needed")
+        raise ConfigError(f"--target {text}: expected a positive number")
     return value
 
 
 def _pair(text: str) -> tuple[float, float]:
     first, colon, second = text.partition(":")
     if not colon:
-        raise ConfigError(f"--target {text}: L(N, D) needs parameters and tokens, such as 7e9:1.4e11")
+        raise ConfigError(f"--target {text}: L(N, D) needs parameters and tokens, for example 7e9:1.4e11")
     return _number(first), _number(second)
 
 
 def show(forecast: Forecast, console: Console) -> None:
-    """Prints the forecast; numbers as in the JSON."""
+    """Print the forecast, with the numbers of the JSON file."""
     console.print(f"{forecast.formula}, {len(forecast.used)} runs used, {len(forecast.left_out)} left out")
     for name, found in forecast.parameters.items():
         console.print(f"  {name} = {found.value:.5g}  [{found.low:.5g}, {found.high:.5g}]")
@@ -189,7 +189,7 @@ def show(forecast: Forecast, console: Console) -> None:
         )
         console.print(_backtest_table(forecast))
     else:
-        console.print("no backtest: it needs a size more than the four that are fitted")
+        console.print("no backtest: it needs at least one size more than the four that are fitted")
     for optimum in forecast.extra.get("compute_optimal", ()):
         n, d, loss = (optimum[key]["value"] for key in ("params", "tokens", "loss"))
         console.print(f"budget {optimum['flops']:.3g} FLOPs: N = {n:.3g}, D = {d:.3g} tokens, loss {loss:.4f}")
@@ -230,22 +230,22 @@ def show_plan(plan: NextRunPlan, target: float, console: Console) -> None:
         table.add_row(f"{c.x:.4g}", f"{c.cost:.1%}", f"+-{c.half_width:.2%}", f"{c.shrink:.0%}{mark}")
     console.print(table)
     if plan.best is None:
-        console.print("no run of a third of the target's cost would shrink the interval by more than 2 %")
+        console.print("no run of up to a third of the target's cost would shrink the interval by more than 2 %")
 
 
 def check(options: argparse.Namespace, console: Console) -> int:
-    """Compares a registered forecast with what came; 1 if a loss is outside its interval.
+    """Compare a registered forecast with the trained runs. Returns 1 if a loss is outside its interval.
 
-    --json writes the forecast with the mean of what came beside each target, for the report.
+    --json writes the forecast for the report, with the mean loss of the trained runs added to each target.
     """
     content = load(options.check)
     if "selection" not in content or content["law"] not in ("size", "surface"):
-        raise ConfigError(f"{options.check}: forecasts of sizes and surfaces can be checked, not of {content['law']}")
+        raise ConfigError(f"{options.check}: expected a forecast of sizes or surfaces, not of {content['law']}")
     if not options.sources:
-        raise ConfigError("--check needs the runs to compare with")
+        raise ConfigError("--check: name the RUNS to compare with")
     known: dict[str, Any] = content["selection"]
     kept: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
-    # The filters chose the ladder's runs; which run to compare with is said by naming it.
+    # The filters selected the ladder's runs. The runs to compare with are named explicitly.
     chosen = replace(Selection(**kept), group=None, tags=(), where=(), exclude=())
     points, _ = read_points(options.sources, chosen, content["law"])
     if "corpus" not in chosen.allow:
@@ -277,7 +277,7 @@ def check(options: argparse.Namespace, console: Console) -> int:
 
 
 def _require_corpus(file: Path, corpus: str | None, points: Sequence[Point]) -> None:
-    """Raises DataError where a run was trained on another corpus than the forecast's runs; unknown ones pass."""
+    """Raise DataError if a run's corpus differs from that of the forecast's runs. Unknown corpora pass."""
     for point in points:
         if corpus and point.corpus and point.corpus != corpus:
             raise DataError(
@@ -287,14 +287,14 @@ def _require_corpus(file: Path, corpus: str | None, points: Sequence[Point]) -> 
 
 
 def _is_of(point: Point, target: dict[str, Any]) -> bool:
-    """Whether a run is one that a target is about."""
+    """Whether a run has the size, and for surfaces the tokens, of a target."""
     if not math.isclose(point.x, target["x"], rel_tol=1e-3):
         return False
     return "tokens" not in target or math.isclose(point.tokens or 0, target["tokens"], rel_tol=1e-2)
 
 
 def main(input_args: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Predict or check. Returns the exit code. Raises ConfigError or DataError."""
     options = arguments(input_args)
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     if options.check:
@@ -304,7 +304,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
     content = forecast.as_json()
     if options.plan:
         if forecast.law not in ("size", "compute") or not forecast.targets:
-            raise ConfigError("--plan needs a target, and a law of one variable")
+            raise ConfigError("--plan needs a --target, and --law size or compute")
         target = forecast.targets[-1].x
         x, y = [p.x for p in forecast.used], [p.y for p in forecast.used]
         plan = plan_next(x, y, target, cost_exponent=options.cost_exponent, level=options.level)

@@ -1,13 +1,12 @@
-"""A corpus to train on, in one command: text -> tokenizer -> .bin/.idx, and the facts about it in
-corpus.json.
+"""Prepare a corpus to train on: train a tokenizer, write .bin and .idx files, and describe them in corpus.json.
 
     python prepare_data.py                      the source text of sympy, which torch needs: no download
     python prepare_data.py --standard-library   the source text of the running Python's standard library
     python prepare_data.py --input FILE|FOLDER  your own text
     python prepare_data.py enwik8 -d data       a named download
 
-The default text is the same on every machine: one version of sympy (26 MB, its tests included), whose size and SHA-256
-are checked and recorded in corpus.json. The standard library's text depends on the Python that runs this.
+The default text is the same on every machine: one version of sympy (26 MB, with its tests). Its size and SHA-256 are
+checked and recorded in corpus.json. The text of the standard library depends on the running Python.
 """
 
 from __future__ import annotations
@@ -40,17 +39,17 @@ from megatron.errors import ConfigError, DataError
 from megatron.files import put_in_place
 from megatron.tokenizer import TOKENIZER_TYPES
 
-_FORMAT = 1  # of corpus.json and of what is written: raise it to have old corpora prepared anew
-_TOKENIZER_TRAINING_BYTES = 10_000_000  # merges of a few thousand tokens do not change with more
+_FORMAT = 1  # of corpus.json and the files written: raise it to have old corpora prepared again
+_TOKENIZER_TRAINING_BYTES = 10_000_000  # more text does not change the merges of a few thousand tokens
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line; -d, -t, -v and -m as in GPT-NeoX."""
+    """Parser of the command line. -d, -t, -v and -m are GPT-NeoX's."""
     parser = argparse.ArgumentParser(description="Prepare a corpus to train on.", allow_abbrev=False)
     parser.add_argument("dataset", nargs="?", help=f"{', '.join(DOWNLOADS)} (default: sympy's source text)")
-    parser.add_argument("--input", nargs="+", help="text files and folders of your own")
+    parser.add_argument("--input", nargs="+", help="your own text files and folders")
     parser.add_argument(
-        "--standard-library", action="store_true", help="the source text of this Python's standard library"
+        "--standard-library", action="store_true", help="use the source text of this Python's standard library"
     )
     parser.add_argument("-d", "--data-dir", default="data", help="folder of corpora (default: %(default)s)")
     parser.add_argument(
@@ -62,22 +61,19 @@ def build_parser() -> argparse.ArgumentParser:
         default="bpe",
         help="bpe: trained on the corpus; byte; or a tokenizer-type, with -v and -m",
     )
-    # 2048 suits hidden sizes of 64 to 256: 4096 gives 12 % more bytes a token, and doubles the cost of the
-    # readout.
+    # 2048 suits hidden sizes of 64 to 256: 4096 gives 12 % more bytes per token and doubles the cost of the readout.
     parser.add_argument("--vocab-size", type=int, default=2048, help="of the bpe tokenizer (default: %(default)s)")
     parser.add_argument("-v", "--vocab-file")
     parser.add_argument("-m", "--merge-file")
-    parser.add_argument("--split", default="969, 30, 1", help="for the facts told of train, valid and test")
-    parser.add_argument("--seed", type=int, default=1234, help="of the order of documents")
-    parser.add_argument("--workers", type=int, default=1, help="tokenizer processes")
-    parser.add_argument("--force", action="store_true", help="prepare again what is up to date")
+    parser.add_argument("--split", default="969, 30, 1", help="split of the statistics (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1234, help="seed of the order of documents")
+    parser.add_argument("--workers", type=int, default=1, help="number of tokenizer processes")
+    parser.add_argument("--force", action="store_true", help="prepare the corpus again even if it is up to date")
     return parser
 
 
 def main(input_args: Sequence[str] | None = None) -> dict[str, Any]:
-    """Prepare a corpus unless it is there; returns what corpus.json holds. Raises UserError for what a user
-    can mend.
-    """
+    """Prepare a corpus unless it is up to date. Returns the content of corpus.json. Raises UserError."""
     args = build_parser().parse_args(input_args)
     source = _source(args)
     folder = Path(args.output_dir or Path(args.data_dir) / source.name)
@@ -95,7 +91,7 @@ def _source(args: argparse.Namespace) -> Source:
     if args.dataset and args.input:
         raise ConfigError(f"give a data set ({args.dataset}) or --input, not both")
     if args.standard_library and (args.dataset or args.input):
-        raise ConfigError("--standard-library is a text of its own: give no data set and no --input with it")
+        raise ConfigError("--standard-library cannot be combined with a data set or --input: remove one of them")
     if args.input:
         return local_text(args.input)
     if args.dataset:
@@ -104,15 +100,15 @@ def _source(args: argparse.Namespace) -> Source:
 
 
 def _request(args: argparse.Namespace, source: Source) -> dict[str, Any]:
-    """All that the result depends on."""
+    """Everything that the result depends on."""
     kinds = {"bpe": "HFTokenizer", "byte": "CharLevelTokenizer"}
     if args.tokenizer not in (*kinds, *TOKENIZER_TYPES):
         raise ConfigError(f"--tokenizer: {args.tokenizer!r} is not bpe, byte, or one of {', '.join(TOKENIZER_TYPES)}")
     if args.tokenizer == "bpe" and not 258 <= args.vocab_size <= 1_000_000:
-        raise ConfigError(f"--vocab-size must be 258 (bytes and two special tokens) or more, not {args.vocab_size}")
+        raise ConfigError(f"--vocab-size must be at least 258 (bytes and two special tokens), not {args.vocab_size}")
     if args.workers < 1:
         raise ConfigError(f"--workers must be at least 1, not {args.workers}")
-    split_documents(args.split, 1000)  # refuses a bad --split before the work
+    split_documents(args.split, 1000)  # refuses a bad --split before any work
     return {
         "format": _FORMAT,
         "source": source.description,
@@ -130,7 +126,7 @@ def _request(args: argparse.Namespace, source: Source) -> dict[str, Any]:
 
 
 def up_to_date(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
-    """The facts of the corpus in `folder` if it is what `request` would make, every file intact."""
+    """Content of corpus.json if `folder` holds the requested corpus with all files intact, otherwise None."""
     try:
         facts = json.loads((folder / "corpus.json").read_text())
         intact = all(_sha256(folder / name) == digest for name, digest in facts["sha256"].items())
@@ -140,7 +136,7 @@ def up_to_date(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def prepare(source: Source, folder: Path, request: dict[str, Any], workers: int) -> dict[str, Any]:
-    """Make the corpus in a temporary folder, then move it to `folder`, corpus.json last."""
+    """Make the corpus in a temporary folder, then move its files to `folder`, corpus.json last."""
     texts, whole = read_documents(source, request["seed"])
     prefix = request["prefix"]
     try:
@@ -169,9 +165,7 @@ def prepare(source: Source, folder: Path, request: dict[str, Any], workers: int)
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int, path: Path) -> None:
-    """Train a byte-level BPE tokenizer on the first ten million characters of the (shuffled) texts, and save
-    it.
-    """
+    """Train a byte-level BPE tokenizer on the first ten million characters of the (shuffled) texts and save it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -190,12 +184,11 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, path: Path) -> None:
 
 
 def measure(indexed: IndexedDataset, texts: Sequence[str], split: str) -> dict[str, Any]:
-    """Documents, bytes and tokens of every part, and the entropy of valid under the unigram distribution of
-    train.
+    """Count documents, bytes and tokens of every part, and compute the unigram entropy of valid.
 
-    `bytes_per_token` turns a loss in nats a token into nats a byte. The unigram distribution has one added to
-    each count of a token id that occurs at all, so that the entropy (a cross entropy) is finite; it is None
-    without valid text.
+    `bytes_per_token` converts a loss in nats per token to nats per byte. The entropy is the cross entropy of valid
+    under the unigram distribution of train. To keep it finite, one is added to the count of each token id that occurs
+    anywhere. It is None without valid text.
     """
     text_bytes = np.array([len(text.encode()) for text in texts], np.int64)
     bounds = split_documents(split, len(texts))
@@ -228,7 +221,7 @@ def _sha256(path: Path) -> str:
 
 
 def summarize(facts: dict[str, Any], folder: Path) -> None:
-    """Print the facts, and the configuration keys that train on this corpus."""
+    """Print the statistics of the corpus, and the configuration keys to train on it."""
     request, entropy = facts["request"], facts["unigram_entropy"]
     console = Console()
     console.print(f"{request['source']}; vocabulary {facts['vocab_size']}", highlight=False)

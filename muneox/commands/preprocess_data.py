@@ -1,4 +1,4 @@
-"""Text to token files: `<output-prefix>_<key>_document.bin` and `.idx`, as GPT-NeoX names them.
+"""Tokenize text into `<output-prefix>_<key>_document.bin` and `.idx`, which are GPT-NeoX's file names.
 
     python tools/datasets/preprocess_data.py --input a.jsonl.zst,folder --output-prefix data/mine \\
         --tokenizer-type HFTokenizer --vocab-file tokenizer.json --append-eod --workers 8
@@ -25,7 +25,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line: GPT-NeoX's flags, and what is needed for plain text and for bad input."""
+    """Parser of the command line: GPT-NeoX's flags, and flags for plain text and bad input."""
     parser = argparse.ArgumentParser(description="Tokenize text into .bin/.idx files.", allow_abbrev=False)
     data = parser.add_argument_group("input data")
     data.add_argument(
@@ -39,10 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--split-text",
         choices=["file", "paragraph", "line"],
         default="file",
-        help="what a document is in plain text",
+        help="unit of a document in plain text",
     )
-    data.add_argument("--skip-bad-lines", action="store_true", help="leave bad JSON lines out and count them")
-    data.add_argument("--ftfy", action="store_true", help="mend mojibake with the library ftfy")
+    data.add_argument("--skip-bad-lines", action="store_true", help="skip bad JSON lines and count them")
+    data.add_argument("--ftfy", action="store_true", help="fix mojibake with the ftfy library")
     tokenizer = parser.add_argument_group("tokenizer")
     tokenizer.add_argument("--tokenizer-type", required=True, choices=list(TOKENIZER_TYPES))
     tokenizer.add_argument("--vocab-file")
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     output = parser.add_argument_group("output")
     output.add_argument("--output-prefix", required=True, help="path of the output files without _<key>_document.bin")
-    output.add_argument("--dataset-impl", choices=["mmap"], default="mmap", help="only mmap, the format of today")
+    output.add_argument("--dataset-impl", choices=["mmap"], default="mmap", help="format of the files; only mmap")
     runtime = parser.add_argument_group("runtime")
     runtime.add_argument(
         "--workers", type=int, default=1, help="tokenizer processes; the output is the same for any number"
@@ -65,10 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
 def progress_display(
     position: Callable[[], tuple[int, int]], num_docs: int | None = None, log_interval: int = 100
 ) -> Iterator[Callable[[EncodingStats], None]]:
-    """A live bar with documents, MB/s of text and time left on a terminal; elsewhere a line every ten
-    seconds.
+    """Show documents, MB/s of text and time left: a live bar on a terminal, otherwise one line every ten seconds.
 
-    `position` gives the bytes of the input read so far, and in all. Yields the function to call with new
+    `position` returns the bytes of the input read so far and in total. Yields the function to call with new
     statistics.
     """
     console = Console(stderr=True)
@@ -101,20 +100,20 @@ def progress_display(
 
 
 def describe(stats: EncodingStats, seconds: float, num_docs: int | None = None) -> str:
-    """Statistics in a line."""
+    """The statistics as one line of text."""
     of = f"/{num_docs}" if num_docs else ""
     rate = stats.text_bytes / 1e6 / max(seconds, 1e-9)
     return f"{stats.documents}{of} documents, {sum(stats.tokens.values()):,} tokens, {rate:.2f} MB/s"
 
 
 def with_ftfy(documents: Iterator[dict[str, str]]) -> Iterator[dict[str, str]]:
-    """Documents with mojibake mended. DataError if the library is not installed."""
+    """Documents with mojibake fixed. Raises DataError if ftfy is not installed."""
     ftfy = import_optional("ftfy", None, "--ftfy", DataError)
     return ({key: ftfy.fix_text(text) for key, text in document.items()} for document in documents)
 
 
 def main(input_args: Sequence[str] | None = None) -> EncodingStats:
-    """Run the command line `input_args` (default: the process's). UserError for what a user can mend."""
+    """Tokenize as `input_args` (default: the process's arguments) specify. Raises UserError."""
     args = build_parser().parse_args(input_args)
     if args.workers < 1:
         raise ConfigError(f"--workers must be at least 1, not {args.workers}")
@@ -132,7 +131,7 @@ def main(input_args: Sequence[str] | None = None) -> EncodingStats:
         )
     print(describe(stats, time.monotonic() - started))
     if reader.skipped:
-        print(f"left out {reader.skipped} bad lines")
+        print(f"skipped {reader.skipped} bad lines")
     for prefix in prefixes.values():
         print(f"wrote {prefix}.bin and .idx")
     return stats

@@ -1,10 +1,10 @@
-"""The whole story on one page: coordinate check, audit, learning-rate landscape, width check, ladder and forecast.
+"""One HTML page with coordinate check, audit, learning-rate landscape, width check, ladder and forecast.
 
     python tools/scaling/report.py --coord-check runs/check/coord_check.0.json --audit audit.json \\
         --lr-landscape lr_landscape.json --width-check width_check.json --forecast forecast.json --out report.html
 
-Each part is optional. The file needs nothing beside it and no network. Its inputs are what the tools write:
-`coord-check: true` (the CSV beside the JSON is shown too), `tools/mup/audit.py CONFIG... --json audit.json`,
+Each part is optional. The page is self-contained and needs no network. Its inputs are the files that the tools write:
+`coord-check: true` (the CSV next to the JSON is read too), `tools/mup/audit.py CONFIG... --json audit.json`,
 `tools/mup/lr_landscape.py`, `tools/mup/width_check.py`, and `tools/scaling/predict_loss.py --json` or `--save`.
 """
 
@@ -26,7 +26,7 @@ from muneox.report.html import render
 
 
 def build(options: argparse.Namespace) -> tuple[list[Section], dict[str, Any]]:
-    """The sections that were asked for, in the order of the story, and the JSON that they come from."""
+    """Build the requested sections in the order of the page. Returns them with the JSON of their inputs."""
     sections: list[Section] = []
     inputs: dict[str, Any] = {}
     makers = {
@@ -51,11 +51,11 @@ def build(options: argparse.Namespace) -> tuple[list[Section], dict[str, Any]]:
 def main(input_args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--coord-check", type=Path, metavar="JSON", help="coord_check.<rank>.json")
-    parser.add_argument("--audit", type=Path, metavar="JSON", help="of tools/mup/audit.py --json")
+    parser.add_argument("--audit", type=Path, metavar="JSON", help="output of tools/mup/audit.py --json")
     parser.add_argument("--lr-landscape", type=Path, metavar="JSON")
     parser.add_argument("--width-check", type=Path, metavar="JSON")
     parser.add_argument(
-        "--forecast", type=Path, nargs="+", default=[], metavar="JSON", help="one, or several to compare"
+        "--forecast", type=Path, nargs="+", default=[], metavar="JSON", help="one forecast, or several to compare"
     )
     parser.add_argument("--title", default="muP report")
     parser.add_argument("--out", type=Path, default=Path("report.html"))
@@ -65,6 +65,6 @@ def main(input_args: Sequence[str] | None = None) -> None:
     footer = (
         f"muNeoX {megatron.__version__}, {datetime.now():%Y-%m-%d %H:%M}. Numbers in tables are rounded; a copy of "
     )
-    footer += "the inputs in full precision is in the page."
+    footer += "the inputs in full precision is embedded in the page."
     write_atomically(options.out, render(sections, inputs, options.title, subtitle, footer))
     print(f"written: {options.out} ({options.out.stat().st_size / 1e6:.1f} MB, {len(sections)} sections)")

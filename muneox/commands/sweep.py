@@ -1,14 +1,14 @@
-"""Train a grid of runs: widths x seeds x values of any keys, in warm processes, one folder a run.
+"""Train a grid of runs: widths x seeds x values of any keys, in warm processes, with one folder per run.
 
     python tools/mup/sweep.py configs/mup/base.yml configs/local_setup.yml --widths 64 128 256 --seeds 1 2 \
         --grid lr=2^-9,2^-8,2^-7,2^-6 --workers 2 --out runs/sweep
     python tools/mup/sweep.py configs/mup/base.yml configs/local_setup.yml best.yml --widths 64 96 128 192 \
-        --seeds 1 2 3 --out runs/ladder                                      # a ladder with what a search found
+        --seeds 1 2 3 --out runs/ladder                                      # a ladder with the result of a search
     python tools/mup/sweep.py ... --use-mup false --out runs/sweep_sp        # the same in standard parametrization
 
-The configuration's own width grows as in a search: heads grow where mup-base-num-attention-heads is set. Any key may be
-given on the line (`--train-iters 300`). Started again, the command trains what is missing. lr_landscape.py,
-width_check.py and predict_loss.py read the folder.
+Widths scale the configuration as in a search: the number of heads grows if mup-base-num-attention-heads is set. Any
+key can be set on the command line (`--train-iters 300`). Run again, the command trains the missing runs.
+lr_landscape.py, width_check.py and predict_loss.py read the folder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from muneox.search.space import parse_space
 
 @dataclass(frozen=True)
 class Job:
-    """One run, and the folder that it logs to."""
+    """One run and its log folder."""
 
     run: TrialRun
     args: NeoXArgs
@@ -48,7 +48,7 @@ class Job:
         return Path(self.args.log_dir or "")
 
     def is_finished(self) -> bool:
-        """Whether the folder holds this run's end. Raises ConfigError if it holds a run of another configuration."""
+        """Whether the folder holds the finished run. Raises ConfigError if it holds another configuration's run."""
         file = self.folder / "metrics.jsonl"
         if not file.is_file():
             return False
@@ -73,7 +73,7 @@ _INDIFFERENT = {"log_dir", "config_files", "num_workers"}
 
 def jobs(args: NeoXArgs, grid: Mapping[str, Sequence[Any]], widths: Sequence[int], seeds: Sequence[int],
          out: Path) -> list[Job]:  # fmt: skip
-    """Every run of the sweep, wide ones first, so that no process ends long after the others. Raises ConfigError."""
+    """All runs of the sweep, widest first, so that processes end at about the same time. Raises ConfigError."""
     parameters = {key: list(values) for key, values in grid.items()} or {"lr": [args.lr]}
     space = parse_space(
         {"sampler": "grid", "parameters": parameters, "widths": list(widths) or None, "seeds": list(seeds) or None},
@@ -93,12 +93,12 @@ def _short(value: Any) -> str:
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """`lr=2^-9,2^-8` as {"lr": [0.00195..., 0.0039...]}. Raises ConfigError."""
+    """Parse `lr=2^-9,2^-8` to {"lr": [0.00195..., 0.0039...]}. Raises ConfigError."""
     grid: dict[str, list[Any]] = {}
     for text in texts:
         key, equals, values = text.partition("=")
         if not equals or not key or not values:
-            raise ConfigError(f"--grid {text}: write it as KEY=VALUE,VALUE, such as lr=2^-9,2^-8")
+            raise ConfigError(f"--grid {text}: expected KEY=VALUE,VALUE, for example lr=2^-9,2^-8")
         if key in grid:
             raise ConfigError(f"--grid {key} is given twice")
         grid[key] = [_value(value.strip()) for value in values.split(",")]
@@ -111,11 +111,11 @@ def _value(text: str) -> Any:
 
 
 def train_job(job: Job) -> tuple[Job, float | None, str]:
-    """Train one run: its loss, or None and what went wrong where it diverged."""
+    """Train one run. Returns its loss, or None and the error message if it diverged."""
     from megatron.initialize import start_worker
     from megatron.training.trainer import train
 
-    shutil.rmtree(job.folder, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(job.folder, ignore_errors=True)  # left over from a killed process
     try:
         config = run_config(job.args)
         result = train(config, start_worker(config.launch, config.engine.layout, config.seed), console=False)
@@ -127,10 +127,10 @@ def train_job(job: Job) -> tuple[Job, float | None, str]:
 
 
 def sweep(todo: Sequence[Job], workers: int) -> int:
-    """Train the jobs, print each as it ends; returns how many diverged. Raises UserError where a process was killed."""
+    """Train the jobs and print each result. Returns how many diverged. Raises UserError if a process is killed."""
     workers = min(workers, len(todo))
     began, diverged = time.monotonic(), 0
-    died = UserError("a process was killed; start the same command again to train what is missing")
+    died = UserError("a process was killed; run the same command again to train the missing runs")
     with process_pool(workers, share_machine, counter(), workers, died=died) as pool:
         futures = [pool.submit(train_job, job) for job in todo]
         for done, future in enumerate(as_completed(futures), start=1):
@@ -142,22 +142,22 @@ def sweep(todo: Sequence[Job], workers: int) -> int:
 
 
 def main(input_args: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, also where runs diverged, which the tools that read them show."""
+    """Train the missing runs. Returns exit code 0, also if runs diverged: the tools that read the runs report them."""
     parser = config_parser(__doc__)
     add = parser.add_argument
     add("--widths", type=int, nargs="+", default=[], help="hidden sizes (default: the configuration's)")
     add("--seeds", type=int, nargs="+", default=[], help="seeds (default: the configuration's)")
     add("--grid", action="append", default=[], metavar="KEY=V,V", help="values of a key; repeatable: their product")
-    add("--workers", type=int, default=1, help="processes on this host")
-    add("--out", type=Path, default=Path("runs/sweep"), help="a folder a run is made in it")
+    add("--workers", type=int, default=1, help="number of worker processes on this host")
+    add("--out", type=Path, default=Path("runs/sweep"), help="folder for the runs' folders")
     options, rest = parser.parse_known_args(input_args)
     if options.workers < 1:
-        raise ConfigError(f"--workers: needs a number from 1, not {options.workers}")
+        raise ConfigError(f"--workers: expected an integer >= 1, got {options.workers}")
     args = NeoXArgs.consume_neox_args(rest).replace(world_size=1)
     args.require("lr", "train_iters", "hidden_size", "num_attention_heads", "seq_length")
     wanted = jobs(args, parse_grid(options.grid), options.widths, options.seeds, options.out)
     todo = [job for job in wanted if not job.is_finished()]
-    print(f"{len(wanted)} runs in {options.out}, {len(wanted) - len(todo)} of them there already", flush=True)
+    print(f"{len(wanted)} runs in {options.out}, {len(wanted) - len(todo)} of them already finished", flush=True)
     diverged = sweep(todo, options.workers) if todo else 0
     if diverged:
         print(f"{diverged} runs diverged")

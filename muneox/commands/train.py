@@ -1,9 +1,9 @@
-"""Train a model: merge configuration files, check them, and start the worker in every process.
+"""Train a model: merge and check configuration files, and start one worker per process.
 
-muneox train configs/mup/base.yml configs/local_setup.yml [--key value ...]
+    muneox train configs/mup/base.yml configs/local_setup.yml [--key value ...]
 
-DeepSpeed's runner starts the processes, on as many hosts and devices as the configuration says (`num-gpus`,
-`hostfile`, `launcher`, ...). deepy.py does the same for a script of your own.
+DeepSpeed's runner starts the processes on the configured hosts and devices (`num-gpus`, `hostfile`, `launcher`, ...).
+deepy.py does the same for your own script.
 """
 
 from __future__ import annotations
@@ -17,5 +17,5 @@ from muneox.worker import train as worker
 
 
 def main(input_args: Sequence[str] | None = None) -> int:
-    """Train as configured; returns the exit code of the workers. Raises ConfigError."""
+    """Train as configured. Returns the exit code of the workers. Raises ConfigError."""
     return launch_configured(launcher_config(NeoXArgs.consume_deepy_args(input_args, script=worker.__file__)))

@@ -1,10 +1,10 @@
-"""What carries over from a proxy to its target, and what does not.
+"""Check which hyperparameters transfer from a proxy to its target, or write the proxy.
 
     python tools/mup/transfer.py configs/mup/base.yml configs/mup/target.yml --shared configs/local_setup.yml
     python tools/mup/transfer.py proxy.yml configs/mup/target.yml --make --width 64
 
-Compares every key; exit code 1 where something breaks the transfer. Then the target's learning rate and initial
-standard deviation by parameter. With --make, PROXY is written: the target's configuration, narrower.
+Compares every key, and prints the target's learning rate and initial standard deviation by parameter. The exit code is
+1 if a difference breaks the transfer. With --make, writes PROXY: the target's configuration at a smaller width.
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("proxy", help="the proxy's file; with --make, the file to write")
     parser.add_argument("target", help="the target's file")
-    parser.add_argument("--shared", nargs="+", default=[], metavar="CONFIG", help="files that stand beside both")
+    parser.add_argument("--shared", nargs="+", default=[], metavar="CONFIG", help="configuration files added to both")
     parser.add_argument("--make", action="store_true", help="write PROXY from TARGET")
-    parser.add_argument("--width", type=int, help="--make: the proxy's hidden size; unset: the base, or an eighth")
-    parser.add_argument("--trials", type=int, default=24, help="trials that the expected cost is for")
-    parser.add_argument("--vocab-size", type=int, help="unset: the tokenizer's, or padded-vocab-size")
+    parser.add_argument("--width", type=int, help="--make: hidden size of the proxy (default: the base, or an eighth)")
+    parser.add_argument("--trials", type=int, default=24, help="--make: number of trials in the cost estimate")
+    parser.add_argument("--vocab-size", type=int, help="default: the tokenizer's, or padded-vocab-size")
     parser.add_argument("--brief", action="store_true", help="one row for all blocks")
     return parser
 
 
 def _vocab_size(args: NeoXArgs, given: int | None) -> int:
-    """The tokenizer's size, or a stand-in where its files are not named: costs then are near, tables unaffected."""
+    """Vocabulary size: the given one, the tokenizer's, or padded-vocab-size if the tokenizer cannot be built.
+
+    The padded size makes the cost estimate approximate and does not affect the tables.
+    """
     from megatron.tokenizer import build_tokenizer
 
     if given is not None:
@@ -49,7 +52,7 @@ def _vocab_size(args: NeoXArgs, given: int | None) -> int:
         if args.padded_vocab_size:
             return args.padded_vocab_size
         raise ConfigError(
-            "the vocabulary's size is unknown: name the tokenizer with --shared, or give --vocab-size"
+            "the vocabulary size is unknown: add the tokenizer's file with --shared, or give --vocab-size"
         ) from None
 
 
@@ -64,7 +67,7 @@ def _show_findings(findings: Sequence[Any], console: Console) -> None:
 
 
 def _show_parameters(args: NeoXArgs, vocab_size: int, console: Console, brief: bool) -> None:
-    """Learning rate, initial std, eps factor and weight decay of every parameter, from the plan: nothing is trained."""
+    """Print initial std, learning rate and weight decay of every parameter, from the plan, without training."""
     from megatron.training.model_from_config import model_plan
 
     plan = model_plan(model_config(args), vocab_size)
@@ -104,20 +107,20 @@ def _make(options: argparse.Namespace, target: NeoXArgs, console: Console) -> No
     header = [f"Proxy of {options.target}, for a hyperparameter search; it is its own muP base."]
     text = dump(made.values, header)
     if Path(options.proxy).exists():
-        raise ConfigError(f"{options.proxy}: exists already; --make writes a new file")
+        raise ConfigError(f"{options.proxy} already exists; --make writes a new file")
     write_atomically(Path(options.proxy), text)
     console.print(f"wrote {options.proxy}", highlight=False)
     if made.target_keys:
         keys = ", ".join(f"{key.replace('_', '-')}: {value}" for key, value in made.target_keys.items())
-        console.print(f"the target needs, as the proxy has: {keys}", soft_wrap=True, highlight=False)
+        console.print(f"the target needs the proxy's values of: {keys}", soft_wrap=True, highlight=False)
     proxy = NeoXArgs.from_ymls([options.proxy, *options.shared], world_size=1)
     if proxy.train_iters is None or proxy.train_batch_size is None:
-        console.print("no train-iters or batch size in the target, so no cost can be told")
+        console.print("no cost estimate: the target has no train-iters or no batch size")
         return
     vocab_size = _vocab_size(target, options.vocab_size)
     one, whole = (cost_of(cost_config(args), vocab_size) for args in (proxy, target))
     console.print(
-        f"a trial: {one.params:,} parameters, {one.tokens:,} tokens, {one.flops:.3g} FLOPs, "
+        f"one trial: {one.params:,} parameters, {one.tokens:,} tokens, {one.flops:.3g} FLOPs, "
         f"{one.flops / whole.flops:.2%} of the target's {whole.flops:.3g}; "
         f"{options.trials} trials: {options.trials * one.flops:.3g}, {options.trials * one.flops / whole.flops:.1%}",
         soft_wrap=True,
@@ -126,7 +129,7 @@ def _make(options: argparse.Namespace, target: NeoXArgs, console: Console) -> No
 
 
 def main(input_args: Sequence[str] | None = None) -> int:
-    """Compare or make; returns the exit code: 1 where something breaks the transfer."""
+    """Compare, or make the proxy. Returns the exit code: 1 if a difference breaks the transfer."""
     options = _parser().parse_args(input_args)
     console = Console(width=None if sys.stdout.isatty() else 200)
     target = NeoXArgs.from_ymls([options.target, *options.shared], world_size=1)
@@ -138,7 +141,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
     proxy = NeoXArgs.from_ymls([options.proxy, *options.shared], world_size=1)
     for args, file in ((proxy, options.proxy), (target, options.target)):
         if args.hidden_size is None or args.num_attention_heads is None or args.num_layers is None:
-            raise ConfigError(f"{file}: needs hidden-size, num-attention-heads and num-layers")
+            raise ConfigError(f"{file}: set hidden-size, num-attention-heads and num-layers")
     findings = compare(proxy, target)
     _show_findings(findings, console)
     _show_parameters(target, _vocab_size(target, options.vocab_size), console, options.brief)
@@ -147,6 +150,6 @@ def main(input_args: Sequence[str] | None = None) -> int:
     console.print(
         f"transfer: BROKEN by {', '.join(broken)}"
         if broken
-        else "transfer: holds" + (f"; mind {', '.join(shifted)}" if shifted else "")
+        else "transfer: holds" + (f"; check {', '.join(shifted)}" if shifted else "")
     )
     return int(bool(broken))

@@ -1,12 +1,12 @@
-"""Width check: training curves of several widths under the same hyperparameters; is wider better at every step?
+"""Check that wider models are better at every step, from training curves with the same hyperparameters.
 
     python tools/mup/width_check.py runs/widths --out runs/width_check
     python tools/mup/width_check.py runs/sweep --where lr=0.0078125 --smooth mean:5
 
-Writes OUT.png, OUT.csv (one row a comparison and step) and OUT.json (for tools/scaling/report.py). Noise is that of
-the seeds, pooled over neighbouring steps; the error rate of a comparison is 5 % over all its steps together.
-Exit code 1 if a wider muP model is worse than the next narrower one anywhere beyond noise (SP is shown beside it; it
-is judged where there is no muP).
+Writes OUT.png, OUT.csv (one row per comparison and step) and OUT.json (for tools/scaling/report.py). The noise is the
+seed noise, pooled over neighbouring steps; the error rate of a comparison is 5 % over all its steps. The exit code is
+1 if a wider muP model is worse than the next narrower one at any step beyond noise. SP is shown as well; it decides
+the exit code only without muP runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from muneox.runs import Smoothing
 
 
 def draw(result: WidthCheck, path: Path) -> None:
-    """Above, the curves; below, each width minus the next narrower one, with what noise can make."""
+    """Draw the curves (top), and each width minus the next narrower one with the noise margin (bottom)."""
     names = list(dict.fromkeys(c.parametrization for c in result.comparisons))
     colours = width_colours([curve.width for curve in result.curves])
     figure, axes = new_figure(len(names), rows=2, height=3.4)
@@ -68,7 +68,7 @@ def _draw_difference(ax: Any, comparison: Comparison, colour: Any) -> None:
 
 
 def rows(result: WidthCheck) -> list[dict[str, Any]]:
-    """One row a comparison and step."""
+    """One row per comparison and step."""
     return [
         {
             "parametrization": c.parametrization,
@@ -86,7 +86,7 @@ def rows(result: WidthCheck) -> list[dict[str, Any]]:
 
 
 def main(input_args: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 if wider is never worse, else 1."""
+    """Run the check. Returns the exit code: 0 if wider is never worse, otherwise 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_run_arguments(parser)
     parser.add_argument("--metric", default="train/loss", help="default: %(default)s")
@@ -94,9 +94,9 @@ def main(input_args: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--smooth", default="none", help="none, mean:20, median:20, ema:20 logged points (default: none)"
     )
-    parser.add_argument("--from-step", type=int, help="leave out the steps before this one (default: the warm-up)")
-    parser.add_argument("--tolerance", type=float, default=0.0, help="nats that wider may be worse by, beside noise")
-    parser.add_argument("--out", type=Path, default=Path("width_check"), help="prefix of the files written")
+    parser.add_argument("--from-step", type=int, help="ignore earlier steps (default: the warm-up)")
+    parser.add_argument("--tolerance", type=float, default=0.0, help="nats by which wider can be worse beyond noise")
+    parser.add_argument("--out", type=Path, default=Path("width_check"), help="prefix of the output files")
     options = parser.parse_args(input_args)
     smoothing = Smoothing.parse(options.smooth)
     members = family(

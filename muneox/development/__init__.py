@@ -1,1 +1,1 @@
-"""Tools that need a checkout of the repository: they are not part of the wheel."""
+"""Tools that need a checkout of the repository. The wheel does not include them."""

@@ -1,8 +1,8 @@
-"""`make demo`: from a fresh clone to a large model whose loss was predicted, on a CPU.
+"""`make demo`: from a fresh clone to a large model with a predicted loss, on a CPU.
 
-Corpus, base shapes, static audit, coordinate check, a search on a narrow proxy, a ladder of widths with its winner, a
-forecast registered before the target is trained, the target's training, the comparison, a report and a sample. Every
-command is printed before it runs; everything lands in runs/demo.
+The steps are: corpus, base shapes, static audit, coordinate check, a search on a narrow proxy, a ladder of widths with
+the best hyperparameters, a forecast registered before the target is trained, the target's training, the comparison, a
+report and a sample. Every command is printed before it runs. All results are in runs/demo.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STEPS = 10
 
 
 class Demo:
-    """The demo's commands, one numbered step after another. out: folder of all results, within the project's."""
+    """Runs the demo's commands in numbered steps. out: folder of all results, relative to the repository."""
 
     def __init__(self, out: Path, workers: int) -> None:
         self.out, self.workers, self._step = out, workers, 0
@@ -42,10 +42,9 @@ class Demo:
         return str(self.out / name)
 
     def step(self, title: str, *commands: Sequence[str], judges: bool = False) -> None:
-        """Run `python COMMAND` for each command in the project's folder.
+        """Run `python COMMAND` for each command in the folder of the repository.
 
-        judges: exit code 1 is an outcome to tell, not a failure.
-        Raises UserError, naming the step, where one fails.
+        judges: exit code 1 is a result, not a failure. Raises UserError, naming the step, if a command fails.
         """
         self._step += 1
         CONSOLE.rule(f"{self._step}/{STEPS} {title}")
@@ -54,18 +53,18 @@ class Demo:
             CONSOLE.print("$ python " + shlex.join(command), style="bold", soft_wrap=True, highlight=False)
             code = self._run(command)
             if code and not (judges and code == 1):
-                raise UserError(f"the step '{title}' failed with exit code {code}; its own message is above")
+                raise UserError(f"the step '{title}' failed with exit code {code}; its error message is above")
         CONSOLE.print(f"({time.monotonic() - began:.0f} s)", style="dim")
 
     def _run(self, command: Sequence[str]) -> int:
-        """One process with all cores, or several with one thread each where the command starts workers."""
+        """Run one process with all cores, or with one thread per process if the command starts workers."""
         threads = "1" if "--workers" in command else os.environ.get("DEMO_THREADS", str(os.cpu_count() or 1))
         environment = {**os.environ, "OMP_NUM_THREADS": threads}
         return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment).returncode
 
 
 def run_all(demo: Demo) -> None:
-    """All of the demo's steps."""
+    """Run all steps of the demo."""
     at, workers = demo.at, ("--workers", str(demo.workers))
     shapes = ("--base-shapes-file", at("base-shapes"))
     best, forecast = at("search/best.yml"), at("forecast.json")
@@ -83,15 +82,15 @@ def run_all(demo: Demo) -> None:
     search = ("tools/mup/search.py", PROXY, LOCAL, "--trials", "16", *workers, "--out", at("search"))
     demo.step("search hyperparameters on the proxy", (*search, "--target", TARGET, LOCAL))
     ladder = ("--widths", "32", "64", "96", "128", "160", "--seeds", "1", "2", *workers, "--out", at("ladder"))
-    demo.step("a ladder of widths with the winner", ("tools/mup/sweep.py", PROXY, LOCAL, best, *ladder))
+    demo.step("a ladder of widths with the best hyperparameters", ("tools/mup/sweep.py", PROXY, LOCAL, best, *ladder))
     predict = ("tools/scaling/predict_loss.py", at("ladder"), "--x", "params", "--y", "valid/loss")
     target = ("--target-config", TARGET, LOCAL, "--save", forecast, "--plot", at("forecast.png"))
-    demo.step("forecast the target's loss, before it is trained", (*predict, *target))
+    demo.step("forecast the target's loss before it is trained", (*predict, *target))
     train = ("deepy.py", "train.py", TARGET, LOCAL, best, *shapes, "--log-dir", at("target"))
-    demo.step("train the target, once", (*train, "--save", at("checkpoints")))
+    demo.step("train the target once", (*train, "--save", at("checkpoints")))
     compare = ("tools/scaling/predict_loss.py", "--check", forecast, at("target"), "--json", at("outcome.json"))
     wider = ("tools/mup/width_check.py", at("ladder"), "--smooth", "mean:3", "--out", at("width_check"))
-    demo.step("hold the forecast against what came; is wider better throughout?", compare, wider, judges=True)
+    demo.step("compare the forecast with the trained target; check that wider is better", compare, wider, judges=True)
     parts = ("--coord-check", at("coord_check.0.json"), "--audit", at("audit.json"), "--forecast", at("outcome.json"))
     page = ("tools/scaling/report.py", *parts, "--width-check", at("width_check.json"), "--out", at("report.html"))
     sample = ("--load", at("checkpoints"), "--temperature", "0.7", "--top-k", "40", "--maximum-tokens", "120")
@@ -100,7 +99,7 @@ def run_all(demo: Demo) -> None:
 
 
 def summary(out: Path, seconds: float) -> None:
-    """What the demo made, held against the corpus' own numbers."""
+    """Print the results of the demo and the unigram entropy of its corpus."""
     corpus = json.loads((ROOT / CORPUS / "corpus.json").read_text())
     header, records = read_metrics(out / "target/metrics.jsonl")
     last = [record for record in records if "valid/loss" in record][-1]
@@ -108,8 +107,8 @@ def summary(out: Path, seconds: float) -> None:
     unigram = corpus["unigram_entropy"]["nats_per_token"]
     CONSOLE.rule("done")
     CONSOLE.print(
-        f"forecast {target['prediction']:.3f} nats a byte, 90 % interval {target['low']:.3f} to {target['high']:.3f}, "
-        f"from models up to 1/{target['extrapolation']:.1f} of the target's size\n"
+        f"forecast {target['prediction']:.3f} nats per byte, 90 % interval {target['low']:.3f} to "
+        f"{target['high']:.3f}, from models up to 1/{target['extrapolation']:.1f} of the target's size\n"
         f"seen     {target['actual']:.3f} (unigram entropy of this text: {unigram:.3f}): "
         f"the forecast is {target['relative_error']:+.2%} off, "
         f"{'inside' if target['inside'] else 'OUTSIDE'} its interval\n"
@@ -126,8 +125,8 @@ def summary(out: Path, seconds: float) -> None:
 
 def main(input_args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="emptied first")
-    parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="of the search and the ladder")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the results; emptied first")
+    parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="for the search and ladder")
     options = parser.parse_args(input_args)
     shutil.rmtree(ROOT / options.out, ignore_errors=True)
     (ROOT / options.out).mkdir(parents=True)

@@ -2,8 +2,8 @@
 
     python tools/layouts.py [--steps 10] [--only TEXT] [--json FILE]
 
-Loss and gradient norm of every step must agree to 1e-5 relative in fp32, and the initial weights, gathered from the
-ranks, bit for bit. Exit code 1 where a layout departs. Runs on the CPU over gloo.
+In fp32, loss and gradient norm of every step must agree to a relative 1e-5, and the initial weights, gathered from the
+ranks, bit for bit. The exit code is 1 if a layout does not agree. Runs on the CPU over gloo.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 TOLERANCE = 1e-5
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
-STUCK_AFTER = 120.0  # seconds for one layout; then the process says where it hangs, and ends
+STUCK_AFTER = 120.0  # seconds for one layout, after which the process prints its traceback and exits
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "GPT, untied": {"no_weight_tying": True},
@@ -47,7 +47,7 @@ _UNTIED, _TIED, _LLAMA, _PARALLEL = MODELS
 
 @dataclass(frozen=True)
 class Layout:
-    """One cell of the matrix: a model, its parametrization, and how it is spread over processes."""
+    """One case: a model, its parametrization and its parallel layout."""
 
     model: str
     tensor: int = 1
@@ -112,7 +112,7 @@ LAYOUTS: tuple[Layout, ...] = (
 
 
 def configuration(layout: Layout, corpus: Path, steps: int) -> dict[str, Any]:
-    """A model of four blocks at four times the base width, and a global batch of 8 x 16 tokens."""
+    """Configuration of a model with four blocks at four times the base width, and a global batch of 8 x 16 tokens."""
     base = {
         "num_layers": 4,
         "hidden_size": 64,
@@ -132,7 +132,7 @@ def configuration(layout: Layout, corpus: Path, steps: int) -> dict[str, Any]:
         "num_workers": 0,
         "data_path": str(corpus),
         "tokenizer_type": "CharLevelTokenizer",
-        "make_vocab_size_divisible_by": 96,  # 512 tokens: one or two ranks pad them to 576, four to 768
+        "make_vocab_size_divisible_by": 96,  # one or two ranks pad the 512 tokens to 576, four ranks to 768
         "mup_base_hidden_size": 16,
         "model_parallel_size": layout.tensor,
         "pipe_parallel_size": layout.pipe,
@@ -145,7 +145,7 @@ def configuration(layout: Layout, corpus: Path, steps: int) -> dict[str, Any]:
 
 
 def make_corpus(prefix: Path) -> Path:
-    """Arithmetic progressions of bytes, modulo 50: enough for a loss that falls."""
+    """Write arithmetic progressions of bytes modulo 50, which a model can learn."""
     import numpy as np
 
     from megatron.data.indexed_dataset import IndexedDatasetBuilder
@@ -161,7 +161,7 @@ def make_corpus(prefix: Path) -> Path:
 
 
 def train(layout: Layout, corpus: Path, steps: int) -> dict[str, Any]:
-    """Losses, gradient norms and digests of the initial weights, in this process of the layout's world."""
+    """Train in this process of the layout. Returns losses, gradient norms and digests of the initial weights."""
     from megatron.initialize import initialize_megatron
     from megatron.neox_arguments import NeoXArgs
     from megatron.neox_arguments.resolve import run_config
@@ -182,7 +182,7 @@ def train(layout: Layout, corpus: Path, steps: int) -> dict[str, Any]:
 
 
 def _work(layouts: Sequence[Layout], corpus: Path, steps: int, output: Path) -> None:
-    """One process: all layouts of its world's size, one after the other."""
+    """Train all layouts of this process's world size one after another."""
     import torch
 
     torch.set_num_threads(1)
@@ -197,7 +197,7 @@ def _work(layouts: Sequence[Layout], corpus: Path, steps: int, output: Path) -> 
 
 
 def run_world(layouts: Sequence[Layout], corpus: Path, steps: int, timeout: float = 900) -> list[dict[str, Any]]:
-    """Results of layouts of one world size, from processes that are started for them. RuntimeError where one fails."""
+    """Start the processes for layouts of one world size. Returns their results. Raises RuntimeError on a failure."""
     size = layouts[0].world_size
     with tempfile.TemporaryDirectory() as name, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -227,13 +227,13 @@ def run_world(layouts: Sequence[Layout], corpus: Path, steps: int, timeout: floa
 
 
 def _apart(a: Sequence[float], b: Sequence[float]) -> float:
-    """Largest relative difference."""
+    """Largest relative difference of two sequences."""
     return max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=True))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A layout beside the one process."""
+    """Largest relative differences between a layout and one process."""
 
     layout: Layout
     loss: float
@@ -246,7 +246,7 @@ class Row:
 
 
 def compare(layouts: Sequence[Layout], corpus: Path, steps: int) -> list[Row]:
-    """Train every layout, and each of their models in one process, and compare."""
+    """Train every layout, train each model in one process, and compare them."""
     singles = {(layout.model, layout.mup): Layout(layout.model, mup=layout.mup) for layout in layouts}
     references = dict(zip(singles, run_world(list(singles.values()), corpus, steps), strict=True))
     rows = {}
@@ -282,8 +282,8 @@ def _print(rows: Sequence[Row], steps: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--only", default="", help="layouts whose model and layout contain this text")
-    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--only", default="", help="only layouts with this text in model or layout")
+    parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:

@@ -1,4 +1,4 @@
-"""Entry point of a worker process. The search starts it as:
+"""Entry point of a worker process, which the search starts.
 
     python -m muneox.search.worker_process INDEX STARTED ARGUMENTS...
 

@@ -1,1 +1,1 @@
-"""What a launcher starts in every process of a run."""
+"""The script that a launcher starts in every process of a run."""

@@ -1,6 +1,6 @@
-"""Worker: train, save base shapes (`save-base-shapes: true`) or check coordinates (`coord-check: true`).
+"""Worker that trains, saves base shapes (`save-base-shapes: true`) or checks coordinates (`coord-check: true`).
 
-`muneox train` and `deepy.py train.py` start it in every process; it reads the configuration that they pass on.
+`muneox train` and `deepy.py train.py` start it in every process and pass the configuration to it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from megatron.neox_arguments.resolve import dry_run_config, worker_config
 
 
 def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
-    """Run one worker; returns the exit code: 1 where a coordinate check fails."""
+    """Run one worker. Returns the exit code: 1 if a coordinate check fails, otherwise 0."""
     neox_args = NeoXArgs.consume_neox_args(input_args, overwrite_values)
-    # torch and DeepSpeed load only once the configuration is right
+    # torch and DeepSpeed load only if the configuration is valid
     if neox_args.dry_run:
         from megatron.dry_run.main import print_dry_run
 

@@ -289,7 +289,7 @@ def test_without_a_network_one_sentence_tells_the_way_out(tmp_path, prepare, mon
     [
         (["enwik9"], ConfigError, "no data set is called 'enwik9'; there are enwik8"),
         (["enwik8", "--input", "x"], ConfigError, "not both"),
-        (["enwik8", "--standard-library"], ConfigError, "--standard-library is a text of its own"),
+        (["enwik8", "--standard-library"], ConfigError, "--standard-library cannot be combined"),
         (["--input", "nowhere"], DataError, "nowhere does not exist"),
         (["--tokenizer", "wordpiece"], ConfigError, "--tokenizer: 'wordpiece'"),
         (["--vocab-size", "100"], ConfigError, "--vocab-size"),

@@ -131,7 +131,7 @@ def test_bad_line_leaves_no_output_and_older_files_as_they_were(tmp_path, jsonl,
 def test_bad_lines_can_be_left_out(tmp_path, jsonl, capsys):
     jsonl.write_text(jsonl.read_text() + "\n{")
     assert run(jsonl, tmp_path / "out", "--skip-bad-lines").documents == 50
-    assert "left out 1 bad lines" in capsys.readouterr().out
+    assert "skipped 1 bad lines" in capsys.readouterr().out
 
 
 def test_input_without_text(tmp_path):

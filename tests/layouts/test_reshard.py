@@ -119,6 +119,6 @@ def test_weights_load_without_an_engine_from_any_layout(folder: Path, tmp_path: 
         assert whole.keys() == sharded.keys()
         assert all(torch.equal(whole[name], weight) for name, weight in sharded.items())
     assert [path.name for path in tmp_path.glob(".tmp-*")] == []
-    with pytest.raises(ConfigError, match=r"ending must be \.safetensors or \.pt"):
+    with pytest.raises(ConfigError, match=r"suffix must be \.safetensors or \.pt"):
         merge_weights.main([str(tmp_path / "tp2"), str(tmp_path / "whole.bin")])
     assert inspect_checkpoint.main([str(tmp_path / "tp2")]) == 0

@@ -69,7 +69,7 @@ def test_every_run_is_trained_once_and_equals_the_trainer_alone(
     file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
     others = {path: path.stat().st_mtime_ns for path in out.glob("*/metrics.jsonl") if path != file}
     assert sweep.main(command) == 0
-    assert "7 of them there already" in capsys.readouterr().out
+    assert "7 of them already finished" in capsys.readouterr().out
     assert final_loss(out / name) == loss
     assert others == {path: path.stat().st_mtime_ns for path in others}
     with pytest.raises(ConfigError, match="holds a run with eval_iters 2, this sweep has 1; choose another --out"):
@@ -103,7 +103,7 @@ def test_a_killed_process_is_reported_instead_of_awaited(
     proxy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "train_job", kill)
-    with pytest.raises(UserError, match="a process was killed; start the same command again"):
+    with pytest.raises(UserError, match="a process was killed; run the same command again"):
         sweep.main([str(proxy), "--out", str(tmp_path)])
 
 
@@ -140,7 +140,7 @@ def is_alive_group(group: int) -> bool:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--grid", "lr"], "write it as KEY=VALUE,VALUE"),
+        (["--grid", "lr"], "expected KEY=VALUE,VALUE"),
         (["--grid", "lr=0.1", "--grid", "lr=0.2"], "given twice"),
         (["--grid", "lr=0.1,0.1"], "given twice"),
         (["--grid", "learning-rat=0.1"], "learning-rat"),

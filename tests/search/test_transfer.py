@@ -171,7 +171,7 @@ def test_the_script_compares_makes_a_proxy_keeps_a_file(tmp_path: Path, capsys: 
     assert transfer.main([str(made), str(TARGET), "--make", "--vocab-size", "512", "--width", "64"]) == 0
     assert "24 trials" in capsys.readouterr().out
     assert transfer.main([str(made), str(TARGET), "--vocab-size", "512"]) == 0
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match="already exists"):
         transfer.main([str(made), str(TARGET), "--make", "--vocab-size", "512"])
     assert transfer.main([str(TARGET), str(BASE), "--vocab-size", "512"]) == 1
     assert "BROKEN by hidden_size" in capsys.readouterr().out

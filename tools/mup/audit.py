@@ -1,4 +1,4 @@
-"""Every parameter's scale against the rules of muP. The same as `muneox audit`."""
+"""Compare every parameter's scale with the rules of muP. The same as `muneox audit`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Final loss over the learning rate, per width. The same as `muneox lr-landscape`."""
+"""Plot final loss over learning rate for each width. The same as `muneox lr-landscape`."""
 
 import sys
 

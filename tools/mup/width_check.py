@@ -1,4 +1,4 @@
-"""Whether wider models are better at every step. The same as `muneox width-check`."""
+"""Check that wider models are better at every step. The same as `muneox width-check`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""One HTML page from the results of the other tools. The same as `muneox report`."""
+"""Write one HTML page from the results of the other tools. The same as `muneox report`."""
 
 import sys
 
