@@ -1,1 +1,1 @@
-"""`--dry-run`: what a layout would need, from the description of the model alone: no weights, no processes, no GPU."""
+"""`--dry-run`: estimate the resources of a layout from the model's description, without weights, processes or GPU."""

@@ -1,8 +1,8 @@
-"""Memory, communication and time of one rank, as formulas of what the parts and the layers measured.
+"""Memory, communication and time of one rank, computed from the measured costs of its layers.
 
 Sources: optimizer states and ZeRO, Rajbhandari et al., arXiv:1910.02054, section 5 and 7; microbatches in flight of
 1F1B and its bubble, Narayanan et al., arXiv:2104.04473, section 2.2; activations, Korthikanti et al., arXiv:2205.05198,
-section 4, here counted from the layers themselves.
+section 4, but counted by running the layers.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ MASTER_BYTES = 4  # fp32
 
 @dataclass(frozen=True)
 class Run:
-    """The numbers of a run that the estimates need.
+    """The values of a run that the estimates need.
 
-    element_bytes: of weights and activations, 4 or 2. moments: fp32 numbers of the optimizer for each parameter (2 for
-    Adam). microbatches: of one step. checkpoint_every: blocks between kept activations, 0 for no recomputation.
+    element_bytes: bytes per weight or activation, 4 or 2. moments: fp32 numbers that the optimizer keeps per parameter
+    (2 for Adam). microbatches: number per step. checkpoint_every: blocks between kept activations, 0 without
+    recomputation.
     """
 
     grid: Grid
@@ -37,7 +38,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank."""
+    """Memory of one rank in bytes."""
 
     weights: float
     gradients: float
@@ -58,11 +59,11 @@ def _held_bytes(layer: str, costs: Mapping[str, LayerCost]) -> int:
 
 
 def activation_bytes(layers: Sequence[str], costs: Mapping[str, LayerCost], checkpoint_every: int) -> float:
-    """Activations of one microbatch on a stage with these layers, where they are most.
+    """Peak bytes of the activations of one microbatch on a stage with these layers.
 
-    That is when the loss is computed and its backward pass begins: all layers' activations are there, and the readout
-    holds several copies of the logits for a moment. With recomputation every span of blocks keeps its input, and one
-    span at a time is there in full.
+    The peak is at the start of the backward pass of the loss: the activations of all layers are in memory, and the
+    readout holds several copies of the logits. With recomputation, every span of blocks keeps only its input, and the
+    activations of one span at a time are in memory.
     """
     blocks = [layer for layer in layers if kind_of(layer) == "block"]
     others = sum(_held_bytes(layer, costs) for layer in layers if kind_of(layer) != "block")
@@ -74,9 +75,10 @@ def activation_bytes(layers: Sequence[str], costs: Mapping[str, LayerCost], chec
 
 
 def memory(part: RankPart, costs: Mapping[str, LayerCost], run: Run) -> Memory:
-    """Weights and gradients in the training precision, fp32 master weights beside half-precision ones, moments.
+    """Memory of weights and gradients in the training precision, optimizer states and activations.
 
-    ZeRO 1 cuts the optimizer's part over the data-parallel ranks, 2 also the gradients, 3 also the weights.
+    The optimizer states are the moments and, in half precision, fp32 master weights. ZeRO 1 partitions the optimizer
+    states over the data-parallel ranks, ZeRO 2 also the gradients, ZeRO 3 also the weights.
     """
     share = {stage: run.grid.data if run.zero_stage >= stage else 1 for stage in (1, 2, 3)}
     master = MASTER_BYTES if run.element_bytes < MASTER_BYTES else 0
@@ -92,7 +94,7 @@ def memory(part: RankPart, costs: Mapping[str, LayerCost], run: Run) -> Memory:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that one rank sends in a step, and the number of calls, by (group, collective)."""
+    """Number of calls and bytes that one rank sends per step, by (group, collective)."""
 
     entries: Mapping[tuple[str, str], tuple[int, float]]
 
@@ -112,12 +114,12 @@ def _add_counts(entries: dict[tuple[str, str], tuple[int, float]], counts: Commu
 
 
 def traffic(part: RankPart, costs: Mapping[str, LayerCost], run: Run) -> Traffic:
-    """What this rank sends in one step.
+    """Communication of this rank in one step.
 
-    tensor: the layers' own collectives, counted; recomputation repeats the forward ones. pipe: hidden states forward
-    and their gradients back, each microbatch. data: ZeRO 0 all-reduces the gradients; 1 all-reduces them and 2
-    reduce-scatters them, and both gather the updated weights; 3 gathers the weights for each forward and backward
-    pass and reduce-scatters the gradients.
+    tensor: the counted collectives of the layers; recomputation repeats those of the forward pass. pipe: for each
+    microbatch, hidden states forward and their gradients backward. data: ZeRO 0 all-reduces the gradients. ZeRO 1
+    all-reduces and ZeRO 2 reduce-scatters them, and both gather the updated weights. ZeRO 3 gathers the weights for
+    each forward and backward pass and reduce-scatters the gradients.
     """
     entries: dict[tuple[str, str], tuple[int, float]] = {}
     for layer in part.layers:
@@ -142,8 +144,11 @@ def traffic(part: RankPart, costs: Mapping[str, LayerCost], run: Run) -> Traffic
 
 @dataclass(frozen=True)
 class Hardware:
-    """A GPU and its links. Bytes a second are one way, for one GPU; efficiency is the share of the peak that dense
-    matrix products of this size reach."""
+    """A GPU and its links.
+
+    inside_host, between_hosts: bytes per second of one GPU in one direction. efficiency: share of the peak that dense
+    matrix products of this size reach.
+    """
 
     name: str
     peak_tflops: float
@@ -155,7 +160,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step of the slowest rank: compute, waiting for the pipeline to fill, communication."""
+    """Seconds of one step of the slowest rank: compute, pipeline bubble and communication."""
 
     compute: float
     bubble: float
@@ -167,10 +172,10 @@ class StepTime:
 
 
 def step_time(slowest: Traffic, run: Run, hardware: Hardware) -> StepTime:
-    """A rough prediction: nothing overlaps, and every rank computes an equal share.
+    """Predict the time of a step roughly: nothing overlaps, and every rank computes an equal share.
 
-    Tensor-parallel traffic stays inside a host where the group fits into it; the rest goes between hosts unless all
-    ranks fit into one. The bubble is (p - 1) / m of the time of the microbatches.
+    Tensor-parallel traffic stays inside a host if the group fits into it. Other traffic goes between hosts unless all
+    ranks fit into one. The bubble is (p - 1) / m of the time of the microbatches, for p stages and m microbatches.
     """
     repeat = 4 / 3 if run.checkpoint_every else 1.0  # one more forward pass
     compute = run.flops_per_step * repeat / run.grid.world_size / (hardware.peak_tflops * 1e12 * hardware.efficiency)

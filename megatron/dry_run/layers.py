@@ -1,4 +1,4 @@
-"""What one layer keeps and sends for one microbatch, measured by running it on the meta device."""
+"""Activation memory and communication of one layer for one microbatch, measured by running it on the meta device."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from megatron.mpu import CommunicationCounts, count_communication
 
 @dataclass(frozen=True)
 class LayerCost:
-    """saved_bytes: activations kept for the backward pass. output_bytes: of what goes to the next layer.
-    peak_bytes: most bytes alive at once in the forward and backward pass, activations kept included.
+    """Memory and communication of one layer.
 
-    forward, backward: tensor-parallel collectives of this rank.
+    saved_bytes: activations kept for the backward pass. peak_bytes: highest number of bytes in memory during the
+    forward and backward pass, including kept activations. output_bytes: size of the layer's output. forward, backward:
+    tensor-parallel collectives of this rank.
     """
 
     saved_bytes: int
@@ -34,7 +35,7 @@ class LayerCost:
 
 
 class _FlashFootprint(torch.autograd.Function):
-    """Keeps what a fused attention kernel keeps: q, k, v, the output and one number a row; computes nothing."""
+    """Saves what a fused attention kernel saves (q, k, v, the output and one number per row) without computing."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ _flash_footprint: Callable[[Tensor, Tensor, Tensor], Tensor] = _FlashFootprint.a
 
 
 class _FusedAttention(nn.Module):
-    """Stands for CoreAttention, whose kernel on the meta device would keep all scores."""
+    """Replaces CoreAttention, which would save all attention scores on the meta device."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         groups = q.shape[1] // k.shape[1]
@@ -64,7 +65,7 @@ class _FusedAttention(nn.Module):
 
 
 class _NormFootprint(torch.autograd.Function):
-    """Keeps what a fused norm keeps: its input and one number a row; computes nothing."""
+    """Saves what a fused norm saves (its input and one number per row) without computing."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ _norm_footprint: Callable[[Tensor, Tensor], Tensor] = _NormFootprint.apply
 
 
 class _FusedRMSNorm(nn.Module):
-    """Stands for RMSNorm, which the meta device runs as single operations that keep two fp32 copies of the input."""
+    """Replaces RMSNorm, which saves two fp32 copies of its input when the meta device runs it unfused."""
 
     def __init__(self, norm: nn.RMSNorm) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ class _FusedRMSNorm(nn.Module):
 
 
 def _use_fused_kernels(layer: nn.Module) -> nn.Module:
-    """The layer with stand-ins for what a GPU runs as one kernel, in place; a norm alone is replaced itself."""
+    """Replace, in place, the modules that a GPU runs as one kernel. Returns the layer, or its replacement."""
     for name, child in list(layer.named_children()):
         setattr(layer, name, _use_fused_kernels(child))
     if isinstance(layer, CoreAttention):
@@ -101,7 +102,7 @@ def _use_fused_kernels(layer: nn.Module) -> nn.Module:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Follows the bytes of all tensors that operations inside it make, and their highest sum."""
+    """Tracks the bytes of all tensors that operations inside the context create, and their peak."""
 
     def __init__(self) -> None:
         initialise: Callable[[], None] = super().__init__
@@ -124,7 +125,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def measure(layer: nn.Module, x: Tensor, finish: Callable[[nn.Module, Tensor], Tensor] | None = None) -> LayerCost:
-    """Cost of `layer(x)`, or of `finish(layer, x)`; all on the meta device. Parameters are no activations."""
+    """Cost of `layer(x)`, or of `finish(layer, x)`, on the meta device. Parameters do not count as activations."""
     layer = _use_fused_kernels(layer)
     parameters = {p.untyped_storage()._cdata for p in layer.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}  # the tensor keeps its storage, and so the key, alive

@@ -1,4 +1,4 @@
-"""Every rank's part of the model on the meta device: its parameters, and whether their multipliers are global."""
+"""Build every rank's part of the model on the meta device, count its parameters and check their multipliers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from mup.roles import describe
 
 @dataclass(frozen=True)
 class RankPart:
-    """One (pipeline stage, tensor-parallel rank): its layers, and the numbers of parameters it holds.
+    """Layers and numbers of parameters of one (pipeline stage, tensor-parallel rank).
 
-    sharded: cut over the tensor-parallel ranks; replicated: held by each of them; tied_copies: sharded ones that
-    another stage owns.
+    sharded: parameters split over the tensor-parallel ranks. replicated: parameters that each of these ranks holds.
+    tied_copies: sharded parameters that another stage owns.
     """
 
     pipe: int
@@ -42,12 +42,12 @@ class RankPart:
 
 
 def total_parameters(parts: Sequence[RankPart]) -> int:
-    """Parameters of the whole model, vocabulary padding included, each counted once."""
+    """Number of parameters of the whole model including vocabulary padding. Each parameter counts once."""
     return sum(part.sharded + (part.replicated if part.tensor == 0 else 0) for part in parts)
 
 
 def bounds_of(plan: ModelPlan, stages: int, method: str) -> list[int]:
-    """Where the pipeline cuts the list of layers."""
+    """Bounds of the pipeline stages in the list of layers."""
     layers = [name for name, _ in layer_list(plan.config, plan.factors)]
     if stages == 1:
         return [0, len(layers)]
@@ -55,7 +55,7 @@ def bounds_of(plan: ModelPlan, stages: int, method: str) -> list[int]:
 
 
 def build_parts(plan: ModelPlan, grid: Grid, bounds: Sequence[int], sequence_parallel: bool) -> list[RankPart]:
-    """Build every part and check it. Data-parallel ranks hold the same parts, so that one of them is built."""
+    """Build and check every part. Data-parallel ranks hold equal parts, so only one of them is built."""
     parts = []
     for pipe in range(grid.pipe):
         for tensor in range(grid.tensor):
@@ -68,7 +68,7 @@ def _build_part(plan: ModelPlan, groups: ProcessGroups, bounds: Sequence[int], s
     tp = TensorParallel(groups.tensor, sequence_parallel)
     stage = groups.coordinate.pipe
     named = layer_list(plan.config, plan.factors, tp)[bounds[stage] : bounds[stage + 1]]
-    counts = {True: 0, False: 0}  # by whether the parameter is sharded
+    counts = {True: 0, False: 0}  # keyed by whether the parameter is sharded
     copies = 0
     with torch.device("meta"):
         for name, factory in named:
@@ -84,7 +84,7 @@ def _build_part(plan: ModelPlan, groups: ProcessGroups, bounds: Sequence[int], s
 
 
 def _check(plan: ModelPlan, name: str, parameter: torch.nn.Parameter, groups: ProcessGroups) -> None:
-    """The shape, and so the width multiplier, that this rank's shard implies must be those of the whole model."""
+    """Check that this rank's shard implies the shape and the width multiplier of the whole model."""
     planned, spec = plan.parameters[name], shard_of(parameter)
     shape = tuple(parameter.shape) if spec is None else global_shape(parameter.shape, spec, groups.tensor.size)
     padding = plan.config.padded_vocab_size - plan.config.vocab_size
@@ -94,7 +94,7 @@ def _check(plan: ModelPlan, name: str, parameter: torch.nn.Parameter, groups: Pr
     _, fan_in_mult, _, _ = describe(zip_infshape(planned.infshape, shape))
     if shape != expected or fan_in_mult != planned.fan_in_mult:
         raise ConfigError(
-            f"rank {groups.rank} holds {tuple(parameter.shape)} of {name}, which makes {shape} over "
+            f"rank {groups.rank} holds {tuple(parameter.shape)} of {name}, which gives {shape} over "
             f"{groups.tensor.size} tensor-parallel ranks, but the model has {expected}: a width multiplier of "
             f"{fan_in_mult:g} instead of {planned.fan_in_mult:g}"
         )
@@ -103,7 +103,7 @@ def _check(plan: ModelPlan, name: str, parameter: torch.nn.Parameter, groups: Pr
 def layer_costs(
     plan: ModelPlan, grid: Grid, microbatch: int, dtype: torch.dtype, sequence_parallel: bool
 ) -> dict[str, LayerCost]:
-    """Cost by kind of layer: embedding, block, final_norm, readout (with the loss)."""
+    """Costs by kind of layer: embedding, block, final_norm, and readout (including the loss)."""
     config = plan.config
     tp = TensorParallel(ProcessGroups.described(grid, 0).tensor, sequence_parallel)
     layers = dict(layer_list(config, plan.factors, tp))

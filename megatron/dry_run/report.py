@@ -1,4 +1,4 @@
-"""The dry run's findings for a person."""
+"""The report of a dry run as text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _layers(names: tuple[str, ...]) -> str:
 
 
 def _rows(ranks: tuple[RankEstimate, ...]) -> list[tuple[RankEstimate, str]]:
-    """Tensor-parallel ranks of a stage that need the same are one row."""
+    """One row per stage and per group of tensor-parallel ranks with equal needs."""
     rows = []
     for _, group in groupby(ranks, key=lambda rank: (rank.part.pipe, rank.part.parameters, rank.memory)):
         same = list(group)
@@ -35,7 +35,7 @@ def _rows(ranks: tuple[RankEstimate, ...]) -> list[tuple[RankEstimate, str]]:
 
 
 def _rank_table(result: DryRun) -> Table:
-    table = Table(title="per rank (its data-parallel replicas need the same)", title_justify="left")
+    table = Table(title="per rank (data-parallel replicas are equal)", title_justify="left")
     for heading in ("stage", "TP rank", "layers"):
         table.add_column(heading)
     for heading in ("parameters", "weights", "gradients", "optimizer", "activations", "total GiB", "sent GiB/step"):
@@ -51,7 +51,7 @@ def _rank_table(result: DryRun) -> Table:
 
 
 def _traffic_table(result: DryRun) -> Table:
-    table = Table(title="communication of a step", title_justify="left")
+    table = Table(title="communication per step", title_justify="left")
     for heading in ("group", "collective"):
         table.add_column(heading)
     for heading in ("calls, busiest rank", "GiB, busiest rank", "GiB, all ranks"):
@@ -79,21 +79,21 @@ def report(result: DryRun) -> str:
         f"ZeRO {run.zero_stage}\n"
         f"parameters: {result.parameters:,} ({result.stored:,} stored, with the vocabulary of {config.vocab_size:,} "
         f"({result.vocabulary}) padded to {config.padded_vocab_size:,})\n"
-        f"checked: the shards of {len(result.ranks)} ranks make up the model, and every width multiplier is the "
+        f"checked: the shards of {len(result.ranks)} ranks make up the model, and every width multiplier equals the "
         "global one",
         highlight=False,
     )
     console.print(_rank_table(result))
     console.print(_traffic_table(result))
     console.print(
-        f"memory: {most / GIB:.1f} GiB on the fullest rank, {everything / GIB:,.0f} GiB in all (estimated; without "
+        f"memory: {most / GIB:.1f} GiB on the fullest rank, {everything / GIB:,.0f} GiB in total (estimated, without "
         "fragmentation, buffers of the communication library and the context of the GPU)\n"
-        f"a step: {result.tokens_per_step:,} tokens, {run.flops_per_step:.3g} FLOPs\n"
+        f"step: {result.tokens_per_step:,} tokens, {run.flops_per_step:.3g} FLOPs\n"
         f"predicted on {hardware.name} ({hardware.peak_tflops:g} TFLOP/s at {hardware.efficiency:.0%}, "
         f"{hardware.inside_host / 1e9:.0f} GB/s inside a host of {hardware.gpus_per_host}, "
-        f"{hardware.between_hosts / 1e9:.0f} GB/s between hosts, nothing overlapped): {step.total:.2f} s = "
+        f"{hardware.between_hosts / 1e9:.0f} GB/s between hosts, without overlap): {step.total:.2f} s = "
         f"{step.compute:.2f} compute + {step.bubble:.2f} pipeline bubble + {step.communication:.2f} communication; "
-        f"{tflops:.0f} TFLOP/s a GPU, {tflops / hardware.peak_tflops:.0%} of peak",
+        f"{tflops:.0f} TFLOP/s per GPU, {tflops / hardware.peak_tflops:.0%} of peak",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,4 +1,4 @@
-"""`--dry-run`: from a configuration to the report."""
+"""Run `--dry-run`: build the estimate from a configuration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bfloat16": torch.bfloa
 
 @dataclass(frozen=True)
 class RankEstimate:
-    """One (stage, tensor-parallel rank); its data-parallel replicas need the same."""
+    """Estimate for one (stage, tensor-parallel rank). Its data-parallel replicas are equal."""
 
     part: RankPart
     memory: Memory
@@ -34,7 +34,7 @@ class RankEstimate:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a dry run found. `parameters` without, `stored` with the padding of the vocabulary."""
+    """Result of a dry run. `parameters` counts without vocabulary padding, `stored` with it."""
 
     plan: ModelPlan
     run: Run
@@ -48,7 +48,7 @@ class DryRun:
 
 
 def vocabulary_size(tokenizer: TokenizerConfig, padded_vocab_size: int | None) -> tuple[int, str]:
-    """Size of the vocabulary, and where it is from; the tokenizer's file need not be on this machine."""
+    """Vocabulary size and its source. The tokenizer's file can be missing on this machine. Raises ConfigError."""
     kind, vocab_file = tokenizer.tokenizer_type, tokenizer.vocab_file
     if not vocab_file or os.path.exists(vocab_file):
         try:
@@ -60,20 +60,20 @@ def vocabulary_size(tokenizer: TokenizerConfig, padded_vocab_size: int | None) -
         return padded_vocab_size, "padded-vocab-size"
     if kind in ("GPT2BPETokenizer", "HFGPT2Tokenizer"):
         return GPT2_VOCAB_SIZE, "GPT-2's"
-    raise ConfigError(f"dry-run: the file of {kind} is not here, so that its size is not known: give padded-vocab-size")
+    raise ConfigError(f"dry-run: the vocabulary size is unknown without the file of {kind}: set padded-vocab-size")
 
 
 def hardware_of(gpu: str, peak: float | None) -> Hardware:
-    """The GPU that the prediction is for; `peak` in TFLOP/s, None: by its name. ConfigError for one not listed."""
+    """Hardware of the prediction. peak: TFLOP/s, None to look up the GPU's name. ConfigError if it is unknown."""
     peak = peak or peak_tflops(gpu)
     if peak is None:
         known = ", ".join(PEAK_TFLOPS)
-        raise ConfigError(f"dry-run-gpu: {gpu!r} is not known; known: {known}; or peak-theoretical-tflops")
+        raise ConfigError(f"dry-run-gpu: {gpu!r} is not known; expected one of {known}, or set peak-theoretical-tflops")
     return Hardware(gpu, peak)
 
 
 def dry_run(config: DryRunConfig) -> DryRun:
-    """Build every rank's part on the meta device, check its multipliers, and estimate what it needs."""
+    """Build every rank's part on the meta device, check its multipliers and estimate its needs. Raises ConfigError."""
     vocab_size, source = vocabulary_size(config.tokenizer, config.model.padded_vocab_size)
     plan, engine, layout = model_plan(config.model, vocab_size), config.engine, config.engine.layout
     grid = Grid.for_world(config.world_size, layout.tensor, layout.pipe)
@@ -82,7 +82,7 @@ def dry_run(config: DryRunConfig) -> DryRun:
     tables = 1 if plan.config.tied_readout else 2
     parameters = stored - padding * tables * plan.config.widths.hidden_size
     if parameters != plan.num_parameters:
-        raise ConfigError(f"the ranks hold {parameters} parameters together, and the model has {plan.num_parameters}")
+        raise ConfigError(f"the ranks hold {parameters} parameters in total, but the model has {plan.num_parameters}")
     dtype = _DTYPES[engine.precision]
     tokens = config.batch.size * config.model.seq_length
     run = Run(

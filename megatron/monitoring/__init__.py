@@ -1,8 +1,8 @@
-"""Where a run's numbers go: console, JSONL, Weights & Biases, TensorBoard, behind one small protocol.
+"""Monitors of a run: console, JSONL, Weights & Biases and TensorBoard, behind one small protocol.
 
-The trainer makes one `record` a log step and knows nothing of who reads it. Names that the monitors
-understand: `step`, `tokens`, `train/loss`, `valid/loss`, `test/loss` (nats a token), `lr` (base rate),
-`grad_norm`, and what `ThroughputTimer.window` returns; any other name is recorded as it is.
+The trainer makes one `record` per log step and does not know its readers. The monitors know the names `step`,
+`tokens`, `train/loss`, `valid/loss`, `test/loss` (nats per token), `lr` (base rate), `grad_norm`, and those of
+`ThroughputTimer.window`. Any other name is recorded unchanged.
 """
 
 from megatron.monitoring.base import Monitor, MonitorGroup, Record

@@ -1,4 +1,4 @@
-"""The protocol, and the group that keeps a monitor's trouble away from the training."""
+"""The monitor protocol, and a group of monitors whose errors do not stop the training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Record = Mapping[str, float | int | None]
 
 
 class Monitor(Protocol):
-    """Takes a run's header once, then one record a log step. A record holds at least an int `step`."""
+    """Receives the header of a run once, then one record per log step. A record has at least an int `step`."""
 
     def start(self, header: Mapping[str, Any]) -> None: ...
 
@@ -23,10 +23,10 @@ class Monitor(Protocol):
 
 
 class MonitorGroup:
-    """Several monitors as one, and a context manager that closes them all, whatever happens.
+    """A group of monitors. As a context manager, it closes all of them on exit, also after an exception.
 
-    No monitor can stop the training: one that fails to start is dropped, one that fails later is tried again
-    at the next record; either is told once, as a warning.
+    An error in a monitor does not stop the training. A monitor that fails to start is dropped. One that fails later
+    is tried again at the next record. Each failing monitor is reported once, as a warning.
     """
 
     def __init__(self, monitors: Sequence[Monitor] = ()) -> None:
@@ -41,13 +41,13 @@ class MonitorGroup:
             self._attempt(monitor, "log", record)
 
     def tick(self, step: int) -> None:
-        """Tell the monitors that show progress (those with a `tick`) that `step` updates are done."""
+        """Notify the monitors that show progress (those with a `tick`) that `step` updates are done."""
         for monitor in self.monitors:
             if hasattr(monitor, "tick"):
                 self._attempt(monitor, "tick", step)
 
     def close(self) -> None:
-        """Close every monitor; closing twice does nothing."""
+        """Close every monitor. Closing twice has no effect."""
         while self.monitors:
             self._attempt(self.monitors.pop(), "close")
 
@@ -66,6 +66,6 @@ class MonitorGroup:
             name = type(monitor).__name__
             if name not in self._warned:
                 self._warned.add(name)
-                logger.warning("%s failed to %s, and training goes on: %r", name, method, error)
+                logger.warning("%s failed to %s; training continues: %r", name, method, error)
             return False
         return True

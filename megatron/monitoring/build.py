@@ -1,4 +1,4 @@
-"""From the configuration's few logging values to the monitors of a run."""
+"""Build the monitors of a run from its logging options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron.monitoring.trackers import TensorBoardMonitor, WandbMonitor
 
 
 def default_log_dir(config_name: str, now: datetime.datetime) -> Path:
-    """`runs/<config name>-<time>` below the working directory, such as `runs/small-20260301-093005`."""
+    """`runs/<config name>-<time>` in the working directory, for example `runs/small-20260301-093005`."""
     name = re.sub(r"[^\w.+-]+", "_", config_name).strip("._") or "run"
     return Path("runs") / f"{name}-{now:%Y%m%d-%H%M%S}"
 
@@ -31,11 +31,10 @@ def build_monitors(
     resume_step: int | None = None,
     rank: int = 0,
 ) -> MonitorGroup:
-    """The monitors of a run: `<log_dir>/metrics.jsonl` always, others where asked for; none on other ranks.
+    """Build the monitors of a run: `<log_dir>/metrics.jsonl` always, others on request. Ranks other than 0 get none.
 
-    wandb: arguments of WandbMonitor. resume_step: the step of the checkpoint that the run continues from, None for a
-    new run.
-    Raises ConfigError if log_dir cannot be made, or an optional package is missing.
+    wandb: arguments of WandbMonitor. resume_step: step of the checkpoint that the run continues from, None for a new
+    run. Raises ConfigError if log_dir cannot be created or an optional package is missing.
     """
     if rank != 0:
         return MonitorGroup()
@@ -43,7 +42,7 @@ def build_monitors(
     try:
         log_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"log_dir: {log_dir} cannot be made: {error.strerror}") from error
+        raise ConfigError(f"log_dir: {log_dir} cannot be created: {error.strerror}") from error
     monitors: list[Monitor] = [JsonlMonitor(log_dir / "metrics.jsonl", resume_step)]
     if wandb is not None:
         monitors.append(WandbMonitor(log_dir=log_dir, **wandb))

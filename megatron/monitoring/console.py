@@ -1,4 +1,4 @@
-"""The run on a terminal: a live line that moves with every step, and a line that stays for every log step."""
+"""Console output of a run: one line per log step, and on a terminal a live line that every step updates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from megatron.monitoring.base import Record
 
-# name in the record -> how it reads
+# name in the record -> format
 _FIELDS = {
     "train/loss": "loss {:.4f}",
     "lr": "lr {:.3e}",
@@ -24,9 +24,9 @@ _FIELDS = {
 
 
 class ConsoleMonitor:
-    """Plain lines where the output is no terminal (a file, a CI log), a live line besides where it is.
+    """Prints plain lines, and on a terminal also a live line. Files and CI logs get only the plain lines.
 
-    total_steps: updates of the whole training, to show beside the step.
+    total_steps: number of updates of the whole training, shown after the step.
     """
 
     def __init__(self, total_steps: int | None = None, console: Console | None = None) -> None:
@@ -43,7 +43,7 @@ class ConsoleMonitor:
     def log(self, record: Record) -> None:
         self._last = record
         step = self._step(record["step"])
-        # A record of an evaluation alone has no training loss to show.
+        # The record of an evaluation has no training loss.
         if record.get("train/loss") is not None:
             self._print(f"{step} | {format_record(record)}")
         for name in ("valid", "test"):
@@ -70,7 +70,7 @@ class ConsoleMonitor:
 
 
 def format_record(record: Record) -> str:
-    """The fields that a record has, in the usual order: loss, lr, grad norm, tokens/s, TFLOP/s, ETA."""
+    """Format the fields of a record, in the order loss, lr, grad norm, tokens/s, TFLOP/s, ETA."""
     shown = [form.format(value) for name, form in _FIELDS.items() if (value := record.get(name)) is not None]
     if (eta := record.get("eta_seconds")) is not None:
         shown.append(f"ETA {datetime.timedelta(seconds=round(eta))}" if math.isfinite(eta) else "ETA unknown")

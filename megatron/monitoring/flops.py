@@ -1,11 +1,11 @@
-"""Floating-point operations of a training step, and what the hardware could do: TFLOP/s and MFU."""
+"""Floating-point operations of training, and peak rates of GPUs, for TFLOP/s and MFU."""
 
 from __future__ import annotations
 
 # Dense matrix multiplication in bf16 with fp32 accumulation (fp16 for V100 and T4, which have no bf16),
-# without sparsity, in TFLOP/s, as the makers' data sheets say. Where a sheet gives only the figure with
-# sparsity, half of it. Keys are parts of the name that the driver tells; the longest key that fits counts, so
-# that "H100 PCIe" goes before "H100".
+# without sparsity, in TFLOP/s, from the vendors' data sheets. If a sheet gives only the figure with sparsity,
+# half of it is used. Keys are parts of the device name that the driver reports. The longest matching key is used:
+# "H100 PCIe" takes precedence over "H100".
 PEAK_TFLOPS: dict[str, float] = {
     "V100": 125.0,  # Tesla V100 data sheet (SXM2)
     "T4": 65.0,  # T4 data sheet
@@ -27,16 +27,16 @@ PEAK_TFLOPS: dict[str, float] = {
     "H200 NVL": 835.5,  # H200 data sheet, 1,671 with sparsity
     "GH200": 989.4,  # GH200 data sheet
     "B200": 2250.0,  # Blackwell architecture brief, HGX B200, 4,500 with sparsity
-    "GB200": 2500.0,  # GB200 NVL72 data sheet, a GPU, 5,000 with sparsity
+    "GB200": 2500.0,  # GB200 NVL72 data sheet, per GPU, 5,000 with sparsity
     "MI250X": 383.0,  # AMD Instinct MI250X data sheet (both dies)
     "MI300X": 1307.4,  # AMD Instinct MI300X data sheet
 }
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """Peak in TFLOP/s of the device that torch.cuda.get_device_name() names; None for one not listed."""
+    """Peak rate in TFLOP/s of a device, by its torch.cuda.get_device_name(). None if it is not listed."""
     words = device_name.replace("-", " ").replace("_", " ").split()
-    # Whole words, as A10 is no part of A100.
+    # Match whole words: A10 must not match A100.
     fitting = [key for key in PEAK_TFLOPS if all(word in words for word in key.split())]
     return PEAK_TFLOPS[max(fitting, key=len)] if fitting else None
 
@@ -53,13 +53,13 @@ def flops_per_token(
     vocab_size: int,
     seq_length: int,
 ) -> float:
-    """Operations that one token of training needs: forward and backward, three times the forward's matrices.
+    """Floating-point operations per training token: forward and backward, three times the forward matrices.
 
-    PaLM's count (arXiv:2204.02311, appendix B): 2 operations a multiply-add; attention scores over the whole
-    sequence, though the causal mask lets a kernel skip half of them; nothing for look-ups, norms,
-    activations, nor for the recomputing of activation checkpointing. So it is 6 N + 12 L H Q T for multi-head
-    attention, N being the parameters of all matrices that multiply (the readout too, the embedding not).
-    gated: the MLP has gate, up and down (SwiGLU) where it would have two matrices.
+    Counted as in PaLM (arXiv:2204.02311, appendix B): 2 operations per multiply-add, and attention scores over the
+    whole sequence, although the causal mask lets a kernel skip half of them. Look-ups, norms, activations and the
+    recomputation of activation checkpointing do not count. For multi-head attention this gives 6 N + 12 L H Q T,
+    where N is the number of parameters of all matrices that multiply (with the readout, without the embedding).
+    gated: the MLP has three matrices, gate, up and down (SwiGLU), instead of two.
     """
     attention_width = num_attention_heads * head_dim
     qkv_and_output = hidden_size * (2 * attention_width + 2 * num_kv_heads * head_dim)

@@ -1,7 +1,7 @@
-"""metrics.jsonl: the run's header on the first line, then one object a log step. Every run writes it.
+"""metrics.jsonl: the header of the run on the first line, then one object per log step. Every run writes it.
 
-A value that is not finite, which JSON cannot say, is written as null, with its kind ("nan", "inf", "-inf")
-beside it under `<name>_nonfinite`; `read_metrics` puts the two together again.
+JSON has no non-finite numbers. Such a value is written as null, and its kind ("nan", "inf", "-inf") under
+`<name>_nonfinite`. `read_metrics` restores the value.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ NONFINITE = "_nonfinite"
 
 
 class JsonlMonitor:
-    """Appends to `path`, each line flushed: a killed process loses at most the line that it was writing.
+    """Appends to `path` and flushes each line. A killed process loses at most the line that it was writing.
 
-    resume_step: None for a new run, which moves a file of an earlier run aside (`metrics.1.jsonl`, ...). A
-    number continues the file: records after that step are dropped, so that it holds each step once, and the
-    new header replaces the old one and lists the steps of all resumes under `resumed_from`. The rewriting is
-    atomic.
+    resume_step: None starts a new run and renames the file of an earlier run to `metrics.1.jsonl`, ... A number
+    continues the file: records after that step are dropped, so each step occurs once. The new header replaces the old
+    one and lists the steps of all resumes under `resumed_from`. The file is rewritten atomically.
     """
 
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
@@ -60,22 +59,22 @@ class JsonlMonitor:
             file.close()
 
     def _earlier(self) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-        """Header and kept records of the file to continue; None if it is to be moved aside."""
+        """Header and kept records of the file to continue. None if the file must be renamed."""
         if self.resume_step is None:
             return None
         try:
             header, records = _parse(self.path)
         except DataError:
-            return None  # unreadable, but not ours to delete
+            return None  # unreadable, but it must not be deleted
         return header, [record for record in records if record["step"] <= self.resume_step]
 
 
 def read_metrics(path: Path | str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Header and records of a metrics.jsonl, one a step, non-finite values restored.
+    """Read the header and the records of a metrics.jsonl, one per step, with non-finite values restored.
 
-    Lines of the same step, as of a test after the last step, become one record, the later value counting.
-    A half-written last line, as a killed run leaves, is left out. Raises DataError for anything else that is
-    not such a file, naming it and the line.
+    Lines of the same step are merged into one record, and later values win: a test after the last step writes such a
+    line. An incomplete last line, which a killed run leaves, is skipped. Raises DataError, naming the file and the
+    line, for any other content.
     """
     header, records = _parse(Path(path))
     return header, [_decode(record) for record in records]
@@ -87,17 +86,17 @@ def _parse(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     entries: list[dict[str, Any]] = []
-    # What follows the last newline is empty, or the line that a kill cut off.
+    # The text after the last newline is empty, or an incomplete line of a killed process.
     for number, line in enumerate(lines[:-1], start=1):
         try:
             entry = json.loads(line)
         except ValueError as error:
             raise DataError(f"{path}, line {number}: not JSON") from error
         if not isinstance(entry, dict) or (entries and not isinstance(entry.get("step"), int)):
-            raise DataError(f"{path}, line {number}: not a record of a run's metrics")
+            raise DataError(f"{path}, line {number}: not a metrics record, which needs an int `step`")
         entries.append(entry)
     if not entries:
-        raise DataError(f"{path} has no header line: not a run's metrics, or of a run killed at its start")
+        raise DataError(f"{path} has no header line: it is not a metrics file, or its run was killed at the start")
     by_step: dict[int, dict[str, Any]] = {}
     for record in entries[1:]:
         by_step.setdefault(record["step"], {}).update(record)
@@ -127,7 +126,7 @@ def _decode(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_plain(value: Any) -> Any:
-    """A header as JSON can say it: what it does not know becomes its text."""
+    """Convert a header to JSON types. Values of other types become text."""
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

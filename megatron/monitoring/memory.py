@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """`peak_memory_gib`: the most that torch's allocator has held on `device` since the process started, in GiB.
+    """`peak_memory_gib`: peak memory of torch's allocator on `device` since the process started, in GiB.
 
-    Empty on a CPU. What the driver and the communication library keep for themselves is not counted.
+    Empty on a CPU. Memory of the driver and the communication library is not counted.
     """
     if device.type != "cuda":
         return {}

@@ -1,4 +1,4 @@
-"""Tokens a second over the last log window, and the time that is left."""
+"""Tokens per second over the last log window, and the remaining time."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 
 class ThroughputTimer:
-    """Measures from one log step to the next; evaluation and saving are taken out with `paused()`.
+    """Measures the time from one log step to the next. `paused()` excludes evaluation and saving.
 
-    total_steps: updates of the whole training. flops_per_token: see `flops.flops_per_token`. num_devices:
-    those that share the work. peak_tflops: of one device, for MFU. clock: seconds that only grow.
+    total_steps: updates of the whole training. flops_per_token: see `flops.flops_per_token`. num_devices: devices that
+    share the work. peak_tflops: peak rate of one device, for MFU. clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -31,12 +31,12 @@ class ThroughputTimer:
         self.start(0, 0)
 
     def start(self, step: int, tokens: int) -> None:
-        """Begin a window after `step` updates and `tokens` tokens (of all devices), as on a resume."""
+        """Start a window after `step` updates and `tokens` tokens (of all devices), for example on a resume."""
         self._step, self._tokens, self._began, self._paused = step, tokens, self._clock(), 0.0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside does not count."""
+        """Exclude the time spent inside the context."""
         began = self._clock()
         try:
             yield
@@ -44,10 +44,10 @@ class ThroughputTimer:
             self._paused += self._clock() - began
 
     def window(self, step: int, tokens: int) -> dict[str, float]:
-        """Figures of the window up to now, which ends here; empty if no update or no time lies in it.
+        """End the window and return its figures. Empty if it contains no update or no time.
 
-        step_seconds; tokens_per_second of all devices; eta_seconds, by this window's speed and without what
-        evaluations will take; tflops a device; mfu, the part of peak_tflops reached (PaLM, appendix B).
+        step_seconds; tokens_per_second of all devices; eta_seconds at the speed of this window, without future
+        evaluations; tflops per device; mfu, the share of peak_tflops reached (PaLM, appendix B).
         """
         steps, new_tokens = step - self._step, tokens - self._tokens
         seconds = self._clock() - self._began - self._paused

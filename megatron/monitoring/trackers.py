@@ -1,4 +1,4 @@
-"""Weights & Biases and TensorBoard: optional libraries, imported when asked for."""
+"""Weights & Biases and TensorBoard. Both libraries are optional and imported on request."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from megatron.optional import import_optional
 
 
 class WandbMonitor:
-    """One run on Weights & Biases, with the header as its configuration. Offline where there is no login.
+    """One run on Weights & Biases, with the header as its configuration. Offline without a login.
 
-    mode: `online`, `offline` or `disabled`; None leaves it to WANDB_MODE, then to whether there is an API key
-    for `host` in WANDB_API_KEY or in netrc. Offline runs lie in `log_dir`/wandb, for `wandb sync`.
+    mode: `online`, `offline` or `disabled`. None uses WANDB_MODE; if that is unset, the run is online if WANDB_API_KEY
+    or netrc has an API key for `host`. Offline runs are in `log_dir`/wandb, for `wandb sync`.
     Raises ConfigError at construction if the package is missing.
     """
 
@@ -43,7 +43,7 @@ class WandbMonitor:
         self._last_step = -1
 
     def start(self, header: Mapping[str, Any]) -> None:
-        # `console="off"`: wandb would otherwise redirect stdout, live line and all.
+        # `console="off"`: otherwise wandb would redirect stdout, including the live line.
         settings = self._wandb.Settings(base_url=self._host, console="off", silent=True)
         self._run = self._wandb.init(
             **self._identity,
@@ -56,19 +56,19 @@ class WandbMonitor:
     def log(self, record: Record) -> None:
         step = int(record["step"] or 0)
         if step < self._last_step:
-            raise ValueError(f"wandb's steps only grow: step {step} after {self._last_step}")
+            raise ValueError(f"wandb needs increasing steps: got step {step} after {self._last_step}")
         self._last_step = step
         self._run.log({name: value for name, value in record.items() if value is not None}, step=step)
 
     def close(self) -> None:
         if self._run is not None:
             run, self._run = self._run, None
-            # Closed by a crash on its way out, the run is shown as failed.
+            # wandb shows a run that is closed during an exception as failed.
             run.finish(exit_code=int(isinstance(sys.exception(), Exception)))
 
 
 def has_login(host: str) -> bool:
-    """Whether wandb would find an API key for `host` without asking: in the environment or in netrc."""
+    """Whether wandb finds an API key for `host` without asking, in the environment or in netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
@@ -81,9 +81,9 @@ def has_login(host: str) -> bool:
 
 
 class TensorBoardMonitor:
-    """Scalars by step into `directory`, the header as text. `resume_step`: events after it are purged.
+    """Writes scalars by step and the header as text to `directory`.
 
-    Raises ConfigError at construction if the package is missing.
+    resume_step: later events are purged. Raises ConfigError at construction if the package is missing.
     """
 
     def __init__(self, directory: Path, resume_step: int | None = None) -> None:

@@ -48,7 +48,7 @@ def of(**changes: Any) -> DryRun:
 
 
 def published(layers: int, hidden: int, rows: int) -> int:
-    """Parameters of an untied GPT with biases, rotary positions and two LayerNorms a block."""
+    """Parameters of an untied GPT with biases, rotary positions and two LayerNorms per block."""
     return layers * (12 * hidden**2 + 13 * hidden) + 2 * hidden + 2 * rows * hidden
 
 
@@ -79,7 +79,7 @@ def test_published_models_exactly_within_memory(
     assert int(done.stdout.split("peak KiB")[1]) < 1.5 * 2**20
 
 
-def test_every_rank_is_there_and_the_parts_make_the_model() -> None:
+def test_the_parts_of_all_ranks_make_up_the_model() -> None:
     result = of()
     assert [(rank.part.pipe, rank.part.tensor) for rank in result.ranks] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert result.parameters == published(LAYERS, HIDDEN, 512) == result.stored
@@ -101,7 +101,7 @@ MEASURED = {
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_memory_is_within_a_tenth_of_what_a_gpu_used(name: str, tmp_path: Path) -> None:
+def test_memory_is_within_a_tenth_of_the_memory_used_on_a_gpu(name: str, tmp_path: Path) -> None:
     (layers, hidden, heads, sequence, batch, vocabulary, norm, parallel), peak = MEASURED[name]
     words = models.WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token="w0")
     Tokenizer(words).save(str(tmp_path / "tokenizer.json"))
@@ -141,7 +141,7 @@ def test_recomputation_and_sequence_parallelism_keep_less() -> None:
 
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 def test_tensor_parallel_traffic_is_the_closed_form(sequence_parallel: bool) -> None:
-    """All-reduces of a hidden state: embedding 1, a block 2 forward and 2 backward, readout 1; of the loss 2."""
+    """Hidden-state all-reduces: 1 in the embedding, 2 forward and 2 backward per block, 1 in the readout. Loss: 2."""
     traffic = of(pipe_parallel_size=0, world_size=2, sequence_parallel=sequence_parallel).ranks[0].traffic
     hidden = 4 * MICRO * SEQUENCE * HIDDEN
     tokens = MICRO * SEQUENCE
@@ -183,7 +183,7 @@ def test_the_report_names_every_stage_and_the_totals() -> None:
 
 
 def test_a_wrong_shard_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GPT-NeoX's defect: a row-parallel matrix whose local fan-in is taken for the global one."""
+    """GPT-NeoX's defect: the local fan-in of a row-parallel matrix is used as the global one."""
     real = dry_model.shard_of
 
     def forget_rows(parameter: torch.nn.Parameter) -> Shard | None:
@@ -198,7 +198,7 @@ def test_a_wrong_shard_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_input() -> None:
     with pytest.raises(ConfigError, match="dry-run-gpu: 'Voodoo 2' is not known"):
         of(dry_run_gpu="Voodoo 2")
-    with pytest.raises(ConfigError, match="give padded-vocab-size"):
+    with pytest.raises(ConfigError, match="set padded-vocab-size"):
         of(tokenizer_type="HFTokenizer")
     known = of(tokenizer_type="HFTokenizer", padded_vocab_size=1024)
     assert known.plan.config.vocab_size == 1024

@@ -1,4 +1,4 @@
-"""The group keeps trouble away from the training; the console shows what is in a record."""
+"""Errors of monitors do not stop the training, and the console shows the content of a record."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class Recorder:
 
 
 class Broken(Recorder):
-    """A class of its own, as the warning names the class."""
+    """A separate class, because the warning names the class."""
 
 
 @pytest.mark.parametrize("where", ["log", "tick", "close"])
-def test_a_failing_monitor_warns_once_and_the_others_go_on(where, caplog):
+def test_a_failing_monitor_warns_once_and_the_others_continue(where, caplog):
     broken, sound = Broken((where,)), Recorder()
     with caplog.at_level(logging.WARNING), MonitorGroup([broken, sound]) as group:
         group.start({})
@@ -75,7 +75,7 @@ def test_a_monitor_that_cannot_start_is_dropped(caplog):
     assert len(caplog.messages) == 1
 
 
-def test_an_exception_in_the_training_closes_all_and_goes_through():
+def test_an_exception_in_the_training_closes_all_and_propagates():
     monitors = [Broken(("close",)), Recorder(), Recorder()]
     with pytest.raises(ZeroDivisionError), MonitorGroup(monitors):
         raise ZeroDivisionError
@@ -101,14 +101,14 @@ def test_build_writes_metrics_and_prints(tmp_path, capsys):
     assert "step 120/500 | loss 2.3457" in capsys.readouterr().out
 
 
-def test_other_ranks_leave_nothing(tmp_path, capsys):
+def test_other_ranks_write_nothing(tmp_path, capsys):
     with build_monitors(log_dir=tmp_path / "run", rank=1, tensorboard_dir=tmp_path / "tb") as group:
         group.start({})
         group.log(RECORD)
     assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
 
 
-def test_a_log_dir_that_cannot_be_made_is_the_users_mistake(tmp_path):
+def test_a_log_dir_that_cannot_be_created_is_a_config_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="log_dir.*file"):
         build_monitors(log_dir=tmp_path / "file" / "run")
@@ -135,25 +135,25 @@ def plain_output(*records, total_steps=1000):
     return file.getvalue()
 
 
-def test_plain_line_has_the_usual_fields_unwrapped_and_uncoloured():
+def test_a_plain_line_has_all_fields_unwrapped_and_uncoloured():
     assert plain_output(RECORD) == (
         "step 120/1000 | loss 2.3457 | lr 3.000e-04 | grad norm 0.812 | 12,346 tokens/s | 0.123 TFLOP/s | ETA 1:02:05\n"
     )
 
 
-def test_missing_and_odd_numbers_do_not_disturb():
+def test_missing_and_nonfinite_numbers_are_handled():
     assert plain_output({"step": 1, "train/loss": float("nan"), "grad_norm": None}) == "step 1/1000 | loss nan\n"
     assert plain_output({"step": 1, "train/loss": 1, "eta_seconds": float("inf")}).endswith("ETA unknown\n")
     assert plain_output({"step": 2}, total_steps=None) == ""
 
 
-def test_evaluation_gets_a_line_of_its_own():
+def test_an_evaluation_has_a_separate_line():
     output = plain_output(RECORD | {"valid/loss": 2.0}).splitlines()
     assert output[1] == "step 120/1000 | valid loss 2.0000 | perplexity 7.389"
     assert plain_output({"step": 9, "test/loss": 1e6}) == "step 9/1000 | test loss 1000000.0000 | perplexity inf\n"
 
 
-def test_a_terminal_has_a_live_line_and_is_left_clean():
+def test_a_terminal_has_a_live_line_and_is_restored():
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=120, _environ={"TERM": "xterm"})
     monitor = ConsoleMonitor(1000, console)
@@ -164,5 +164,5 @@ def test_a_terminal_has_a_live_line_and_is_left_clean():
     shown = file.getvalue()
     monitor.close()
     assert "step 120/1000 | loss 2.3457" in shown and "step 137/1000" in shown
-    assert "\x1b[?25l" in shown and file.getvalue().rstrip().endswith("\x1b[2K"), "cursor and line are given back"
+    assert "\x1b[?25l" in shown and file.getvalue().rstrip().endswith("\x1b[2K"), "the cursor and the line are restored"
     assert "\x1b[?25h" in file.getvalue()

@@ -1,4 +1,4 @@
-"""metrics.jsonl: valid JSON whatever the numbers, one record a step over crashes and resumes."""
+"""metrics.jsonl: valid JSON for any numbers, and one record per step after crashes and resumes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ numbers = st.none() | st.integers() | st.floats()
 
 
 @given(st.lists(st.dictionaries(names, numbers), max_size=4))
-def test_records_come_back_as_they_went_in(tmp_path_factory, records):
+def test_records_are_read_back_unchanged(tmp_path_factory, records):
     path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
     records = [{"step": step, **record} for step, record in enumerate(records)]
     monitor = JsonlMonitor(path)
@@ -48,7 +48,7 @@ def test_records_come_back_as_they_went_in(tmp_path_factory, records):
     monitor.close()
     header, back = read_metrics(path)
     assert header == HEADER
-    assert repr(back) == repr(records)  # repr: as nan is not equal to itself
+    assert repr(back) == repr(records)  # repr, because nan is not equal to itself
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -70,7 +70,7 @@ def test_header_of_any_python_values_is_json(tmp_path):
     assert header == {"config": {"path": str(tmp_path), "x": "inf", "betas": [0.9, 0.95]}}
 
 
-def test_each_line_is_there_as_soon_as_it_is_logged(tmp_path):
+def test_each_line_is_readable_as_soon_as_it_is_logged(tmp_path):
     path = tmp_path / "m.jsonl"
     monitor = JsonlMonitor(path)
     monitor.start(HEADER)
@@ -97,7 +97,7 @@ def test_kill_9_loses_no_logged_line(tmp_path):
 
 
 @given(st.integers(0, 10_000))
-def test_a_file_cut_anywhere_reads_up_to_the_last_whole_line_and_resumes(tmp_path_factory, cut):
+def test_a_truncated_file_reads_up_to_the_last_whole_line_and_resumes(tmp_path_factory, cut):
     path = tmp_path_factory.mktemp("run") / "m.jsonl"
     write(path, range(5))
     whole = path.read_bytes()
@@ -113,7 +113,7 @@ def test_a_file_cut_anywhere_reads_up_to_the_last_whole_line_and_resumes(tmp_pat
     assert steps_of(path) == [*range(kept), 3, 4, 5, 6]
 
 
-def test_resume_drops_what_came_after_its_step_and_keeps_the_rest(tmp_path):
+def test_a_resume_drops_later_records_and_keeps_the_others(tmp_path):
     path = tmp_path / "m.jsonl"
     write(path, range(10), **{"valid/loss": math.nan})
     write(path, range(6, 12), resume_step=5, header=HEADER | {"note": "second"})
@@ -153,7 +153,7 @@ def test_a_resume_that_dies_while_rewriting_leaves_the_old_file(tmp_path, monkey
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["m.jsonl"]
 
 
-def test_a_new_run_in_a_used_directory_keeps_the_old_file_beside(tmp_path):
+def test_a_new_run_in_a_used_directory_renames_the_old_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for last in (3, 5, 7):
         write(path, range(last))
@@ -173,7 +173,7 @@ def test_a_new_run_in_a_used_directory_keeps_the_old_file_beside(tmp_path):
         (b'{}\n{"step": 1, "x": "\xff"}\n', "line 2"),
     ],
 )
-def test_other_files_are_refused_by_name_and_line(tmp_path, content, names):
+def test_other_files_are_refused_with_name_and_line(tmp_path, content, names):
     path = tmp_path / "m.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"m\.jsonl.*{names}"):

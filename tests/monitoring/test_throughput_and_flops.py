@@ -1,4 +1,4 @@
-"""Counts of operations against the parameters of a real torch model; the timer on a clock of its own."""
+"""Operation counts against a real torch model, and the timer with a simulated clock."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_multi_head_attention_gives_palms_formula(layers, hidden, seq, gated):
 
 
 @pytest.mark.parametrize(("kv_heads", "gated"), [(4, False), (2, True), (1, False)])
-def test_agrees_with_torchs_own_count(kv_heads, gated):
+def test_agrees_with_torchs_count(kv_heads, gated):
     facts = shape(num_kv_heads=kv_heads, gated=gated, num_layers=1)
     batch, seq, hidden, heads, head_dim, ffn = 2, 32, 64, 4, 16, 256
     x = torch.randn(batch, seq, hidden, requires_grad=True)
@@ -69,7 +69,7 @@ def test_agrees_with_torchs_own_count(kv_heads, gated):
         ("Some CPU", None),
     ],
 )
-def test_peak_by_the_drivers_name(name, peak):
+def test_peak_by_device_name(name, peak):
     assert peak_tflops(name) == peak
 
 
@@ -80,7 +80,7 @@ class Clock:
         return self.now
 
 
-def test_window_measures_only_itself_and_not_the_pauses():
+def test_a_window_excludes_pauses_and_earlier_windows():
     clock = Clock()
     timer = ThroughputTimer(total_steps=100, flops_per_token=2e9, num_devices=4, peak_tflops=10.0, clock=clock)
     timer.start(step=10, tokens=1000)
@@ -92,10 +92,10 @@ def test_window_measures_only_itself_and_not_the_pauses():
         {"step_seconds": 0.5, "tokens_per_second": 4000, "eta_seconds": 35, "tflops": 2.0, "mfu": 0.2}
     )
     clock.now += 1
-    assert timer.window(step=31, tokens=42_000)["tokens_per_second"] == 1000, "each window stands alone"
+    assert timer.window(step=31, tokens=42_000)["tokens_per_second"] == 1000, "windows are independent"
 
 
-def test_a_pause_counts_even_when_what_is_inside_fails():
+def test_a_pause_is_excluded_even_if_its_body_fails():
     clock = Clock()
     timer = ThroughputTimer(total_steps=10, clock=clock)
     with pytest.raises(RuntimeError), timer.paused():
@@ -105,7 +105,7 @@ def test_a_pause_counts_even_when_what_is_inside_fails():
     assert timer.window(1, 10) == {"step_seconds": 1, "tokens_per_second": 10, "eta_seconds": 9}
 
 
-def test_an_empty_window_says_nothing():
+def test_an_empty_window_has_no_figures():
     clock = Clock()
     timer = ThroughputTimer(total_steps=10, clock=clock)
     assert timer.window(1, 10) == {}, "no time passed"

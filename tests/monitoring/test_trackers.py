@@ -1,4 +1,4 @@
-"""wandb (offline, read back from its own file) and TensorBoard, with the real packages."""
+"""wandb (offline, read back from its file) and TensorBoard, with the real packages."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_without_a_login_wandb_runs_offline_and_records_config_and_steps(tmp_pat
         group.start({"config": {"hidden_size": 64}, "model": {"parameters": 10}})
         group.log({"step": 5, "train/loss": 2.5, "valid/loss": None})
         group.log({"step": 10, "train/loss": 2.25})
-    wandb.teardown()  # as at the end of a process: wandb's service writes the file behind our back until then
+    wandb.teardown()  # as at the end of a process: until then, wandb's service writes the file in the background
     [path] = tmp_path.glob("wandb/offline-run-*/*.wandb")
     config, history, run, exit_code = {}, [], None, None
     for record in offline_records(path):
@@ -113,7 +113,7 @@ def test_a_missing_package_is_one_sentence_with_the_extra(tmp_path, monkeypatch,
         build_monitors(log_dir=tmp_path, **options)
 
 
-def test_tensorboard_reads_back_and_a_resume_purges_what_came_later(tmp_path):
+def test_tensorboard_reads_back_and_a_resume_purges_later_events(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for resume_step, steps in ((None, (5, 10, 15)), (10, (15, 20))):
