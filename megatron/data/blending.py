@@ -1,6 +1,4 @@
-"""Several datasets as one, interleaved so that every prefix holds them as nearly as possible in their
-weights.
-"""
+"""Interleave several datasets so that every prefix matches their weights as closely as possible."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from megatron.errors import DataError
 
 
 def normalize_weights(weights: Sequence[float]) -> list[float]:
-    """Weights that add up to 1. DataError unless they are finite, not negative, and not all zero."""
+    """Scale weights to a sum of 1. Raises DataError unless they are finite, not negative and not all zero."""
     total = math.fsum(weights)
     if not all(math.isfinite(w) and w >= 0 for w in weights) or not total > 0:
         raise DataError(f"data weights {list(weights)} must be finite, not negative, and not all zero")
@@ -23,12 +21,11 @@ def normalize_weights(weights: Sequence[float]) -> list[float]:
 
 
 def weights_by_num_documents(num_documents: Sequence[int], alpha: float = 1.0) -> list[float]:
-    """Weights from the number of documents n_d of each dataset, as GPT-NeoX's `weight-by-num-documents` has
-    them.
+    """Weights from the number of documents n_d of each dataset, as in GPT-NeoX's `weight-by-num-documents`.
 
-    With p_d = n_d / sum(n): weight_d ~ p_d^alpha / sum(p^alpha) * (1 - p_d), normalized. alpha < 1 raises
-    rare datasets (the multinomial smoothing of Conneau et al. 2019, arXiv:1911.02116, section 3.1). One
-    dataset alone has weight 1.
+    With p_d = n_d / sum(n): weight_d ~ p_d^alpha / sum(p^alpha) * (1 - p_d), normalized. alpha < 1 raises the weight
+    of small datasets (multinomial smoothing of Conneau et al. 2019, arXiv:1911.02116, section 3.1). A single dataset
+    has weight 1.
     """
     if len(num_documents) == 1:
         return [1.0]  # the formula would be 0 / 0
@@ -41,15 +38,14 @@ def weights_by_num_documents(num_documents: Sequence[int], alpha: float = 1.0) -
 
 
 def blend_index(weights: Sequence[float], num_samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which dataset sample i comes from [num_samples] i16, and which of that dataset's samples it is
-    [num_samples] i64.
+    """For each sample i, return its dataset [num_samples] i16 and its index in that dataset [num_samples] i64.
 
-    Each sample goes to the dataset that is furthest behind, the one with the largest weight * max(i, 1) -
-    (samples it has given), the first of equals: Megatron-LM's rule. A longer blend begins with the shorter
+    Megatron-LM's rule: each sample comes from the dataset that is furthest behind, that is, the one with the largest
+    weight * max(i, 1) - (samples taken so far), and the first one of equals. A longer blend starts with the shorter
     one.
     """
     normalized = normalize_weights(weights)
-    # A weight of 0 would tie with a dataset that is exactly on time, and win if it came first.
+    # A dataset of weight 0 would tie with one that is not behind, and win if it came first.
     positive = [dataset for dataset, weight in enumerate(normalized) if weight]
     shares, counts = [normalized[dataset] for dataset in positive], [0] * len(positive)
     order = array("h")
@@ -67,20 +63,18 @@ def blend_index(weights: Sequence[float], num_samples: int) -> tuple[np.ndarray,
 
 
 class BlendedDataset:
-    """`num_samples` samples out of `datasets` by `weights`. DataError if a dataset holds fewer than its
-    share.
-    """
+    """`num_samples` samples from `datasets` by `weights`. Raises DataError if a dataset is shorter than its share."""
 
     def __init__(self, datasets: Sequence[GPTDataset], weights: Sequence[float], num_samples: int) -> None:
         if len(datasets) != len(weights):
-            raise DataError(f"{len(weights)} data weights for {len(datasets)} data paths: give one each")
+            raise DataError(f"{len(weights)} data weights for {len(datasets)} data paths: give one weight per path")
         self.datasets = list(datasets)
         self.weights = normalize_weights(weights)
         self.dataset_index, self.sample_index = blend_index(weights, num_samples)
         needed = np.bincount(self.dataset_index, minlength=len(datasets))
         for dataset, need in zip(self.datasets, needed, strict=True):
             if need > len(dataset):
-                raise DataError(f"{dataset.indexed.prefix}: {len(dataset)} samples where the blend takes {need}")
+                raise DataError(f"{dataset.indexed.prefix}: {len(dataset)} samples, but the blend needs {need}")
 
     def __len__(self) -> int:
         return len(self.dataset_index)

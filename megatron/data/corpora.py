@@ -1,4 +1,4 @@
-"""Where the text of a corpus comes from: sympy's source, the standard library's, local files, or a named download."""
+"""Sources of the text of a corpus: sympy's source code, the standard library's, local files, or a named download."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ DOWNLOADS = {
     "text8": "http://mattmahoney.net/dc/text8.zip",
     "tinyshakespeare": "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
 }
-# Fewer documents are cut into pieces: `split` divides by documents, and 0.1 % of them should be one at least.
+# Fewer documents are cut into pieces: `split` divides by documents, and 0.1 % of them should be at least one.
 MIN_DOCUMENTS = 500
 _PIECES, _MIN_PIECE = 1000, 1024
 
 
 @dataclass(frozen=True)
 class PinnedText:
-    """The source files of one version of a package: `files` of them, `size` bytes in all, `sha256` as `_measure`."""
+    """Source text of one version of a package: number of files, total size in bytes, and SHA-256 by `_measure`."""
 
     package: str
     version: str
@@ -42,7 +42,7 @@ class PinnedText:
     sha256: str
 
 
-# torch needs sympy, so it is installed wherever this is. The version is the one in requirements/constraints.txt.
+# torch needs sympy, so it is always installed. The version is that of requirements/constraints.txt.
 DEFAULT_TEXT = PinnedText(
     "sympy",
     "1.14.0",
@@ -56,8 +56,8 @@ DEFAULT_TEXT = PinnedText(
 class Source:
     """The files of a corpus.
 
-    shuffle: false for text whose order is part of how it is split into train and valid. facts: version, size and
-    SHA-256 of a text that is the same on every machine.
+    shuffle: False if the standard split into train and valid depends on the order of the text. facts: version, size
+    and SHA-256 of a text that is the same on every machine.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Source:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
-        """Changes when a file is added, taken away or modified."""
+        """Digest that changes when a file is added, removed or modified."""
         if self.facts:
             return str(self.facts["sha256"])
         digest = hashlib.sha256()
@@ -79,21 +79,21 @@ class Source:
 
 
 def installed_text(expected: PinnedText = DEFAULT_TEXT) -> Source:
-    """Source text of an installed package, tests included, in the order of its files' names; no download.
+    """Source text of an installed package with its tests, in the order of file names, without a download.
 
-    Raises DataError unless the package is there in the expected version and every byte is as expected.
+    Raises DataError unless the package is installed in the expected version with the expected content.
     """
     package, pin = expected.package, f"{expected.package}=={expected.version}"
-    remedy = f"`pip install {pin}`, or take another text with `python prepare_data.py --standard-library`"
+    remedy = f"`pip install {pin}`, or use another text with `python prepare_data.py --standard-library`"
     try:
         distribution = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
         raise DataError(
-            f"the default corpus is the source text of {pin}, and {package} is not installed: {remedy}"
+            f"the default corpus is the source text of {pin}, but {package} is not installed: {remedy}"
         ) from None
     if distribution.version != expected.version:
         raise DataError(
-            f"the default corpus is the source text of {pin}, and {package} {distribution.version} is installed: "
+            f"the default corpus is the source text of {pin}, but {package} {distribution.version} is installed: "
             f"{remedy}"
         )
     root = Path(str(distribution.locate_file(package)))
@@ -101,16 +101,16 @@ def installed_text(expected: PinnedText = DEFAULT_TEXT) -> Source:
     size, sha256 = _measure(files, root)
     if (len(files), size, sha256) != (expected.files, expected.size, expected.sha256):
         raise DataError(
-            f"{root} holds {len(files):,} source files of {size:,} bytes, and {pin} has {expected.files:,} of "
+            f"{root} holds {len(files):,} source files of {size:,} bytes, but {pin} has {expected.files:,} of "
             f"{expected.size:,} and another SHA-256: its text was changed; `pip install --force-reinstall {pin}`, or "
-            "take another text with `python prepare_data.py --standard-library`"
+            "use another text with `python prepare_data.py --standard-library`"
         )
     facts = {"package": package, "version": expected.version, "files": len(files), "bytes": size, "sha256": sha256}
     return Source("corpus", f"source text of {package} {expected.version}", files, root, facts=facts)
 
 
 def _measure(files: list[Path], root: Path) -> tuple[int, str]:
-    """Bytes of all files, and the SHA-256 of their names, sizes and contents in order. Raises DataError."""
+    """Total bytes of all files, and the SHA-256 of their names, sizes and contents in order. Raises DataError."""
     digest, total = hashlib.sha256(), 0
     for file in files:
         try:
@@ -123,18 +123,18 @@ def _measure(files: list[Path], root: Path) -> tuple[int, str]:
 
 
 def standard_library() -> Source:
-    """Source text of the Python standard library that runs this; no download."""
+    """Source text of the running Python's standard library, without a download."""
     root = Path(sysconfig.get_paths()["stdlib"])
     foreign = {"site-packages", "dist-packages"}
     files = sorted(file for file in root.rglob("*.py") if foreign.isdisjoint(file.relative_to(root).parts))
     version = sysconfig.get_python_version()
     if not files:
-        raise DataError(f"{root} holds no source text of the standard library: give text with --input")
+        raise DataError(f"{root} holds no source text of the standard library: use your own text with --input")
     return Source("corpus", f"source text of the Python {version} standard library", files, root)
 
 
 def local_text(inputs: list[str]) -> Source:
-    """Files and folders of this machine. Binary files of a folder are left out."""
+    """Local files and folders. Binary files in a folder are skipped."""
     files = [
         file.resolve()
         for name in inputs
@@ -154,11 +154,11 @@ def _is_binary(file: Path) -> bool:
 
 
 def named_download(name: str, folder: Path) -> Source:
-    """A well-known corpus, downloaded into `folder` unless it is there. DataError without a network."""
+    """A well-known corpus, downloaded to `folder` unless it is there. Raises DataError without a network."""
     if name not in DOWNLOADS:
         raise ConfigError(
-            f"no data set is called {name!r}; there are {', '.join(DOWNLOADS)}, --input for your own text, "
-            "and the default corpus when no name is given"
+            f"unknown data set {name!r}; expected one of {', '.join(DOWNLOADS)}; use --input for your own text, "
+            "and no name for the default corpus"
         )
     file = folder / f"{name}.txt"
     if not file.is_file():
@@ -167,7 +167,7 @@ def named_download(name: str, folder: Path) -> Source:
 
 
 def _download(url: str, target: Path) -> None:
-    """Fetch `url`, unpack it if it is a zip of one file, and only then name it `target`."""
+    """Download `url`, unpack it if it is a zip of one file, and then move it to `target`."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
@@ -184,15 +184,15 @@ def _download(url: str, target: Path) -> None:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise DataError(
             f"cannot download {url} ({reason}): put its text at {target}, "
-            "or run `python prepare_data.py`, whose default corpus needs no network"
+            "or use the default corpus, which needs no network: `python prepare_data.py`"
         ) from error
 
 
 def read_documents(source: Source, seed: int) -> tuple[list[str], bool]:
-    """Texts of all documents, in the order in which they will be written, and whether they are whole.
+    """Return the texts of all documents in the order of writing, and whether they are whole documents.
 
-    Python sources are decoded as they declare; those that cannot be are left out. A few long documents are
-    cut into pieces (not whole). Shuffled with a fixed seed, so that the last few percent represent all.
+    Python sources are decoded as they declare; undecodable ones are skipped. Fewer than MIN_DOCUMENTS documents are
+    cut into pieces, which are not whole. Texts are shuffled with `seed`, so that the last few percent represent all.
     """
     texts: list[str] = []
     plain: list[Path] = []
@@ -204,7 +204,7 @@ def read_documents(source: Source, seed: int) -> tuple[list[str], bool]:
             with tokenize.open(file) as stream:
                 text = stream.read()
         except (SyntaxError, UnicodeDecodeError):
-            continue  # the standard library's tests hold sources that are meant to be broken
+            continue  # the standard library's tests contain deliberately broken sources
         except OSError as error:
             raise DataError(f"{file}: cannot read: {error.strerror or error}") from error
         if text.strip():
@@ -222,7 +222,7 @@ def read_documents(source: Source, seed: int) -> tuple[list[str], bool]:
 
 
 def cut(text: str, size: int) -> list[str]:
-    """Pieces of about `size` characters, cut after a line where one ends in the second half of the piece."""
+    """Cut text into pieces of at most `size` characters, after a line if one ends in a piece's second half."""
     pieces, start = [], 0
     while start < len(text):
         end = start + size

@@ -1,4 +1,4 @@
-"""Train, valid and test datasets from the data keys of the configuration."""
+"""Build the train, valid and test datasets from the data keys of the configuration."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ SPLITS = ("train", "valid", "test")
 
 
 def split_documents(split: str, num_documents: int) -> tuple[int, int, int, int]:
-    """First document of train, valid and test, and the end, for a `split` such as "969, 30, 1" (or with
-    slashes).
+    """Return the first document of train, valid and test, and the end of test.
 
-    Rounds as Megatron-LM does. ConfigError if `split` is not one to three numbers, none negative and not all
-    zero.
+    split: weights of the three parts, for example "969, 30, 1" or "969/30/1". Rounds as Megatron-LM does. Raises
+    ConfigError unless `split` is one to three numbers that are not negative and not all zero.
     """
     try:
         shares = [float(part) for part in split.replace("/", ",").split(",")]
         if len(shares) > 3 or not all(math.isfinite(s) and s >= 0 for s in shares) or not sum(shares) > 0:
             raise ValueError
     except ValueError:
-        raise ConfigError(f"split: {split!r} is not up to three weights, such as '969, 30, 1'") from None
+        raise ConfigError(f"split: expected up to three weights, for example '969, 30, 1', got {split!r}") from None
     shares += [0.0] * (3 - len(shares))
     bounds = [0]
     for share in shares:
@@ -41,9 +40,9 @@ def split_documents(split: str, num_documents: int) -> tuple[int, int, int, int]
 
 
 def check_vocab(indexed: IndexedDataset, vocab_size: int, full: bool = False) -> None:
-    """Raise DataError if a token id of the data is not below `vocab_size`: the data is of another tokenizer.
+    """Raise DataError if a token id is not below `vocab_size`, which means that another tokenizer made the data.
 
-    Looks at about a million tokens spread over the file, or at all of them if `full`.
+    Checks about a million tokens spread over the file, or all of them if `full`.
     """
     tokens, block = indexed.tokens, 1 << 16
     step = block if full or len(tokens) <= 16 * block else len(tokens) // 16
@@ -52,8 +51,8 @@ def check_vocab(indexed: IndexedDataset, vocab_size: int, full: bool = False) ->
         for extreme in (int(piece.min()), int(piece.max())):
             if not 0 <= extreme < vocab_size:
                 raise DataError(
-                    f"{indexed.prefix}.bin holds token id {extreme}, and the vocabulary has {vocab_size}: "
-                    "it was made with another tokenizer than `vocab-file` and `tokenizer-type` tell"
+                    f"{indexed.prefix}.bin contains token id {extreme}, but the vocabulary has {vocab_size} tokens: "
+                    "it was made with another tokenizer than that of `vocab-file` and `tokenizer-type`"
                 )
 
 
@@ -75,19 +74,19 @@ def build_train_valid_test_datasets(
     cache_dir: Path | None = None,
     vocab_size: int | None = None,
 ) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
-    """The three datasets; None for each of which no samples are asked.
+    """Build the train, valid and test datasets. A dataset is None if no samples of it are requested.
 
-    Either `data_path`, whose documents `split` divides, or a list of paths for each, blended by their weights
-    (default: equal, or by numbers of documents). With `vocab_size` the data is checked against it, see
-    `check_vocab`.
+    Either `split` divides the documents of `data_path`, or each dataset has a list of paths, which are blended by
+    their weights (default: equal weights, or weights by number of documents). With `vocab_size`, the data is checked
+    by `check_vocab`.
 
-    Raises ConfigError where the keys contradict each other; DataError if a file is missing or corrupt, or
-    nothing is left for a dataset of which samples are asked.
+    Raises ConfigError if keys contradict each other. Raises DataError if a file is missing or corrupt, or if a
+    requested dataset would be empty.
     """
     paths = dict(zip(SPLITS, (train_data_paths, valid_data_paths, test_data_paths), strict=True))
     weights = dict(zip(SPLITS, (train_data_weights, valid_data_weights, test_data_weights), strict=True))
     if data_path and any(paths.values()):
-        raise ConfigError("data-path and train-, valid- or test-data-paths exclude each other: give one of the two")
+        raise ConfigError("data-path and train-, valid- or test-data-paths exclude each other: set only one of them")
     if not data_path and not any(paths.values()):
         raise ConfigError("no data: set data-path (`python prepare_data.py` makes a corpus) or train-data-paths")
     options = {"seq_length": seq_length, "seed": seed, "cache_dir": cache_dir}
@@ -100,7 +99,7 @@ def build_train_valid_test_datasets(
             continue
         given = paths[name]
         if not given:
-            raise DataError(f"{name}-data-paths is not set, and {count} {name} samples are asked for: set it")
+            raise DataError(f"{name}-data-paths is not set, but {count} {name} samples are needed: set it")
         corpora = [_open(path, vocab_size) for path in given]
         if weight_by_num_documents:
             weight = weights_by_num_documents([len(corpus) for corpus in corpora], weighted_sampler_alpha)
@@ -133,17 +132,15 @@ def _split_one(
         if not indexed.sizes[documents].sum(dtype=np.int64) > 1:
             raise DataError(
                 f"{indexed.prefix}: split '{split}' leaves {end - first} of its {len(indexed)} documents, "
-                f"and no text, to {name}, of which {count} samples are asked: change `split`, cut the text "
-                f"into more documents, or ask for no {name} samples"
+                f"and no text, to {name}, but {count} samples are needed: change `split`, cut the text "
+                f"into more documents, or request no {name} samples"
             )
         built.append(GPTDataset(indexed, documents, count, **options))
     return built[0], built[1], built[2]
 
 
 def _blend(corpora: list[IndexedDataset], weights: list[float], count: int, options: dict[str, Any]) -> Dataset:
-    """Blend whole corpora; each gives its share of `count` samples, and half a percent more as in
-    Megatron-LM.
-    """
+    """Blend whole corpora. Each provides its share of `count` samples plus half a percent, as in Megatron-LM."""
     datasets = [
         GPTDataset(corpus, np.arange(len(corpus), dtype=np.int32), math.ceil(count * share * 1.005), **options)
         for corpus, share in zip(corpora, normalize_weights(weights), strict=True)

@@ -1,6 +1,4 @@
-"""Documents out of text files: .txt and other plain text, .jsonl, .json, each also compressed as .zst or .gz;
-folders.
-"""
+"""Read documents from files and folders: plain text, .jsonl and .json, also compressed as .zst or .gz."""
 
 from __future__ import annotations
 
@@ -21,8 +19,9 @@ COMPRESSED = (".zst", ".gz")
 
 
 def find_files(inputs: Sequence[str | Path]) -> list[Path]:
-    """The files named, in the order given; a folder stands for all files below it, sorted, hidden ones left
-    out.
+    """Return the named files in the given order. A folder stands for all its files, sorted, without hidden ones.
+
+    Raises DataError for a path that does not exist and for a folder without files.
     """
     files: list[Path] = []
     for name in inputs:
@@ -43,14 +42,13 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
 
 
 class DocumentReader:
-    """Iterates over documents, each a dict of the text of every key of `keys`; empty documents are left out.
+    """Iterates over documents. Each is a dict with the text of every key of `keys`; empty documents are skipped.
 
-    JSON objects are documents with the text under `keys`; plain text is a document per file, or per paragraph
-    (blank lines between) or line, and needs exactly one key. While iterating, `bytes_read` counts bytes of
-    the files, out of `total_bytes`, and `skipped` the bad JSON lines that `skip_bad_lines` forgave.
+    A JSON object is a document with its text under `keys`. Plain text has one document per file, paragraph (separated
+    by blank lines) or line, and needs exactly one key. During iteration, `bytes_read` counts the bytes read out of
+    `total_bytes`, and `skipped` the bad JSON lines that `skip_bad_lines` skips.
 
-    Raises DataError that names file and line for text that is not UTF-8, bad JSON, a missing key, a corrupt
-    archive.
+    Raises DataError, naming file and line, for text that is not UTF-8, bad JSON, a missing key or a corrupt archive.
     """
 
     def __init__(
@@ -106,7 +104,7 @@ class DocumentReader:
             except (ValueError, DataError) as error:
                 if not self.skip_bad_lines:
                     message = str(error) if isinstance(error, DataError) else f"{path}:{number}: not JSON: {error}"
-                    raise DataError(f"{message} (--skip-bad-lines leaves such lines out)") from error
+                    raise DataError(f"{message} (--skip-bad-lines skips such lines)") from error
                 self.skipped += 1
                 continue
             yield document
@@ -115,13 +113,13 @@ class DocumentReader:
         try:
             content = json.loads(stream.read())
         except ValueError as error:
-            raise DataError(f"{path}: not JSON (one object a line is called .jsonl): {error}") from error
+            raise DataError(f"{path}: not JSON (use .jsonl for one object per line): {error}") from error
         for number, entry in enumerate(content if isinstance(content, list) else [content], start=1):
             yield self._document(entry, f"{path}: entry {number}")
 
     def _text(self, path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[dict[str, str]]:
         if len(self.keys) != 1:
-            raise DataError(f"{path} is plain text, which has no keys {', '.join(self.keys)}: give one")
+            raise DataError(f"{path} is plain text, which has no keys {', '.join(self.keys)}: give only one key")
         key, before = self.keys[0], self.bytes_read
         if self.text_split == "file":
             yield {key: stream.read().decode("utf-8-sig")}
@@ -145,13 +143,13 @@ class DocumentReader:
             raise DataError(f"{where}: not an object with the key {self.keys[0]!r}")
         for key in self.keys:
             if not isinstance(entry.get(key), str):
-                problem = "is no text" if key in entry else f"is missing (there are: {', '.join(list(entry)[:10])})"
+                problem = "is not text" if key in entry else f"is missing (there are: {', '.join(list(entry)[:10])})"
                 raise DataError(f"{where}: the key {key!r} {problem}")
         return {key: _encodable(entry[key]) for key in self.keys}
 
 
 def _encodable(text: str) -> str:
-    """JSON can hold halves of surrogate pairs, which are no characters: they become question marks."""
+    """Replace unpaired surrogates, which JSON can contain but UTF-8 cannot, with question marks."""
     try:
         text.encode()
         return text
@@ -177,9 +175,7 @@ def _decompressed(raw: IO[bytes], path: Path) -> IO[bytes]:
 
 
 class _ZstdFrames(io.RawIOBase):
-    """Decompressed bytes of all frames of a .zst. Unlike the library's own reader it tells a truncated file
-    from its end.
-    """
+    """Decompressed bytes of all frames of a .zst file. Unlike the library's reader, it detects a truncated file."""
 
     def __init__(self, raw: IO[bytes], zstandard: Any) -> None:
         self._raw, self._error = raw, zstandard.ZstdError
@@ -196,7 +192,7 @@ class _ZstdFrames(io.RawIOBase):
             self._compressed = self._compressed or self._raw.read(1 << 17)
             if not self._compressed:
                 if self._frame is not None:
-                    raise EOFError("corrupt or truncated .zst file: it ends within a frame")
+                    raise EOFError("corrupt or truncated .zst file: it ends inside a frame")
                 return 0
             self._frame = self._frame or self._decompressor.decompressobj()
             try:

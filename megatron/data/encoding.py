@@ -1,6 +1,4 @@
-"""Documents to token files: tokenizes in batches, in one process or several, and writes in the order of the
-input.
-"""
+"""Tokenize documents in batches, in one or several processes, and write token files in the order of the input."""
 
 from __future__ import annotations
 
@@ -25,12 +23,12 @@ _BATCH_CHARACTERS = 1 << 20
 _BATCH_DOCUMENTS = 1000
 
 Batch = list[dict[str, str]]
-Encoded = dict[str, tuple[np.ndarray, np.ndarray]]  # key -> tokens of all documents, tokens of each
+Encoded = dict[str, tuple[np.ndarray, np.ndarray]]  # key -> tokens of all documents, number of tokens per document
 
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """Names a tokenizer, so that worker processes can build it."""
+    """Description of a tokenizer, from which worker processes build it."""
 
     tokenizer_type: str
     vocab_file: str | None = None
@@ -42,9 +40,7 @@ class TokenizerSpec:
 
 @dataclass
 class EncodingStats:
-    """What was encoded so far. `text_bytes` is of UTF-8, over all keys; tokens include end-of-document
-    tokens.
-    """
+    """Progress of the encoding. text_bytes: UTF-8 bytes over all keys. tokens: with end-of-document tokens, by key."""
 
     documents: int = 0
     text_bytes: int = 0
@@ -60,11 +56,11 @@ def encode_documents(
     workers: int = 1,
     on_batch: Callable[[EncodingStats], None] = lambda stats: None,
 ) -> EncodingStats:
-    """Write the texts under every key of `prefixes` as the dataset at its prefix, one sequence a document.
+    """Write the texts of every key of `prefixes` to the dataset at its prefix, with one sequence per document.
 
-    Output does not depend on `workers`. With one, tokenization happens here, where the tokenizers library
-    uses threads. `on_batch` is called as batches are written. An interruption or error leaves no files, and
-    older ones as they were.
+    The output does not depend on `workers`. With one worker, tokenization runs in this process, where the tokenizers
+    library uses threads. `on_batch` is called after each batch. An interruption or error leaves no new files and keeps
+    existing ones. Raises DataError if there are no documents or a worker dies.
     """
     tokenizer = spec.build()
     dtype = best_fitting_dtype(tokenizer.vocab_size)
@@ -87,7 +83,7 @@ def encode_documents(
             stats.text_bytes += sum(len(text.encode()) for document in batch for text in document.values())
             on_batch(stats)
         if not stats.documents:
-            raise DataError("the input holds no documents: nothing was written")
+            raise DataError("the input contains no documents: nothing was written")
         for builder in builders.values():
             builder.finalize()
     return stats
@@ -123,7 +119,7 @@ _worker: dict[str, Any] = {}
 
 
 def _start_worker(spec: TokenizerSpec, eod: int | None) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes already run in parallel
     _worker.update(tokenizer=spec.build(), eod=eod)
 
 
@@ -134,9 +130,9 @@ def _encode_in_worker(batch: Batch) -> Encoded:
 def _encode_in_workers(
     batches: Iterator[Batch], spec: TokenizerSpec, eod: int | None, workers: int
 ) -> Iterator[tuple[Batch, Encoded]]:
-    """Batches and their tokens in order; at most two batches a worker are under way, to bound the memory."""
+    """Yield batches and their tokens in order. At most two batches per worker are pending, which bounds memory."""
     pending: deque[tuple[Batch, Future[Encoded]]] = deque()
-    died = DataError("a tokenizer process died, for want of memory perhaps: use fewer --workers")
+    died = DataError("a tokenizer process died, possibly for lack of memory: use fewer --workers")
     with process_pool(workers, _start_worker, spec, eod, died=died) as pool:
         for batch in batches:
             pending.append((batch, pool.submit(_encode_in_worker, batch)))

@@ -1,4 +1,4 @@
-"""A corpus in a few numbers, so that runs on different text are not compared."""
+"""Fingerprint of a corpus, which detects runs on different text."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from megatron.data.indexed_dataset import PREPARE_HINT, data_file
 from megatron.errors import DataError
 
 _BLOCK = 1 << 20
-_BLOCKS = 256  # a larger file is hashed at this many places
+_BLOCKS = 256  # number of blocks that are hashed of a larger file
 
 
 def data_prefixes(data_path: str | None, *lists: Sequence[str] | None) -> list[str]:
-    """All prefixes of a run: its data-path, and its train-, valid- and test-data-paths."""
+    """All data prefixes of a run: its data-path, and its train-, valid- and test-data-paths."""
     return [*([data_path] if data_path else []), *(path for paths in lists for path in paths or ())]
 
 
 def corpus_fingerprint(prefixes: Sequence[str | Path]) -> dict[str, Any]:
-    """`bytes` and `sha256` of the .bin and .idx files of all prefixes, in order; their names do not count.
+    """`bytes` and `sha256` of the .bin and .idx files of all prefixes in order. File names do not matter.
 
-    Of a file over 256 MiB the SHA-256 covers its size and 256 evenly spaced blocks of 1 MiB, the first and the last
-    among them: a second for a corpus of any size. Raises DataError where a file cannot be read.
+    For a file over 256 MiB, the SHA-256 covers its size and 256 evenly spaced blocks of 1 MiB, including the first and
+    the last. This takes about a second per file of any size. Raises DataError if a file cannot be read.
     """
     digest, total = hashlib.sha256(), 0
     for prefix in prefixes:
@@ -39,7 +39,7 @@ def corpus_fingerprint(prefixes: Sequence[str | Path]) -> dict[str, Any]:
 
 
 def _add(digest: Any, path: Path) -> int:
-    """Add the size and the content of a file to the digest; returns the size."""
+    """Add the size and the content of a file to the digest. Returns the size."""
     size = path.stat().st_size
     digest.update(size.to_bytes(8, "little"))
     with path.open("rb") as file:

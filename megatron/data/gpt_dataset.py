@@ -1,8 +1,7 @@
-"""Samples of `seq_length + 1` tokens out of shuffled, concatenated documents, as in Megatron-LM and GPT-NeoX.
+"""Samples of `seq_length + 1` tokens from shuffled, concatenated documents, as in Megatron-LM and GPT-NeoX.
 
-Three indices say which tokens sample i holds: the document index (the documents of all epochs, shuffled), the
-sample index (where in it each sample starts) and the shuffle index (the order in which samples are given
-out).
+Three indices determine the tokens of sample i: the document index (shuffled documents of all epochs), the sample
+index (start of each sample in the document index) and the shuffle index (order of the samples).
 """
 
 from __future__ import annotations
@@ -19,16 +18,15 @@ import numpy as np
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.errors import DataError
 
-INDEX_VERSION = 1  # part of the names of cached indices: raise it when the meaning of an index changes
+INDEX_VERSION = 1  # part of the names of cached indices; raise it when the meaning of an index changes
 
 
 @dataclass(frozen=True)
 class SampleOrder:
     """The three indices.
 
-    doc_idx [epochs * documents] i32: sequences of the dataset in reading order; sample_idx [samples + 1, 2]:
-    entry of `doc_idx` and token offset in it at which a sample starts; shuffle_idx [samples]: the samples as
-    they are given out.
+    doc_idx [epochs * documents] i32: sequences of the dataset in reading order. sample_idx [samples + 1, 2]: entry of
+    `doc_idx` and token offset in it at which each sample starts. shuffle_idx [samples]: order of the samples.
     """
 
     doc_idx: np.ndarray
@@ -37,15 +35,14 @@ class SampleOrder:
 
 
 class GPTDataset:
-    """`dataset[i]` is an int64 array [seq_length + 1]; there are at least `num_samples`, over as many epochs
-    as that takes.
+    """Dataset whose items are int64 arrays [seq_length + 1]. It has at least `num_samples` over one or more epochs.
 
-    The last token of one sample is the first of the next in reading order, so that every token but the first
-    is once a target. `documents` are the sequences of `indexed` that take part. The order depends on the
-    sizes of the documents, `num_samples`, `seq_length` and `seed` only. Indices are kept in `cache_dir`
-    (default: `index_cache` beside the data) when that can be written, and memory-mapped from there.
+    The last token of a sample is the first of the next one in reading order, so every token except the first is a
+    target once. `documents` are the sequences of `indexed` to use. The order depends only on the sizes of the
+    documents, `num_samples`, `seq_length` and `seed`. Indices are cached in `cache_dir` (default: `index_cache` next
+    to the data) if it is writable, and memory-mapped from there.
 
-    Raises DataError if the documents hold too few tokens for one sample to be made of.
+    Raises DataError if the documents hold fewer than 2 tokens.
     """
 
     def __init__(
@@ -61,7 +58,7 @@ class GPTDataset:
             raise DataError(f"{indexed.prefix}: holds {indexed.dtype.name}, not token ids")
         documents = np.ascontiguousarray(documents, dtype=np.int32)
         if documents.size and not (0 <= documents.min() and documents.max() < len(indexed)):
-            raise IndexError(f"documents reach beyond the {len(indexed)} of {indexed.prefix}")
+            raise IndexError(f"documents must be below {len(indexed)}, the number in {indexed.prefix}")
         if indexed.sizes[documents].sum(dtype=np.int64) < 2:
             raise DataError(
                 f"{indexed.prefix}: {documents.size} documents hold fewer than 2 tokens: nothing to train on"
@@ -90,16 +87,13 @@ class GPTDataset:
 
 
 def build_order(sizes: np.ndarray, documents: np.ndarray, num_samples: int, seq_length: int, seed: int) -> SampleOrder:
-    """The indices for at least `num_samples` samples, by Megatron-LM's rules and in its draws of random
-    numbers.
-    """
+    """Build the indices for at least `num_samples` samples by Megatron-LM's rules, with the same random draws."""
     tokens_per_epoch = int(sizes[documents].sum(dtype=np.int64))
     num_epochs = max(1, -(-(num_samples * seq_length + 1) // tokens_per_epoch))
     total = (num_epochs * tokens_per_epoch - 1) // seq_length
     shuffled_together = total
     rng = np.random.RandomState(seed)
-    # When little of the last epoch is needed, mixing it into the others would show some documents once less
-    # often.
+    # If only a small part of the last epoch is needed, mixing it with the others would show some documents less often.
     if num_epochs > 1:
         without_last = ((num_epochs - 1) * tokens_per_epoch - 1) // seq_length
         per_epoch = (tokens_per_epoch - 1) // seq_length
@@ -118,16 +112,16 @@ def build_order(sizes: np.ndarray, documents: np.ndarray, num_samples: int, seq_
 
 
 def build_sample_idx(lengths: np.ndarray, seq_length: int) -> np.ndarray:
-    """Where each sample starts, for documents of `lengths` tokens read one after another.
+    """Compute the start of each sample in the concatenation of documents of `lengths` tokens.
 
-    Returns [samples + 1, 2]: document (position in `lengths`) and offset in it. Row k is where token k *
-    seq_length of the concatenation lies: the rows of Megatron-LM's C++ helper `build_sample_idx`, without its
-    loop.
+    Returns [samples + 1, 2]: document (position in `lengths`) and offset in it. Row k is the position of token
+    k * seq_length of the concatenation. The rows equal those of Megatron-LM's C++ helper `build_sample_idx`, which
+    uses a loop.
     """
     ends = np.cumsum(lengths, dtype=np.int64)
     num_samples = (int(ends[-1]) - 1) // seq_length
-    # A document ends before sample k starts where ceil(end / seq_length) <= k: counting these is a search for
-    # all k at once.
+    # A document ends before sample k starts if ceil(end / seq_length) <= k. Counting these documents finds the first
+    # document of all k at once.
     ended_before = np.bincount((ends + (seq_length - 1)) // seq_length, minlength=num_samples + 1)
     entries = np.cumsum(ended_before[: num_samples + 1])
     offsets = np.arange(num_samples + 1, dtype=np.int64) * seq_length
@@ -135,7 +129,7 @@ def build_sample_idx(lengths: np.ndarray, seq_length: int) -> np.ndarray:
     small = max(len(lengths), int(lengths.max())) <= np.iinfo(np.int32).max
     rows = np.empty((num_samples + 1, 2), np.int32 if small else np.int64)
     rows[:, 0], rows[:, 1] = entries, offsets
-    rows[0] = 0  # the helper starts at the first document even when that is empty
+    rows[0] = 0  # the helper starts at the first document even if it is empty
     return rows
 
 
@@ -147,7 +141,7 @@ def load_or_build_order(
     seed: int,
     cache_dir: Path | None = None,
 ) -> SampleOrder:
-    """The order from the cache, or built and, where the folder can be written, put there."""
+    """Load the order from the cache, or build it and store it there if the folder is writable."""
     folder = (cache_dir or indexed.prefix.parent / "index_cache") / (
         f"{indexed.prefix.name}_{num_samples}ns_{seq_length}sl_{seed}s_{_digest(indexed, documents)}"
     )
@@ -159,9 +153,7 @@ def load_or_build_order(
 
 
 def _digest(indexed: IndexedDataset, documents: np.ndarray) -> str:
-    """Names, with num_samples, seq_length and seed, all that an order depends on: which documents, and their
-    lengths.
-    """
+    """Digest of the documents and their lengths. An order depends only on these, num_samples, seq_length and seed."""
     digest = hashlib.blake2b(f"order {INDEX_VERSION}".encode(), digest_size=12)
     digest.update(documents.tobytes())
     digest.update(indexed.sizes[documents].tobytes())
@@ -169,7 +161,7 @@ def _digest(indexed: IndexedDataset, documents: np.ndarray) -> str:
 
 
 def _load_order(folder: Path) -> SampleOrder | None:
-    """The cached order, memory-mapped, or None where there is none or it is damaged."""
+    """Load the cached order memory-mapped. None if it is missing or damaged."""
     names = ("doc_idx", "sample_idx", "shuffle_idx")
     try:
         arrays = [np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in names]
@@ -180,12 +172,12 @@ def _load_order(folder: Path) -> SampleOrder | None:
 
 
 def _save_order(order: SampleOrder, folder: Path) -> bool:
-    """Put the order in the cache as a whole; True if it is there now. Several processes may do so at once."""
+    """Store the order in the cache atomically. Returns True on success. Several processes can do this at once."""
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        temporary.chmod(0o755)  # mkdtemp's 0700 would lock other users of a shared corpus out
+        temporary.chmod(0o755)  # mkdtemp's 0700 would lock out other users of a shared corpus
         for name in ("doc_idx", "sample_idx", "shuffle_idx"):
             with open(temporary / f"{name}.npy", "wb") as file:
                 np.save(file, getattr(order, name))
@@ -195,7 +187,7 @@ def _save_order(order: SampleOrder, folder: Path) -> bool:
             shutil.rmtree(folder, ignore_errors=True)
         os.rename(temporary, folder)
         return True
-    except OSError:  # read-only folder, full disc, or another process was first: the order in memory serves
+    except OSError:  # read-only folder, full disk, or another process was first: use the order in memory
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
         return False

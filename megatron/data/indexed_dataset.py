@@ -1,11 +1,17 @@
-"""Token files `<prefix>.bin` and `<prefix>.idx`, in the format of Megatron-LM and GPT-NeoX (`MMIDIDX`,
-version 1).
+"""Token files `<prefix>.bin` and `<prefix>.idx` in the format of Megatron-LM and GPT-NeoX (`MMIDIDX`, version 1).
 
-Everything is little-endian. The `.bin` is the tokens of all sequences, one after another. The `.idx` is
+All values are little-endian. The `.bin` contains the tokens of all sequences, one after another. The `.idx` contains
 
-    magic `MMIDIDX\\0\\0` | u64 version = 1 | u8 dtype code | u64 sequences n | u64 entries of the document
-    index d i32 sizes[n] (tokens) | i64 pointers[n] (bytes into the .bin) | i64 document index[d] (starts at
-    0, ends at n)
+    magic `MMIDIDX\\0\\0`
+    u64 version = 1
+    u8 dtype code
+    u64 n, the number of sequences
+    u64 d, the number of entries of the document index
+    i32 sizes[n], the length of each sequence in tokens
+    i64 pointers[n], the start of each sequence in the .bin in bytes
+    i64 document index[d], the first sequence of each document; starts at 0 and ends with n
+
+The dtype codes are the keys of `DTYPES`.
 """
 
 from __future__ import annotations
@@ -28,11 +34,11 @@ DTYPES: dict[int, np.dtype] = {
 }
 _HEADER = struct.Struct("<9sQBQQ")
 _CHECK_CHUNK = 1 << 20
-PREPARE_HINT = "make the default corpus with `python prepare_data.py`, yours with tools/datasets/preprocess_data.py"
+PREPARE_HINT = "make the default corpus with `python prepare_data.py`, or yours with tools/datasets/preprocess_data.py"
 
 
 def best_fitting_dtype(vocab_size: int) -> np.dtype:
-    """Smallest dtype of the format that holds token ids below `vocab_size` (the threshold is GPT-NeoX's)."""
+    """Smaller of uint16 and int32 that holds token ids below `vocab_size`. The threshold is GPT-NeoX's."""
     return DTYPES[8] if vocab_size < 65500 else DTYPES[4]
 
 
@@ -47,7 +53,7 @@ def check_dtype_holds(dtype: np.dtype, vocab_size: int, name: str | Path) -> Non
 
 
 def data_file(prefix: str | Path, suffix: str) -> Path:
-    """`<prefix>.bin` or `<prefix>.idx`; a prefix that already ends so is taken as meant."""
+    """`<prefix>.bin` or `<prefix>.idx`. The prefix can already end in .bin or .idx."""
     text = os.fspath(prefix)
     if text.endswith((".bin", ".idx")):
         text = text[:-4]
@@ -57,9 +63,9 @@ def data_file(prefix: str | Path, suffix: str) -> Path:
 class IndexedDataset:
     """Read-only, memory-mapped sequences of token ids.
 
-    `sizes` [n] i32 is the tokens of each sequence, `doc_idx` [d] i64 the sequence at which each document
-    starts, `dtype` that of the tokens. Files are verified when opened: DataError names the file that is
-    missing, truncated or corrupt. Pickles as its path, so that it travels to worker processes for free.
+    `sizes` [n] i32 is the length of each sequence in tokens, `doc_idx` [d] i64 the first sequence of each document, and
+    `dtype` the type of the tokens. Files are verified when opened: DataError names the missing, truncated or corrupt
+    file. It is pickled as its path, which makes sending it to worker processes cheap.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -82,13 +88,13 @@ class IndexedDataset:
         self._pointers = np.frombuffer(raw, "<i8", n, offset + 4 * n)
         self.doc_idx = np.frombuffer(raw, "<i8", d, offset + 12 * n)
         if tokens.size % self.dtype.itemsize:
-            raise DataError(f"{bin_path}: {tokens.size} bytes is no whole number of {self.dtype.name}: truncated?")
+            raise DataError(f"{bin_path}: {tokens.size} bytes is not a whole number of {self.dtype.name}: truncated?")
         self._tokens = tokens.view(self.dtype)
 
     def _verify(self) -> None:
         idx_path = data_file(self.prefix, ".idx")
         end = 0
-        for first in range(0, len(self), _CHECK_CHUNK):  # in chunks: an index of gigabytes need not fit in memory
+        for first in range(0, len(self), _CHECK_CHUNK):  # in chunks, because a large index might not fit in memory
             sizes = self.sizes[first : first + _CHECK_CHUNK].astype(np.int64)
             if sizes.min() < 0:
                 raise DataError(f"{idx_path}: corrupt, a sequence has a negative size")
@@ -103,11 +109,11 @@ class IndexedDataset:
             for first in range(0, len(doc_idx), _CHECK_CHUNK)
         )
         if not (len(doc_idx) and doc_idx[0] == 0 and doc_idx[-1] == len(self) and monotonic):
-            raise DataError(f"{idx_path}: corrupt, its document index does not rise from 0 to {len(self)}")
+            raise DataError(f"{idx_path}: corrupt, its document index does not increase from 0 to {len(self)}")
         if end != self._tokens.nbytes:
             raise DataError(
-                f"{data_file(self.prefix, '.bin')}: {self._tokens.nbytes} bytes where its .idx tells {end}: "
-                "truncated, or of another .idx"
+                f"{data_file(self.prefix, '.bin')}: {self._tokens.nbytes} bytes, but its .idx expects {end}: "
+                "it is truncated or belongs to another .idx"
             )
 
     def __len__(self) -> int:
@@ -117,9 +123,7 @@ class IndexedDataset:
         return self.get(index)
 
     def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
-        """Tokens [offset, offset + length) of sequence `index`, or from `offset` to its end: a view into the
-        file.
-        """
+        """Tokens [offset, offset + length) of sequence `index` (default: to its end), as a view into the file."""
         size = int(self.sizes[index])
         length = size - offset if length is None else length
         if offset < 0 or length < 0 or offset + length > size:
@@ -129,7 +133,7 @@ class IndexedDataset:
 
     @property
     def tokens(self) -> np.ndarray:
-        """All tokens in file order, flat: a view into the file."""
+        """All tokens in file order as a flat view into the file."""
         return self._tokens
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,20 +141,20 @@ class IndexedDataset:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.prefix = state["prefix"]
-        self._open()  # verified already, by the process that pickled it
+        self._open()  # the process that pickled it has verified the files
 
 
 def _map_file(path: Path) -> np.ndarray:
-    """Bytes of the file as a read-only array; mmap refuses empty files."""
+    """Bytes of a file as a read-only array. Empty files are handled separately because mmap refuses them."""
     if path.stat().st_size == 0:
         return np.empty(0, np.uint8)
     return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
 
 
 def _read_header(raw: np.ndarray, path: Path) -> tuple[np.dtype, int, int]:
-    """Token dtype, number of sequences and of document-index entries, checked against the file's length."""
+    """Read token dtype, number of sequences and number of document-index entries. Checks the file's length."""
     if raw.size < _HEADER.size:
-        raise DataError(f"{path}: truncated, {raw.size} bytes is less than a header")
+        raise DataError(f"{path}: truncated, {raw.size} bytes is shorter than a header")
     magic, version, code, n, d = _HEADER.unpack(raw[: _HEADER.size].tobytes())
     if magic != MAGIC:
         raise DataError(f"{path}: not an index of token data (its magic is {magic!r}, not {MAGIC!r})")
@@ -160,16 +164,16 @@ def _read_header(raw: np.ndarray, path: Path) -> tuple[np.dtype, int, int]:
         raise DataError(f"{path}: corrupt, no dtype has code {code}")
     expected = _HEADER.size + 12 * n + 8 * d
     if raw.size != expected:
-        raise DataError(f"{path}: truncated or corrupt, {raw.size} bytes where its header tells {expected}")
+        raise DataError(f"{path}: truncated or corrupt, {raw.size} bytes, but its header expects {expected}")
     return DTYPES[code], n, d
 
 
 class IndexedDatasetBuilder:
-    """Writes `<prefix>.bin` and `<prefix>.idx`: under temporary names until `finalize`, so that an
-    interrupted or failed build leaves whatever was there before. Use it in a `with` block, which cleans up
-    after an exception.
+    """Writes `<prefix>.bin` and `<prefix>.idx`.
 
-    Raises DataError when a token or the vocabulary does not fit `dtype`, or the disc is full.
+    The files have temporary names until `finalize`, so an interrupted or failed build keeps existing files. Use it in
+    a `with` block, which cleans up after an exception. Raises DataError if a token or the vocabulary does not fit
+    `dtype`, or if the files cannot be written.
     """
 
     def __init__(self, prefix: str | Path, dtype: Any, vocab_size: int | None = None) -> None:
@@ -182,7 +186,7 @@ class IndexedDatasetBuilder:
         self._sizes, self._doc_idx = array("i"), array("q", [0])
         parent, tag = self.prefix.parent, f"{self.prefix.name}.{os.getpid()}.tmp"
         self._temporary = {suffix: parent / f".{tag}{suffix}" for suffix in (".bin", ".idx")}
-        with self._telling_errors():
+        with self._converting_errors():
             parent.mkdir(parents=True, exist_ok=True)
             self._bin: IO[bytes] | None = open(self._temporary[".bin"], "wb", buffering=1 << 20)
 
@@ -190,11 +194,11 @@ class IndexedDatasetBuilder:
         """Append one sequence of token ids."""
         items = np.asarray(tokens)
         if items.ndim != 1:
-            raise ValueError(f"a sequence of tokens has one dimension, not {items.ndim}")
+            raise ValueError(f"expected a sequence of tokens with one dimension, got {items.ndim}")
         self._append(items, [len(items)])
 
     def add_documents(self, tokens: np.ndarray, sizes: Sequence[int] | np.ndarray) -> None:
-        """Append documents of one sequence each: `tokens` [sum(sizes)] holds them one after another."""
+        """Append documents of one sequence each. `tokens` [sum(sizes)] contains them one after another."""
         first = len(self._sizes)
         self._append(tokens, sizes)
         self._doc_idx.extend(range(first + 1, len(self._sizes) + 1))
@@ -207,13 +211,13 @@ class IndexedDatasetBuilder:
                 if not limits.min <= extreme <= limits.max:
                     raise DataError(f"{self.prefix}: token id {extreme} does not fit dtype {self.dtype.name}")
         if int(np.sum(sizes)) != tokens.size:
-            raise ValueError(f"sizes add up to {np.sum(sizes)}, tokens are {tokens.size}")
-        with self._telling_errors():
+            raise ValueError(f"sizes add up to {np.sum(sizes)}, but there are {tokens.size} tokens")
+        with self._converting_errors():
             self._bin.write(tokens.astype(self.dtype, copy=False).tobytes())
         self._sizes.extend(int(size) for size in sizes)
 
     def end_document(self) -> None:
-        """The sequences added since the last call are one document."""
+        """End a document, which consists of the sequences added since the last call."""
         self._doc_idx.append(len(self._sizes))
 
     def merge(self, prefix: str | Path) -> None:
@@ -225,24 +229,24 @@ class IndexedDatasetBuilder:
                 f"{prefix}: dtype {other.dtype.name} cannot be merged into {self.dtype.name} of {self.prefix}"
             )
         first = len(self._sizes)
-        with self._telling_errors():
+        with self._converting_errors():
             for start in range(0, other.tokens.size, 1 << 24):
                 self._bin.write(other.tokens[start : start + (1 << 24)].tobytes())
         self._sizes.frombytes(other.sizes.astype("=i4").tobytes())
         self._doc_idx.frombytes((other.doc_idx[1:] + first).astype("=i8").tobytes())
 
     def finalize(self) -> None:
-        """Write the index, flush both files to disc and give them their names."""
+        """Write the index, flush both files to disk and rename them to their final names."""
         assert self._bin is not None, "finalized"
         if self._doc_idx[-1] != len(self._sizes):
             self.end_document()
-        with self._telling_errors():
+        with self._converting_errors():
             with open(self._temporary[".idx"], "wb") as idx:
                 self._write_index(idx)
                 _sync(idx)
             _sync(self._bin)
             self._bin.close()
-            # A kill between the two renames must not leave an old index beside new tokens.
+            # A kill between the two renames must not leave an old index with new tokens.
             data_file(self.prefix, ".idx").unlink(missing_ok=True)
             for suffix in (".bin", ".idx"):
                 os.replace(self._temporary[suffix], data_file(self.prefix, suffix))
@@ -259,11 +263,11 @@ class IndexedDatasetBuilder:
             idx.write(part.tobytes())
 
     def abort(self) -> None:
-        """Drop what was written; what stood at `prefix` before stays."""
+        """Discard the written tokens. Existing files at `prefix` stay unchanged."""
         if self._bin is not None:
             try:
                 self._bin.close()
-            except OSError:  # the flush of a full disc fails once more: the file is closed all the same
+            except OSError:  # flushing to a full disk fails again, but the file is closed
                 pass
             self._bin = None
         for path in self._temporary.values():
@@ -276,12 +280,12 @@ class IndexedDatasetBuilder:
         if kind is not None or self._bin is not None:
             self.abort()
 
-    def _telling_errors(self) -> _TellOSErrors:
-        return _TellOSErrors(self)
+    def _converting_errors(self) -> _OSErrorConverter:
+        return _OSErrorConverter(self)
 
 
-class _TellOSErrors:
-    """Turns an OSError while writing into a DataError, after cleaning up."""
+class _OSErrorConverter:
+    """Converts an OSError while writing to a DataError, after cleaning up."""
 
     def __init__(self, builder: IndexedDatasetBuilder) -> None:
         self.builder = builder

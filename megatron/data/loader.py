@@ -1,4 +1,4 @@
-"""Which samples this rank sees in which microbatch, and the torch loader that reads them."""
+"""Sampler of this rank's microbatches, and the torch loader that reads them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from megatron.errors import ConfigError
 
 
 class GlobalBatchSampler(Sampler[list[int]]):
-    """Yields the sample indices of one microbatch [micro_batch_size] after another, for one data-parallel
-    rank.
+    """Yields the sample indices of each microbatch [micro_batch_size] of one data-parallel rank.
 
-    Global step s covers samples [s * global_batch_size, (s + 1) * global_batch_size) under every layout.
-    Within a step, microbatch m of rank r holds the samples from (m * dp_size + r) * micro_batch_size on: the
-    microbatches of all ranks, m outside and r inside, are the global batch in its order. Starts after
-    `consumed_samples`, ends at the last whole global batch. ConfigError if the global batch is no multiple of
-    micro_batch_size * dp_size.
+    Global step s covers samples [s * global_batch_size, (s + 1) * global_batch_size) under every layout. Within a
+    step, microbatch m of rank r has the samples from (m * dp_size + r) * micro_batch_size on. The microbatches of all
+    ranks, ordered by m and then by r, are the global batch in its order. Starts after `consumed_samples` and ends at
+    the last whole global batch. Raises ConfigError if the global batch is not a multiple of micro_batch_size * dp_size.
     """
 
     def __init__(
@@ -32,26 +30,26 @@ class GlobalBatchSampler(Sampler[list[int]]):
         consumed_samples: int = 0,
     ) -> None:
         if min(global_batch_size, micro_batch_size, dp_size) < 1 or not 0 <= dp_rank < dp_size:
-            raise ConfigError("batch sizes and the data-parallel size must be positive, and the rank below the size")
+            raise ConfigError("batch sizes and the data-parallel size must be positive, and the rank below that size")
         if global_batch_size % (micro_batch_size * dp_size):
             raise ConfigError(
-                f"train_batch_size {global_batch_size} is no multiple of train_micro_batch_size_per_gpu "
+                f"train_batch_size {global_batch_size} is not a multiple of train_micro_batch_size_per_gpu "
                 f"{micro_batch_size} x {dp_size} data-parallel ranks"
             )
         if consumed_samples < 0:
-            raise ConfigError(f"consumed samples cannot be {consumed_samples}")
+            raise ConfigError(f"consumed_samples must not be negative, got {consumed_samples}")
         self.num_samples, self.consumed_samples = num_samples, consumed_samples
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.dp_rank, self.dp_size = dp_rank, dp_size
 
     @property
     def num_microbatches(self) -> int:
-        """Microbatches of this rank in a global step."""
+        """Number of microbatches of this rank in a global step."""
         return self.global_batch_size // (self.micro_batch_size * self.dp_size)
 
     @property
     def num_steps(self) -> int:
-        """Whole global batches that are left."""
+        """Number of remaining whole global batches."""
         return max(0, self.num_samples - self.consumed_samples) // self.global_batch_size
 
     def __len__(self) -> int:
@@ -66,18 +64,17 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
 
 def collate(samples: list[np.ndarray]) -> dict[str, torch.Tensor]:
-    """{"text": int64 [micro_batch_size, seq_length + 1]}."""
+    """Stack samples to {"text": int64 [micro_batch_size, seq_length + 1]}."""
     return {"text": torch.from_numpy(np.stack(samples))}
 
 
 def build_loader(
     dataset: object, sampler: GlobalBatchSampler, num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[dict[str, torch.Tensor]]:
-    """A loader of `{"text": int64 [micro_batch_size, seq_length + 1]}` in the sampler's order, for any
-    `num_workers`.
+    """Build a loader of `{"text": int64 [micro_batch_size, seq_length + 1]}` in the sampler's order.
 
-    Iterating draws nothing from torch's global random state, so that a resumed run can follow the
-    uninterrupted one.
+    The order does not depend on `num_workers`. Iterating does not change torch's global random state, which lets a
+    resumed run reproduce the uninterrupted one.
     """
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # anything with __len__ and __getitem__

@@ -1,4 +1,4 @@
-"""Tokenizers of GPT-NeoX's types, without torch."""
+"""Tokenizers of GPT-NeoX's types. Does not import torch."""
 
 from megatron.tokenizer.tokenizer import (
     TOKENIZER_TYPES,

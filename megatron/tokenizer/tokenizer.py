@@ -1,4 +1,4 @@
-"""One small protocol over the tokenizers that GPT-NeoX names in `tokenizer-type`."""
+"""One small protocol for the tokenizers that GPT-NeoX names in `tokenizer-type`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Protocol, runtime_checkable
 from megatron.errors import ConfigError, DataError
 from megatron.optional import import_optional
 
-# Names of the end-of-document token, GPT-NeoX's first, then those of other families of tokenizers.
+# Names of the end-of-document token: GPT-NeoX's first, then those of other tokenizer families.
 _EOD_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>")
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Text to token ids and back. `vocab_size` is one more than the largest id; `eod` ends a document."""
+    """Converts text to token ids and back. `vocab_size` is the largest id plus one. `eod` ends a document."""
 
     name: str
 
@@ -24,7 +24,7 @@ class Tokenizer(Protocol):
 
     @property
     def eod(self) -> int:
-        """Raises DataError if the vocabulary has no such token."""
+        """Id of the end-of-document token. Raises DataError if the vocabulary has none."""
         ...
 
     def tokenize(self, text: str) -> list[int]: ...
@@ -32,12 +32,12 @@ class Tokenizer(Protocol):
     def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
-        """Never fails: bytes that are not whole UTF-8 characters become U+FFFD, unknown ids nothing."""
+        """Text of any ids. Bytes that are not whole UTF-8 characters become U+FFFD; unknown ids are dropped."""
         ...
 
 
 class CharLevelTokenizer:
-    """UTF-8 bytes as they are. As in GPT-NeoX the vocabulary has 512 ids, `eod` is 0 and padding 1."""
+    """UTF-8 bytes as token ids. As in GPT-NeoX, the vocabulary has 512 ids, `eod` is 0 and padding is 1."""
 
     name = "CharLevelTokenizer"
     vocab_size = 512
@@ -59,18 +59,18 @@ class HFTokenizer:
 
     def __init__(self, tokenizer: Any, name: str, source: str) -> None:
         self.name, self._tokenizer, self._source = name, tokenizer, source
-        tokenizer.no_truncation()  # settings of a fine-tuned model, which would cut documents short
+        tokenizer.no_truncation()  # a fine-tuned model's settings would truncate documents
         tokenizer.no_padding()
         vocab = tokenizer.get_vocab(with_added_tokens=True)
         if not vocab:
-            raise DataError(f"vocab-file {source} holds an empty vocabulary")
+            raise DataError(f"vocab-file {source} contains an empty vocabulary")
         self.vocab_size = max(vocab.values()) + 1
         self._eod: int | None = next((vocab[token] for token in _EOD_TOKENS if token in vocab), None)
 
     @property
     def eod(self) -> int:
         if self._eod is None:
-            raise DataError(f"vocab-file {self._source} has no end-of-document token (such as {_EOD_TOKENS[0]})")
+            raise DataError(f"vocab-file {self._source} has no end-of-document token, for example {_EOD_TOKENS[0]}")
         return self._eod
 
     def tokenize(self, text: str) -> list[int]:
@@ -142,7 +142,7 @@ class SPMTokenizer:
 
 
 class TiktokenTokenizer:
-    """An encoding of the `tiktoken` library; the text of special tokens is ordinary text."""
+    """An encoding of the `tiktoken` library. The text of special tokens is encoded as ordinary text."""
 
     name = "TiktokenTokenizer"
 
@@ -170,32 +170,32 @@ class TiktokenTokenizer:
 
 
 class StreamDetokenizer:
-    """Text of tokens that come one at a time: holds back what is not yet a whole character."""
+    """Detokenizes one token at a time and holds back incomplete characters."""
 
-    _CONTEXT = 64  # tokens kept before the window is cut: decoding a whole text at every token would be quadratic
-    _PATIENCE = 4  # a character has at most 4 bytes, and a token at least one
+    _CONTEXT = 64  # tokens kept: decoding the whole text at every token would take quadratic time
+    _PATIENCE = 4  # a character has at most 4 bytes, and a token has at least one
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._sent = 0  # characters of the text of `_ids` that were given out
-        self._held = 0  # tokens since then
+        self._sent = 0  # characters of the text of `_ids` that were returned
+        self._held = 0  # tokens added since then
 
     def push(self, token_id: int) -> str:
-        """Text that `token_id` completes; empty within a character of several tokens."""
+        """Return the text that `token_id` completes. Empty inside a character of several tokens."""
         self._ids.append(int(token_id))
         self._held += 1
         text = self._tokenizer.detokenize(self._ids)
         if text.endswith("\ufffd") and self._held < self._PATIENCE:
             return ""
         fresh, self._sent, self._held = text[self._sent :], len(text), 0
-        if len(self._ids) >= self._CONTEXT:  # keep the last token: SentencePiece drops a space that comes first
+        if len(self._ids) >= self._CONTEXT:  # keep the last token: SentencePiece drops a leading space
             self._ids = self._ids[-1:]
             self._sent = len(self._tokenizer.detokenize(self._ids))
         return fresh
 
     def flush(self) -> str:
-        """Whatever is left, with U+FFFD for bytes that never became a character."""
+        """Return the remaining text. Bytes that are not a whole character become U+FFFD."""
         text = self._tokenizer.detokenize(self._ids)[self._sent :]
         self._ids, self._sent, self._held = [], 0, 0
         return text
@@ -210,10 +210,10 @@ def padded_vocab_size(vocab_size: int, divisible_by: int, model_parallel_size: i
 def build_tokenizer(
     tokenizer_type: str, vocab_file: str | Path | None = None, merge_file: str | Path | None = None
 ) -> Tokenizer:
-    """The tokenizer of a GPT-NeoX `tokenizer-type`.
+    """Build the tokenizer of a GPT-NeoX `tokenizer-type`.
 
-    Raises ConfigError for an unknown type or a key that is missing; DataError, naming `vocab-file` or
-    `merge-file`, for a file that is missing or corrupt, and for an optional library that is not installed.
+    Raises ConfigError for an unknown type or a missing key. Raises DataError, naming `vocab-file` or `merge-file`, for
+    a missing or corrupt file, and for an optional library that is not installed.
     """
     if tokenizer_type not in TOKENIZER_TYPES:
         raise ConfigError(f"tokenizer-type: {tokenizer_type!r} is not one of {', '.join(TOKENIZER_TYPES)}")
@@ -222,14 +222,14 @@ def build_tokenizer(
 
 def _existing(path: str | Path | None, key: str, what: str) -> str:
     if path is None:
-        raise ConfigError(f"{key} is not set: it must name {what}")
+        raise ConfigError(f"{key} is not set: set it to {what}")
     if not Path(path).is_file():
         raise DataError(f"{key}: {path} does not exist; it must be {what}")
     return str(path)
 
 
 def _read(load: Callable[[], Any], key: str, path: str, what: str) -> Any:
-    """Run a library's loader; these raise anything for a corrupt file, plain Exception (Rust) included."""
+    """Run a library's loader. Loaders raise any error for a corrupt file, in Rust libraries plain Exception."""
     try:
         return load()
     except Exception as error:
@@ -282,7 +282,7 @@ def _spm(vocab_file: str | Path | None, merge_file: object) -> Tokenizer:
 def _tiktoken(vocab_file: str | Path | None, merge_file: object) -> Tokenizer:
     tiktoken = import_optional("tiktoken", "tiktoken", "tokenizer-type TiktokenTokenizer", DataError)
     if vocab_file is None:
-        raise ConfigError("vocab-file is not set: for TiktokenTokenizer it names an encoding, such as cl100k_base")
+        raise ConfigError("vocab-file is not set: set it to an encoding of tiktoken, for example cl100k_base")
     name = str(vocab_file)
     what = "an encoding of tiktoken that can be loaded (the first time needs a network)"
     return TiktokenTokenizer(_read(lambda: tiktoken.get_encoding(name), "vocab-file", name, what))

@@ -1,4 +1,4 @@
-"""Blends: Megatron-LM's rule, near the weights at every prefix."""
+"""Blends follow Megatron-LM's rule and are close to the weights at every prefix."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def test_each_sample_goes_to_the_dataset_furthest_behind(weights, num_samples):
         assert within[i] == counts[chosen[i]]
         counts[chosen[i]] += 1
         assert np.abs(counts - shares * (i + 1)).max() < len(weights)
-    assert (counts <= np.ceil(shares * num_samples * 1.005)).all(), "what Megatron-LM asks of each dataset suffices"
+    assert (counts <= np.ceil(shares * num_samples * 1.005)).all(), "a dataset gives more than Megatron-LM's share"
 
 
 @given(weights=weight_lists, lengths=st.tuples(st.integers(0, 100), st.integers(0, 100)))
-def test_a_longer_blend_begins_with_the_shorter(weights, lengths):
+def test_a_longer_blend_starts_with_the_shorter(weights, lengths):
     short, long = sorted(lengths)
     for part, whole in zip(blend_index(weights, short), blend_index(weights, long), strict=True):
         assert part.tolist() == whole[:short].tolist()
@@ -44,7 +44,7 @@ def test_bad_weights(weights):
 
 
 class Constant:
-    """Stands for a dataset: sample i is [value, i]."""
+    """Fake dataset whose sample i is [value, i]."""
 
     def __init__(self, value: int, length: int) -> None:
         self.value, self.length = value, length
@@ -65,7 +65,7 @@ def test_blended_dataset_gives_the_samples_of_each_in_order():
 
 
 def test_blend_of_datasets_that_are_too_short_or_too_many():
-    with pytest.raises(DataError, match="corpus1: 19 samples where the blend takes 20"):
+    with pytest.raises(DataError, match="corpus1: 19 samples, but the blend needs 20"):
         BlendedDataset([Constant(0, 100), Constant(1, 19)], [3, 1], 80)
     with pytest.raises(DataError, match="1 data weights for 2"):
         BlendedDataset([Constant(0, 1), Constant(1, 1)], [1], 1)

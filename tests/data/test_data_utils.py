@@ -1,4 +1,4 @@
-"""The data keys of the configuration: split, paths, weights, and what is told when they do not fit."""
+"""The data keys of the configuration: split, paths and weights, and the errors for bad values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron.errors import ConfigError, DataError
 
 
 def corpus(prefix, documents=100, length=20, token=None):
-    """Documents whose tokens are all their number (or `token`)."""
+    """Write documents in which every token is the document's number (or `token`)."""
     with IndexedDatasetBuilder(prefix, "i4") as builder:
         for number in range(documents):
             builder.add_item(np.full(length, number if token is None else token))
@@ -35,7 +35,7 @@ def build(**keys):
     [
         ("969, 30, 1", 1000, (0, 969, 999, 1000)),
         ("969/30/1", 17868, (0, 17314, 17850, 17868)),
-        ("949,50,1", 17868, (0, 16957, 17850, 17868)),  # as a public log of Megatron-DeepSpeed tells
+        ("949,50,1", 17868, (0, 16957, 17850, 17868)),  # from a public log of Megatron-DeepSpeed
         ("100", 7, (0, 7, 7, 7)),
         ("1,1", 10, (0, 5, 10, 10)),
         ("0,1,0", 10, (0, 0, 10, 10)),
@@ -67,18 +67,18 @@ def test_split_of_one_path_by_documents(tmp_path):
         assert tokens_of(dataset) <= set(range(first, end))
 
 
-def test_no_dataset_where_no_samples_are_asked(tmp_path):
+def test_no_dataset_if_no_samples_are_requested(tmp_path):
     train, valid, test = build(data_path=corpus(tmp_path / "x", documents=1), num_samples=(50, 0, 0))
     assert len(train) >= 50 and valid is None and test is None
 
 
-def test_split_that_leaves_nothing_is_told(tmp_path):
+def test_a_split_that_leaves_an_empty_dataset_is_refused(tmp_path):
     path = corpus(tmp_path / "single", documents=1, length=1000)
     with pytest.raises(DataError, match=r"single: split '969, 30, 1' leaves 0 of its 1 documents.*to valid.*change"):
         build(data_path=path, num_samples=(5, 5, 0))
 
 
-def test_paths_of_their_own_are_blended(tmp_path):
+def test_separate_paths_are_blended(tmp_path):
     paths = [corpus(tmp_path / str(token), token=token) for token in (1, 2, 3)]
     train, valid, test = build(
         train_data_paths=paths[:2],
@@ -117,7 +117,7 @@ def test_weights_by_number_of_documents(tmp_path):
         ({"train_data_paths": ["{x}"], "train_data_weights": [0]}, DataError, "weights"),
     ],
 )
-def test_keys_that_do_not_fit(tmp_path, keys, error, message):
+def test_inconsistent_keys_are_refused(tmp_path, keys, error, message):
     path = str(corpus(tmp_path / "x"))
     keys = {
         key: [path if v == "{x}" else v for v in value] if isinstance(value, list) else value
@@ -127,14 +127,14 @@ def test_keys_that_do_not_fit(tmp_path, keys, error, message):
         build(**keys)
 
 
-def test_data_of_another_tokenizer_is_told(tmp_path):
+def test_data_of_another_tokenizer_is_refused(tmp_path):
     path = corpus(tmp_path / "x", documents=100)
     build(data_path=path, vocab_size=100, split="8,1,1")
-    with pytest.raises(DataError, match=r"x\.bin holds token id 99, and the vocabulary has 99"):
+    with pytest.raises(DataError, match=r"x\.bin contains token id 99, but the vocabulary has 99"):
         build(data_path=path, vocab_size=99)
 
 
-def test_check_vocab_looks_everywhere_when_asked(tmp_path):
+def test_check_vocab_checks_all_tokens_if_full(tmp_path):
     tokens = np.zeros(5_000_000, np.uint16)
     tokens[300_000 - 1] = 7  # between the samples
     with IndexedDatasetBuilder(tmp_path / "x", "u2") as builder:

@@ -1,4 +1,4 @@
-"""Reading text: every format gives the same documents, and what is wrong is told with its place."""
+"""Reading text: every format gives the same documents, and errors name file and line."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_plain_text(tmp_path, split, expected):
     assert read(path, text_split=split) == expected
 
 
-def test_empty_documents_are_left_out(tmp_path):
+def test_empty_documents_are_skipped(tmp_path):
     (tmp_path / "a.txt").write_text("  \n")
     (tmp_path / "b.jsonl").write_bytes(json_lines(["", "x", " "]))
     assert read(*find_files([tmp_path])) == ["x"]
@@ -81,7 +81,7 @@ def test_several_keys(tmp_path):
         list(DocumentReader([tmp_path / "x.txt"], ["question", "answer"]))
 
 
-def test_half_a_surrogate_pair_is_made_text(tmp_path):
+def test_an_unpaired_surrogate_is_replaced(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"text": "a\\ud800b"}\n')
     assert read(path) == ["a?b"]
@@ -105,10 +105,10 @@ BAD = {
         b'{"text": "x"}\n{"txt": "y"}\n',
         r"key\.jsonl:2: the key 'text' is missing \(there are: txt\)",
     ),
-    "type.jsonl": (b'{"text": 5}\n', r"type\.jsonl:1: the key 'text' is no text"),
+    "type.jsonl": (b'{"text": 5}\n', r"type\.jsonl:1: the key 'text' is not text"),
     "list.jsonl": (b"[1]\n", r"list\.jsonl:1: not an object"),
     "bytes.jsonl": (b'{"text": "\xff"}\n', r"bytes\.jsonl:1: not JSON"),
-    "x.json": (b'{"text": "a"}\n{"text": "b"}', r"x\.json: not JSON \(one object a line is called \.jsonl\)"),
+    "x.json": (b'{"text": "a"}\n{"text": "b"}', r"x\.json: not JSON \(use \.jsonl for one object per line\)"),
     "latin.txt": ("ä".encode("latin-1") + b"bc", r"latin\.txt is not UTF-8 text: .* at byte 0"),
     "cut.jsonl.zst": (FORMATS["x.jsonl.zst"][:-5], r"cut\.jsonl\.zst: .*truncated"),
     "between.jsonl.zst": (FORMATS["frames.jsonl.zst"] + b"garbage", r"between\.jsonl\.zst: .*corrupt"),
@@ -119,14 +119,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_file_is_told_with_its_place(tmp_path, name):
+def test_the_error_of_a_bad_file_names_the_place(tmp_path, name):
     content, message = BAD[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         read(tmp_path / name)
 
 
-def test_bad_lines_are_left_out_when_asked(tmp_path):
+def test_bad_lines_are_skipped_on_request(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"text": "a"}\n{"text": \n{"other": 1}\n{"text": "b"}\n')
     reader = DocumentReader([path], skip_bad_lines=True)

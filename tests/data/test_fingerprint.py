@@ -1,4 +1,4 @@
-"""The fingerprint of a corpus: every byte counts, names do not."""
+"""The fingerprint of a corpus depends on every byte and not on file names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_sizes_and_contents_of_both_files_in_order(tmp_path: Path) -> None:
     assert corpus_fingerprint([make(tmp_path / "another name", [[1, 2, 3], [4, 5]])]) == corpus_fingerprint([first])
 
 
-def test_what_differs_has_another_fingerprint(tmp_path: Path) -> None:
+def test_different_corpora_have_different_fingerprints(tmp_path: Path) -> None:
     first = make(tmp_path / "a", [[1, 2, 3], [4, 5]])
     others = [
         [make(tmp_path / "token", [[1, 2, 3], [4, 6]])],

@@ -1,6 +1,4 @@
-"""Samples: the same rows as Megatron-LM's loop, every token once a target in an epoch, caches that do not
-lie.
-"""
+"""Samples: the rows of Megatron-LM's loop, every token once a target per epoch, and correct caches."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ from megatron.errors import DataError
 
 
 def make_indexed(prefix, lengths, dtype="i4"):
-    """Documents of these lengths whose tokens count up over the whole corpus, so that a token tells where it
-    is from.
-    """
+    """Write documents of these lengths in which each token is its own position in the corpus."""
     position = 0
     with IndexedDatasetBuilder(prefix, dtype) as builder:
         for length in lengths:
@@ -34,7 +30,7 @@ def make_indexed(prefix, lengths, dtype="i4"):
 
 
 def sample_idx_by_loop(lengths, seq_length):
-    """The slow definition: walk the documents, filling one sequence of seq_length + 1 tokens at a time."""
+    """Slow definition: walk over the documents and fill one sequence of seq_length + 1 tokens at a time."""
     num_samples = (sum(lengths) - 1) // seq_length
     rows, document, offset = [(0, 0)], 0, 0
     while len(rows) <= num_samples:
@@ -48,7 +44,7 @@ def sample_idx_by_loop(lengths, seq_length):
 
 
 @given(lengths=st.lists(st.integers(0, 30), min_size=1, max_size=30), seq_length=st.integers(1, 40))
-def test_sample_index_is_that_of_the_loop(lengths, seq_length):
+def test_the_sample_index_equals_that_of_the_loop(lengths, seq_length):
     assume(sum(lengths) >= 1)
     rows = build_sample_idx(np.array(lengths, np.int32), seq_length)
     assert [tuple(row) for row in rows.tolist()] == sample_idx_by_loop(lengths, seq_length)
@@ -68,9 +64,7 @@ def test_sample_index_counts_beyond_32_bits():
     seed=st.integers(0, 5),
 )
 def test_order_follows_megatrons_rules(lengths, seq_length, num_samples, seed):
-    """Against a plain rendering of the rules: epochs, whether the last stands apart, and the draws of random
-    numbers.
-    """
+    """Compare with a direct implementation of the rules: epochs, a separate last epoch, and the random draws."""
     assume(sum(lengths) >= 2)
     documents = np.arange(len(lengths), dtype=np.int32)
     order = build_order(np.array(lengths, np.int32), documents, num_samples, seq_length, seed)
@@ -123,7 +117,7 @@ def test_an_epoch_shows_every_token_but_the_first_and_a_rest_as_a_target_once(tm
     assert len(targets) == 64 == len(set(targets.tolist()))
 
 
-def test_only_the_documents_given_are_read(tmp_path):
+def test_only_the_given_documents_are_read(tmp_path):
     indexed = make_indexed(tmp_path / "x", [50] * 10)
     dataset = GPTDataset(indexed, np.array([2, 3, 4]), 100, 7, seed=0)
     seen = np.concatenate([dataset[i] for i in range(len(dataset))])
@@ -134,7 +128,7 @@ def test_only_the_documents_given_are_read(tmp_path):
         dataset[len(dataset)]
 
 
-def test_seed_changes_the_order_and_repeats(tmp_path):
+def test_the_seed_determines_the_order(tmp_path):
     indexed = make_indexed(tmp_path / "x", [50] * 10)
     first, again, other = (
         [GPTDataset(indexed, np.arange(10), 40, 7, seed, tmp_path / "cache")[i].tolist() for i in range(40)]
@@ -158,8 +152,7 @@ def test_float_data_is_refused(tmp_path):
         GPTDataset(IndexedDataset(tmp_path / "x"), np.arange(1), 1, 1, seed=0)
 
 
-# --- The cache of indices
-# ----------------------------------------------------------------------------------------
+# --- the cache of indices ---
 
 
 def build(indexed, documents=6, num_samples=20, seq_length=5, seed=1, cache_dir=None):
@@ -170,7 +163,7 @@ def contents(dataset):
     return [dataset[i].tolist() for i in range(len(dataset))]
 
 
-def test_second_time_the_order_comes_from_the_cache(tmp_path, monkeypatch):
+def test_a_second_build_loads_the_order_from_the_cache(tmp_path, monkeypatch):
     indexed = make_indexed(tmp_path / "x", [9] * 8)
     first = build(indexed)
     assert len(list((tmp_path / "index_cache").iterdir())) == 1
@@ -192,7 +185,7 @@ def test_cache_of_other_arguments_is_not_used(tmp_path, change):
 
 def test_cache_of_data_that_was_replaced_is_not_used(tmp_path):
     build(make_indexed(tmp_path / "x", [9] * 8))
-    replaced = make_indexed(tmp_path / "x", [8, 10] * 4)  # as many tokens, in documents of other lengths
+    replaced = make_indexed(tmp_path / "x", [8, 10] * 4)  # the same number of tokens in documents of other lengths
     assert contents(build(replaced)) == contents(build(replaced, cache_dir=tmp_path / "fresh"))
 
 
@@ -203,7 +196,7 @@ def test_cache_of_other_documents_of_the_same_lengths_is_not_used(tmp_path):
         assert min(min(sample) for sample in contents(dataset)) == 9 * first
 
 
-def test_damaged_cache_is_built_anew(tmp_path):
+def test_a_damaged_cache_is_built_again(tmp_path):
     indexed = make_indexed(tmp_path / "x", [9] * 8)
     expected = contents(build(indexed))
     (folder,) = (tmp_path / "index_cache").iterdir()
@@ -211,11 +204,11 @@ def test_damaged_cache_is_built_anew(tmp_path):
         for damage in (lambda path: path.unlink(), lambda path: os.truncate(path, path.stat().st_size - 3)):
             damage(folder / f"{name}.npy")
             assert contents(build(indexed)) == expected
-            assert gpt_dataset._load_order(folder) is not None, "mended"
+            assert gpt_dataset._load_order(folder) is not None, "not repaired"
     assert list((tmp_path / "index_cache").iterdir()) == [folder]
 
 
-def test_cache_that_cannot_be_written_is_done_without(tmp_path):
+def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path):
     indexed = make_indexed(tmp_path / "x", [9] * 8)
     expected = contents(build(indexed))
     shutil.rmtree(tmp_path / "index_cache")
@@ -229,7 +222,7 @@ def _build_in_process(prefix, barrier, results):
     results.put(contents(build(indexed)))
 
 
-def test_several_processes_may_build_at_once(tmp_path):
+def test_several_processes_can_build_at_once(tmp_path):
     expected = contents(build(make_indexed(tmp_path / "x", [9] * 8)))
     shutil.rmtree(tmp_path / "index_cache")
     context = multiprocessing.get_context("fork")

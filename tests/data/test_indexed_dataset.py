@@ -1,4 +1,4 @@
-"""The token files: the format byte for byte, round trips, and every way in which a file can be bad."""
+"""Token files: the format byte for byte, round trips, and bad files."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_reading_beyond_a_sequence_is_an_error(tmp_path):
             indexed.get(*arguments)
 
 
-def test_prefix_may_carry_a_suffix(tmp_path):
+def test_a_prefix_can_have_a_suffix(tmp_path):
     write(tmp_path / "a.b", [[7]])
     assert (tmp_path / "a.b.bin").is_file()
     for name in ("a.b", "a.b.bin", "a.b.idx"):
@@ -102,11 +102,10 @@ def test_merge_appends_documents(tmp_path):
         builder.merge(first)
 
 
-# --- Bad input
-# ---------------------------------------------------------------------------------------------------
+# --- bad input ---
 
 
-def test_missing_file_names_itself_and_the_way_out(tmp_path):
+def test_a_missing_file_is_named_with_the_way_out(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.idx does not exist.*python prepare_data\.py"):
         IndexedDataset(tmp_path / "nowhere")
     prefix = write(tmp_path / "half", [[1]])
@@ -116,7 +115,7 @@ def test_missing_file_names_itself_and_the_way_out(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".idx", ".bin"])
-def test_every_truncation_is_told_at_open(tmp_path, suffix):
+def test_every_truncation_is_detected_at_open(tmp_path, suffix):
     prefix = write(tmp_path / "x", [[1, 2, 3], [4, 5]])
     path = prefix.with_suffix(suffix)
     content = path.read_bytes()
@@ -129,8 +128,8 @@ def test_every_truncation_is_told_at_open(tmp_path, suffix):
         IndexedDataset(prefix)
 
 
-def test_every_flipped_byte_of_an_index_is_told_or_harmless(tmp_path):
-    """A changed index never yields tokens that differ from the written ones by length or place."""
+def test_every_changed_byte_of_an_index_is_detected(tmp_path):
+    """A changed index must not yield tokens of another length or place."""
     prefix = write(tmp_path / "x", [[1, 2, 3], [4, 5]])
     path = prefix.with_suffix(".idx")
     content = path.read_bytes()
@@ -154,7 +153,7 @@ def test_every_flipped_byte_of_an_index_is_told_or_harmless(tmp_path):
         (34, b"\xff\xff\xff\xff", "negative"),
     ],
 )
-def test_message_tells_what_is_wrong(tmp_path, offset, value, message):
+def test_the_message_names_the_problem(tmp_path, offset, value, message):
     path = write(tmp_path / "x", [[1, 2, 3], [4, 5]]).with_suffix(".idx")
     content = bytearray(path.read_bytes())
     content[offset : offset + len(value)] = value
@@ -163,7 +162,7 @@ def test_message_tells_what_is_wrong(tmp_path, offset, value, message):
         IndexedDataset(path)
 
 
-def test_document_index_must_rise(tmp_path):
+def test_the_document_index_must_increase(tmp_path):
     path = write(tmp_path / "x", [[1], [2], [3]]).with_suffix(".idx")
     content = bytearray(path.read_bytes())
     content[-24:-8] = np.array([2, 1], "<i8").tobytes()
@@ -188,7 +187,7 @@ def test_vocabulary_too_large_for_the_dtype(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interrupted_build_leaves_the_old_files(tmp_path):
+def test_an_interrupted_build_keeps_the_old_files(tmp_path):
     prefix = write(tmp_path / "x", [[1, 2, 3]])
     with pytest.raises(KeyboardInterrupt), IndexedDatasetBuilder(prefix, "u2") as builder:
         builder.add_item([9] * 100_000)
@@ -198,7 +197,7 @@ def test_interrupted_build_leaves_the_old_files(tmp_path):
 
 
 @pytest.mark.parametrize("tokens", [50_000, 4_000_000])  # fails in finalize, and in add_item
-def test_full_disc_leaves_the_old_files(tmp_path, tokens):
+def test_a_full_disk_keeps_the_old_files(tmp_path, tokens):
     prefix = write(tmp_path / "x", [[1, 2, 3]])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -214,7 +213,7 @@ def test_full_disc_leaves_the_old_files(tmp_path, tokens):
     assert IndexedDataset(prefix)[0].tolist() == [1, 2, 3]
 
 
-def test_folder_that_cannot_be_made(tmp_path):
+def test_a_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write"):
         IndexedDatasetBuilder(tmp_path / "file" / "x", "u2")

@@ -1,6 +1,4 @@
-"""The loader: the same global batches in the same order under every layout, from any point, by any number of
-workers.
-"""
+"""The loader yields the same global batches under every layout, from any start, with any number of workers."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from megatron.errors import ConfigError
 
 
 class Counting:
-    """Sample i is [i, i + 1, i + 2]."""
+    """Dataset whose sample i is [i, i + 1, i + 2]."""
 
     def __len__(self) -> int:
         return 64
@@ -25,7 +23,7 @@ class Counting:
 
 
 def steps_of(num_samples, global_batch_size, micro_batch_size, dp_size, consumed):
-    """Per global step, the microbatches of all ranks, microbatch outside and rank inside, joined."""
+    """The joined microbatches of all ranks per global step, ordered by microbatch and then by rank."""
     ranks = [
         GlobalBatchSampler(num_samples, global_batch_size, micro_batch_size, rank, dp_size, consumed)
         for rank in range(dp_size)
@@ -55,20 +53,20 @@ def test_every_layout_covers_the_same_global_batches_in_order(micro, dp, accumul
     assert steps_of(num_samples, batch, 1, batch, consumed) == expected
 
 
-def test_goes_on_from_the_consumed_count_with_another_batch_size():
+def test_continues_after_the_consumed_samples_with_another_batch_size():
     assert steps_of(100, 8, 4, 2, 20)[0] == list(range(20, 28))
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((64, 12, 4, 0, 2), "12 is no multiple of train_micro_batch_size_per_gpu 4 x 2"),
+        ((64, 12, 4, 0, 2), "12 is not a multiple of train_micro_batch_size_per_gpu 4 x 2"),
         ((64, 8, 0, 0, 1), "positive"),
         ((64, 8, 4, 2, 2), "rank"),
         ((64, 8, 4, 0, 1, -8), "-8"),
     ],
 )
-def test_sizes_that_do_not_fit(arguments, message):
+def test_inconsistent_sizes_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         GlobalBatchSampler(*arguments)
 
@@ -81,7 +79,7 @@ def test_loader_yields_the_samplers_order_for_any_number_of_workers(num_workers)
     assert {(batch.dtype, tuple(batch.shape)) for batch in batches} == {(torch.int64, (4, 3))}
 
 
-def test_iterating_leaves_torchs_random_state_alone():
+def test_iterating_does_not_change_torchs_random_state():
     before = torch.get_rng_state()
     for _ in build_loader(Counting(), GlobalBatchSampler(64, 16, 4)):
         pass

@@ -1,4 +1,4 @@
-"""prepare_data.py: the default corpus, your own text, what is up to date, and no network."""
+"""prepare_data.py: the default corpus, the user's text, up-to-date corpora, and downloads without a network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def library(tmp_path, monkeypatch):
-    """A standard library of 600 small modules, one of them broken as some tests of the real one are."""
+    """A standard library of 600 small modules and a broken one, like some tests of the real library."""
     root = tmp_path / "library"
     (root / "site-packages").mkdir(parents=True)
     (root / "site-packages" / "foreign.py").write_text("FOREIGN = 1\n")
@@ -44,7 +44,7 @@ def library(tmp_path, monkeypatch):
 
 @pytest.fixture
 def prepare(tmp_path, request):
-    """prepare_data.py, on the small library of a test that has it."""
+    """prepare_data.py, on the small library if the test uses it."""
     text = ["--standard-library"] if "library" in request.fixturenames else []
 
     def run(*flags):
@@ -84,7 +84,7 @@ def test_the_standard_library_shuffled(tmp_path, library, prepare):
 
 
 def test_default_corpus_is_the_pinned_sympy(tmp_path):
-    """Sizes from the wheel's own RECORD, the version from the constraints."""
+    """The expected sizes are from the wheel's RECORD, the version from the constraints."""
     constraints = (ROOT / "requirements" / "constraints.txt").read_text().splitlines()
     assert f"sympy=={corpora.DEFAULT_TEXT.version}" in constraints
     record = importlib.metadata.distribution("sympy").files or []
@@ -106,7 +106,7 @@ def test_default_corpus_is_the_pinned_sympy(tmp_path):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """An installed package `tiny` of two files, and what is expected of it."""
+    """An installed package `tiny` with two files, and its expected content."""
     root = tmp_path / "site-packages"
     (root / "tiny").mkdir(parents=True)
     (root / "tiny" / "b.py").write_bytes(b"B = 2\n")
@@ -127,24 +127,24 @@ def test_an_installed_text_is_read_in_the_order_of_its_names(package):
 
 def test_another_text_is_refused_with_the_way_out(package):
     folder, expected = package
-    way_out = r"pip install tiny==1\.3`, or take another text with `python prepare_data\.py --standard-library`"
-    with pytest.raises(DataError, match=rf"text of tiny==1\.3, and tiny 1\.2 is installed: `{way_out}"):
+    way_out = r"pip install tiny==1\.3`, or use another text with `python prepare_data\.py --standard-library`"
+    with pytest.raises(DataError, match=rf"text of tiny==1\.3, but tiny 1\.2 is installed: `{way_out}"):
         corpora.installed_text(dataclasses.replace(expected, version="1.3"))
-    with pytest.raises(DataError, match="absent==1.2, and absent is not installed: `pip install absent==1.2`"):
+    with pytest.raises(DataError, match="absent==1.2, but absent is not installed: `pip install absent==1.2`"):
         corpora.installed_text(dataclasses.replace(expected, package="absent"))
     (folder / "b.py").write_bytes(b"B = 3\n")
     with pytest.raises(DataError, match="another SHA-256: its text was changed; `pip install --force-reinstall"):
         corpora.installed_text(expected)
     (folder / "b.py").write_bytes(b"B = 2\n")
     (folder / "c.py").write_bytes(b"")
-    with pytest.raises(DataError, match="holds 3 source files of 12 bytes, and tiny==1.2 has 2"):
+    with pytest.raises(DataError, match="holds 3 source files of 12 bytes, but tiny==1.2 has 2"):
         corpora.installed_text(expected)
 
 
-# --- what is written ---
+# --- output ---
 
 
-def test_facts_are_those_of_the_files(tmp_path, library, prepare):
+def test_the_facts_match_the_files(tmp_path, library, prepare):
     facts = prepare("--split", "80,15,5")
     folder = tmp_path / "data" / "corpus"
     indexed, documents = IndexedDataset(folder / "text_document"), decoded(folder)
@@ -172,7 +172,7 @@ def test_prepared_corpus_trains_with_the_default_split(tmp_path, library, prepar
     assert all(datasets)
 
 
-def test_second_time_nothing_is_done(tmp_path, library, prepare, capsys):
+def test_an_up_to_date_corpus_is_not_prepared_again(tmp_path, library, prepare, capsys):
     facts = prepare()
     folder = tmp_path / "data" / "corpus"
     times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -183,7 +183,7 @@ def test_second_time_nothing_is_done(tmp_path, library, prepare, capsys):
 
 
 @pytest.mark.parametrize("change", ["force", "seed", "source", "damage", "missing", "facts"])
-def test_what_changed_is_prepared_again(tmp_path, library, prepare, capsys, change):
+def test_a_changed_corpus_is_prepared_again(tmp_path, library, prepare, capsys, change):
     prepare()
     folder = tmp_path / "data" / "corpus"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -219,7 +219,7 @@ def test_failure_leaves_the_old_corpus(tmp_path, library, prepare, monkeypatch):
     assert json.loads((folder / "corpus.json").read_text()) == facts and len(list(folder.iterdir())) == 4
 
 
-def test_facts_never_stand_beside_other_files_than_they_tell_of(tmp_path, library, prepare, monkeypatch):
+def test_corpus_json_never_describes_other_files(tmp_path, library, prepare, monkeypatch):
     prepare()
     folder = tmp_path / "data" / "corpus"
 
@@ -234,7 +234,7 @@ def test_facts_never_stand_beside_other_files_than_they_tell_of(tmp_path, librar
     assert not (folder / "corpus.json").exists()
 
 
-def test_own_file_is_cut_into_documents_that_can_be_split(tmp_path, prepare):
+def test_a_long_file_is_cut_into_documents_that_can_be_split(tmp_path, prepare):
     text = "".join(f"line {i} of a single long file\n" for i in range(20_000))
     (tmp_path / "book.txt").write_text(text)
     facts = prepare("--input", tmp_path / "book.txt", "-t", "byte", "--output-dir", tmp_path / "mine")
@@ -244,7 +244,7 @@ def test_own_file_is_cut_into_documents_that_can_be_split(tmp_path, prepare):
     assert sorted("".join(pieces).splitlines()) == sorted(text.splitlines())
 
 
-def test_binary_files_of_a_folder_are_left_out(tmp_path, prepare):
+def test_binary_files_in_a_folder_are_skipped(tmp_path, prepare):
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "a.md").write_text("some text\n" * 500)
@@ -269,12 +269,12 @@ def test_named_download(tmp_path, prepare, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: open(archive, "rb"))
     facts = prepare("enwik8")
     folder = tmp_path / "data" / "enwik8"
-    assert "".join(decoded(folder, "enwik8_text_document")) == text, "in its own order"
+    assert "".join(decoded(folder, "enwik8_text_document")) == text, "in the original order"
     assert facts["request"]["prefix"] == "enwik8_text_document"
     assert not list(folder.glob(".*"))
 
 
-def test_without_a_network_one_sentence_tells_the_way_out(tmp_path, prepare, monkeypatch):
+def test_a_download_without_a_network_names_the_way_out(tmp_path, prepare, monkeypatch):
     def offline(url, timeout):
         raise urllib.error.URLError("Name or service not known")
 
@@ -287,7 +287,7 @@ def test_without_a_network_one_sentence_tells_the_way_out(tmp_path, prepare, mon
 @pytest.mark.parametrize(
     "flags, error, message",
     [
-        (["enwik9"], ConfigError, "no data set is called 'enwik9'; there are enwik8"),
+        (["enwik9"], ConfigError, "unknown data set 'enwik9'; expected one of enwik8"),
         (["enwik8", "--input", "x"], ConfigError, "not both"),
         (["enwik8", "--standard-library"], ConfigError, "--standard-library cannot be combined"),
         (["--input", "nowhere"], DataError, "nowhere does not exist"),

@@ -1,6 +1,4 @@
-"""tools/datasets/preprocess_data.py: NeoX's flags and file names; the same bytes for any number of workers;
-bad input.
-"""
+"""tools/datasets/preprocess_data.py: NeoX's flags and file names, equal output for any number of workers, bad input."""
 
 from __future__ import annotations
 
@@ -45,7 +43,7 @@ def text_of(prefix, eod=False):
     return [bytes(indexed[i].tolist()[: -1 if eod else None]).decode() for i in range(len(indexed))]
 
 
-def test_output_is_named_and_filled_as_neox_does(tmp_path, jsonl, capsys):
+def test_the_output_has_neox_names_and_content(tmp_path, jsonl, capsys):
     stats = run(jsonl, tmp_path / "out", "--append-eod")
     indexed = IndexedDataset(tmp_path / "out_text_document")
     expected = [json.loads(line)["text"] for line in jsonl.read_text().splitlines()]
@@ -64,7 +62,7 @@ def test_a_file_for_every_key(tmp_path, jsonl):
     assert len(text_of(tmp_path / "out_text_document")) == 50
 
 
-def test_files_and_folders_in_the_order_given(tmp_path, jsonl):
+def test_files_and_folders_in_the_given_order(tmp_path, jsonl):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "b.txt").write_text("second")
@@ -89,7 +87,7 @@ def test_output_does_not_depend_on_the_number_of_workers(tmp_path, jsonl, monkey
         assert one.read_bytes() == three.read_bytes()
 
 
-def test_runs_by_its_path_from_anywhere(tmp_path, jsonl):
+def test_the_script_runs_by_its_path_from_any_folder(tmp_path, jsonl):
     script = ROOT / "tools/datasets/preprocess_data.py"
     flags = ["--output-prefix", "out", "--tokenizer-type", "CharLevelTokenizer"]
     done = subprocess.run([sys.executable, script, "--input", jsonl, *flags], cwd=tmp_path, capture_output=True)
@@ -117,7 +115,7 @@ def test_bad_flags(tmp_path, jsonl, monkeypatch, flags, error, message):
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_bad_line_leaves_no_output_and_older_files_as_they_were(tmp_path, jsonl, workers):
+def test_a_bad_line_leaves_no_output_and_keeps_older_files(tmp_path, jsonl, workers):
     run(jsonl, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     bad = tmp_path / "in.jsonl"
@@ -128,7 +126,7 @@ def test_bad_line_leaves_no_output_and_older_files_as_they_were(tmp_path, jsonl,
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_bad_lines_can_be_left_out(tmp_path, jsonl, capsys):
+def test_bad_lines_can_be_skipped(tmp_path, jsonl, capsys):
     jsonl.write_text(jsonl.read_text() + "\n{")
     assert run(jsonl, tmp_path / "out", "--skip-bad-lines").documents == 50
     assert "skipped 1 bad lines" in capsys.readouterr().out
@@ -151,8 +149,8 @@ def test_interruption_leaves_no_output(tmp_path, jsonl, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-def test_a_worker_that_dies_is_told(tmp_path, jsonl, monkeypatch):
-    """A tokenizer that cannot be built in the worker (deleted meanwhile) must not hang or leave files."""
+def test_a_dead_worker_is_reported(tmp_path, jsonl, monkeypatch):
+    """A tokenizer that cannot be built in the worker (its file was deleted) must not cause a hang or leave files."""
     vocab = tmp_path / "vocab.json"
     vocab.write_text("{}")
     spec = encoding.TokenizerSpec("HFTokenizer", str(vocab))

@@ -1,6 +1,4 @@
-"""Tokenizers: there and back, robust to any ids, streaming, and what is told of files that are missing or
-corrupt.
-"""
+"""Tokenizers: round trips, robustness to any ids, streaming, and errors for missing or corrupt files."""
 
 from __future__ import annotations
 
@@ -48,32 +46,31 @@ def tokenizer(request, files):
     }[request.param]()
 
 
-# The text of a special token is that token, in HFTokenizer as in GPT-NeoX; NUL is the end of a document in
-# bytes.
+# In HFTokenizer, as in GPT-NeoX, the text of a special token becomes that token. NUL ends a document of bytes.
 plain_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40).filter(
     lambda text: not any(token in text * 3 for token in SPECIAL)
 )
 
 
 @given(text=plain_text)
-def test_there_and_back(tokenizer, text):
+def test_round_trip(tokenizer, text):
     ids = tokenizer.tokenize(text)
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
     assert tokenizer.detokenize(ids) == text
 
 
 @given(texts=st.lists(plain_text, max_size=4))
-def test_batch_is_one_by_one(tokenizer, texts):
+def test_a_batch_equals_single_texts(tokenizer, texts):
     assert [list(ids) for ids in tokenizer.tokenize_batch(texts)] == [tokenizer.tokenize(text) for text in texts]
 
 
 @given(ids=st.lists(st.integers(0, 600), max_size=20))
-def test_any_ids_detokenize(tokenizer, ids):
+def test_any_ids_can_be_detokenized(tokenizer, ids):
     assert isinstance(tokenizer.detokenize(ids), str)
 
 
 @given(text=plain_text)
-def test_streamed_text_is_the_whole_text_and_never_half_a_character(tokenizer, text):
+def test_streaming_yields_the_whole_text_in_whole_characters(tokenizer, text):
     text = text.replace("\ufffd", "") * 3
     stream = StreamDetokenizer(tokenizer)
     pieces = [stream.push(i) for i in tokenizer.tokenize(text)]
@@ -81,7 +78,7 @@ def test_streamed_text_is_the_whole_text_and_never_half_a_character(tokenizer, t
     assert "".join(pieces) + stream.flush() == text
 
 
-def test_streaming_holds_back_half_characters_and_gives_up_on_noise():
+def test_streaming_holds_back_incomplete_characters_but_not_noise():
     stream = StreamDetokenizer(build_tokenizer("CharLevelTokenizer"))
     assert [stream.push(i) for i in "é".encode()] == ["", "é"]
     assert "".join(stream.push(i) for i in [0xFF] * 8 + [65]).endswith("A")
@@ -103,7 +100,7 @@ def test_char_level_is_neox_compatible():
     assert tokenizer.detokenize([97, 0, 300, 98, 0xC3]) == "ab\ufffd"
 
 
-def test_settings_of_a_fine_tuned_model_do_not_cut_documents(files, tmp_path):
+def test_settings_of_a_fine_tuned_model_do_not_truncate_documents(files, tmp_path):
     content = RustTokenizer.from_file(str(files / "tokenizer.json"))
     content.enable_truncation(4)
     content.enable_padding(length=50)
@@ -162,8 +159,7 @@ def test_tiktoken(monkeypatch):
     assert tokenizer.detokenize([260, 256, 258, 0xC3]) == "ab\ufffd"
 
 
-# --- Bad input
-# ---------------------------------------------------------------------------------------------------
+# --- bad input ---
 
 
 @pytest.mark.parametrize(
