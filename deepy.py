@@ -1,4 +1,4 @@
-"""Launcher: merge configuration files and start a script on 1..N hosts through DeepSpeed's runner.
+"""Launcher: merge configuration files and start a script on one or more hosts with DeepSpeed's runner.
 
 python deepy.py train.py configs/mup/base.yml configs/local_setup.yml [--key value ...]
 """
@@ -16,7 +16,7 @@ from megatron.neox_arguments.resolve import launcher_config
 
 
 def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
-    """Check the configuration once, here, then hand it to every process. Returns the workers' exit code."""
+    """Validate the configuration once, then pass it to every process. Returns the exit code of the workers."""
     neox_args = NeoXArgs.consume_deepy_args(input_args)
     return launch_configured(launcher_config(neox_args.replace(**overwrite_values) if overwrite_values else neox_args))
 

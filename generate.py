@@ -1,4 +1,4 @@
-"""Sample from a checkpoint: see `python generate.py --help`, or `muneox generate`."""
+"""Sample text from a checkpoint. See `python generate.py --help`, or `muneox generate`."""
 
 from __future__ import annotations
 

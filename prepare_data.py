@@ -1,4 +1,4 @@
-"""A corpus to train on, in one command: see `python prepare_data.py --help`, or `muneox prepare-data`."""
+"""Prepare a training corpus with one command. See `python prepare_data.py --help`, or `muneox prepare-data`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Worker: train, save base shapes (`save-base-shapes: true`) or check coordinates (`coord-check: true`).
+"""Worker: train, save base shapes (`save-base-shapes: true`) or run the coordinate check (`coord-check: true`).
 
 python train.py configs/mup/base.yml configs/local_setup.yml [--key value ...]
 torchrun --nproc-per-node 2 train.py configs/mup/base.yml configs/local_setup.yml

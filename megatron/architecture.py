@@ -1,4 +1,4 @@
-"""What describes a GPT apart from its weights: dimensions that may grow, and switches that do not. Imports no torch."""
+"""Describe a GPT without its weights: widths, which can grow, and architecture, which is fixed. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GATED_ACTIVATIONS = get_args(GatedActivation)
 
 @dataclass(frozen=True)
 class Widths:
-    """The dimensions that may grow between base and target, in global (unsharded) sizes."""
+    """Dimensions that can grow from base to target, as global (unsharded) sizes."""
 
     hidden_size: int
     num_attention_heads: int
@@ -30,11 +30,11 @@ class Widths:
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
-                f"hidden-size {self.hidden_size} is not a multiple of num-attention-heads {self.num_attention_heads}"
+                f"hidden_size: {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
         if self.num_attention_heads % self.num_kv_heads:
             raise ConfigError(
-                f"num-attention-heads {self.num_attention_heads} is not a multiple of num-kv-heads {self.num_kv_heads}"
+                f"num_attention_heads: {self.num_attention_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             )
 
     @property
@@ -42,18 +42,18 @@ class Widths:
         return self.hidden_size // self.num_attention_heads
 
     def multiplier(self, base: Widths) -> float:
-        """m: hidden size over the base's."""
+        """Return m, the hidden size divided by the base's."""
         return self.hidden_size / base.hidden_size
 
     def depth_multiplier(self, base: Widths) -> float:
-        """mL: layers over the base's."""
+        """Return mL, the number of layers divided by the base's."""
         return self.num_layers / base.num_layers
 
     def scaled_from(self, base: Widths, hidden_size: int) -> Widths:
-        """The member of the family through `base` and `self` that has this hidden size, at self's depth.
+        """Return the widths of the family of `base` and `self` at `hidden_size`, with the depth of `self`.
 
-        A dimension that grows between base and self grows in proportion to the hidden size; one that is equal in
-        both stays. Where base and self have one hidden size, heads stay and the ffn grows.
+        Dimensions that differ between base and self grow in proportion to the hidden size. Dimensions that are equal
+        stay constant. If base and self have the same hidden size, the ffn grows and the heads stay constant.
         """
         same = self.hidden_size == base.hidden_size
 
@@ -81,10 +81,10 @@ class Widths:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Kinds of layers, biases, residuals, dropout and recomputation: all of a GPT that does not depend on its size.
+    """Layer types, biases, residuals, dropout and recomputation of a GPT, independent of its size.
 
-    shared_norm: with a parallel residual, one norm feeds both attention and MLP. checkpoint_every: blocks between
-    kept activations; 0 recomputes nothing.
+    shared_norm: attention and MLP share one norm (parallel residual only). checkpoint_every: number of blocks that are
+    recomputed together; 0 disables recomputation.
     """
 
     pos_emb: Positions = "rotary"
@@ -115,5 +115,5 @@ class Architecture:
 
     @property
     def gated(self) -> bool:
-        """Whether the MLP's first matrix holds an up half and a gate half."""
+        """Whether the first matrix of the MLP consists of an up half and a gate half."""
         return self.activation in GATED_ACTIVATIONS

@@ -1,4 +1,4 @@
-"""What every entry script does around its work: run it, tell a user's mistake without a traceback."""
+"""Run an entry script and report errors of the user without a traceback."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from megatron.errors import UserError
 
 
 def run_script(main: Callable[[], object]) -> int:
-    """The exit code: what main returns if it is a number, else 0; a UserError's own after one line on stderr.
+    """Call `main` and return the exit code: its result if that is an integer, else 0.
 
-    MUNEOX_TRACEBACK=1 in the environment shows the error's traceback too.
+    A UserError is printed on stderr, and its own exit code is returned. MUNEOX_TRACEBACK=1 in the environment raises it
+    instead, with its traceback.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
@@ -27,7 +28,7 @@ def run_script(main: Callable[[], object]) -> int:
         else:
             print(error)
         code = error.exit_code
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, for example `head`, closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except KeyboardInterrupt:

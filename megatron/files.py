@@ -1,4 +1,4 @@
-"""Writing files whole or not at all. What has its final name is on the disk: it survives a loss of power."""
+"""Write files atomically and durably: a file with its final name is complete and survives a loss of power."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes | str | Iterable[bytes]) -> None:
-    """Put `content` in the place of `path` once all of it is on disk. A failure leaves what was there. OSError."""
+    """Write `content` to `path` atomically. On failure the previous file is unchanged. Raises OSError."""
     pieces = [content] if isinstance(content, bytes) else [content.encode()] if isinstance(content, str) else content
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.writelines(pieces)
@@ -18,13 +18,13 @@ def write_whole(path: Path, content: bytes | str | Iterable[bytes]) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file next to `path`, which takes its place when the block ends without an error. Raises OSError."""
+    """Yield a temporary file next to `path` that replaces it if the block ends without an error. Raises OSError."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)  # mkstemp makes it private
+        temporary.chmod(0o644)  # mkstemp creates it readable by its owner only
         put_in_place(temporary, path)
     finally:
         with contextlib.suppress(OSError):
@@ -32,14 +32,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Rename a file of the same file system, its content and its new name on the disk. Raises OSError."""
+    """Sync `temporary` to disk, rename it to `path` (on the same file system) and sync the name. Raises OSError."""
     _sync(temporary)
     os.replace(temporary, path)
     sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the entries of `directory` (creations, renames) survive a loss of power. Raises OSError."""
+    """Sync the entries of `directory` (new and renamed files) to disk. Raises OSError."""
     _sync(directory)
 
 

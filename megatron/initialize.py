@@ -1,4 +1,4 @@
-"""Distributed start-up of one worker process."""
+"""Initialise distributed execution in one worker process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron.neox_arguments.run_config import LaunchConfig, LayoutConfig
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where this process stands: its rank among all and on this host, its device, and its parallel groups."""
+    """The global and local rank of this process, its device and its parallel groups."""
 
     rank: int
     world_size: int
@@ -33,7 +33,7 @@ class Runtime:
         return self.rank == 0
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """Mean over all processes, in place."""
+        """Average `value` over all processes in place, and return it."""
         if self.world_size > 1:
             torch.distributed.all_reduce(value)
             value /= self.world_size
@@ -47,11 +47,11 @@ class Runtime:
 def initialize_megatron(
     distributed_backend: str = "nccl", seed: int = 1234, model_parallel_size: int = 1, pipe_parallel_size: int = 0
 ) -> Runtime:
-    """Join the process group that the launcher describes in the environment, or make one of a single process.
+    """Join the process group described in the launcher's environment, or create one with a single process.
 
-    The data-parallel size is what tensor (model) and pipeline parallelism leave of the processes; ConfigError where
-    they do not divide. Without a GPU, gloo takes nccl's place. Called again in one process with the same layout, it
-    only seeds again.
+    The data-parallel size is the number of processes divided by the tensor (model) and pipeline parallel sizes.
+    Raises ConfigError if it is not an integer. Without a GPU, gloo replaces nccl. A second call in the same process
+    with the same layout only sets the seeds again.
     """
     has_gpu = torch.cuda.is_available()
     if not has_gpu:
@@ -60,18 +60,18 @@ def initialize_megatron(
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     for name, value in (("RANK", rank), ("WORLD_SIZE", world_size), ("LOCAL_RANK", local_rank)):
         os.environ.setdefault(name, str(value))
-    import deepspeed  # seconds: only where training starts
+    import deepspeed  # takes seconds: only imported when training starts
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # names of torch's collectives that DeepSpeed still uses; once a call site, they would drown the log
+    # DeepSpeed uses deprecated names of torch's collectives. One warning per call site would flood the log.
     warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     skip_shared_memory_op()
     if has_gpu:
         torch.cuda.set_device(local_rank)
     backend = distributed_backend if has_gpu or distributed_backend != "nccl" else "gloo"
     if not torch.distributed.is_initialized():
-        atexit.register(shutdown)  # not at the end of a run: one process may make several, on one group
-        if world_size == 1:  # in memory: needs no port, which another process could take before it is used
+        atexit.register(shutdown)  # not at the end of a run: one process can run several on the same group
+        if world_size == 1:  # in memory: needs no port, which another process could claim first
             torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     groups = _process_groups(Grid.for_world(world_size, model_parallel_size, pipe_parallel_size))
@@ -82,16 +82,16 @@ def initialize_megatron(
 
 
 def start_worker(launch: LaunchConfig, layout: LayoutConfig, seed: int = 1234) -> Runtime:
-    """`initialize_megatron` as the configuration says, with what the launcher leaves out of the environment."""
+    """Call `initialize_megatron` with the configured values, after setting missing environment variables."""
     os.environ.update(launch.environment)
     return initialize_megatron(launch.backend, seed, layout.tensor, layout.pipe)
 
 
 def skip_shared_memory_op() -> None:
-    """Keep DeepSpeed from compiling its shared-memory collective on CPU hosts, before it initialises distribution.
+    """Prevent DeepSpeed from compiling its shared-memory collective on CPU hosts. Call before initialisation.
 
-    Only its inference uses it. Compiling takes 40 s, and the lock of a build that was killed makes every later process
-    wait forever.
+    Only DeepSpeed's inference uses it. Compiling takes 40 s, and the lock of a killed build blocks every later process
+    forever.
     """
     import deepspeed
 
@@ -107,15 +107,15 @@ def _process_groups(grid: Grid) -> ProcessGroups:
 
 
 def dropout_streams(seed: int, groups: ProcessGroups) -> DropoutStreams:
-    """Random streams of this process, by its place in the grid."""
+    """Return the random streams of this process for its position in the grid."""
     place = groups.coordinate
     return DropoutStreams(seed, place.tensor, place.data, tp_size=groups.tensor.size, pp_rank=place.pipe)
 
 
 def seed_all(seed: int, groups: ProcessGroups) -> None:
-    """Seed the generators that dropout and data augmentation draw from; initial weights have their own.
+    """Seed the generators of dropout and data augmentation. Initial weights use separate generators.
 
-    Equal on tensor-parallel ranks, different by replica and stage.
+    Seeds are equal on tensor-parallel ranks and differ between replicas and pipeline stages.
     """
     streams = dropout_streams(seed, groups)
     random.seed(streams.seed)

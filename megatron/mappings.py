@@ -1,4 +1,4 @@
-"""Nested mappings: flattened, and compared."""
+"""Flatten and compare nested mappings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ABSENT: Any = _Absent()
 
 
 class Difference(NamedTuple):
-    """A value that two mappings differ in, ABSENT where one of them has none. name: its keys, joined by dots."""
+    """A value that differs between two mappings, ABSENT if missing in one. name: its keys, joined by dots."""
 
     name: str
     first: Any
@@ -25,7 +25,7 @@ class Difference(NamedTuple):
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by their keys joined by dots; tuples become lists, as in a file, and an empty mapping is a value."""
+    """Return values by dotted key. Tuples become lists, as in a file, and an empty mapping is a value."""
     flat: dict[str, Any] = {}
     for key, value in section.items():
         if isinstance(value, Mapping) and value:
@@ -36,14 +36,14 @@ def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:
-    """Where two nested mappings of plain values differ, in the order of their keys. Numbers are compared exactly."""
+    """Return the differences of two nested mappings of plain values, in key order. Numbers are compared exactly."""
     before, after = flatten(first), flatten(second)
     pairs = [Difference(name, before.get(name, ABSENT), after.get(name, ABSENT)) for name in before | after]
     return [pair for pair in pairs if pair.first != pair.second]
 
 
 def difference_table(found: Sequence[Difference], headings: tuple[str, str, str]) -> str:
-    """The differences as aligned lines, sorted by name; of many the first 40."""
+    """Format the differences as aligned lines, sorted by name. Shows at most 40."""
     rows = [(name, repr(first), repr(second)) for name, first, second in sorted(found, key=lambda pair: pair.name)]
     shown = [headings, *rows[:MAX_ROWS]]
     widths = [max(len(row[column]) for row in shown) for column in range(3)]

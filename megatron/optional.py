@@ -1,4 +1,4 @@
-"""Importing what an extra installs, where it is needed."""
+"""Import optional dependencies when they are needed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from megatron.errors import ConfigError, UserError
 def import_optional(
     module: str, extra: str | None, purpose: str, error: type[UserError] = ConfigError, otherwise: str = ""
 ) -> ModuleType:
-    """The module. Where it cannot be imported, `error` with one sentence that names the way out.
+    """Import and return `module`. Raises `error` with an installation hint if that fails.
 
-    extra: the extra of this project that installs it, None for a package of its own name. purpose: what needs it, such
-    as a key. otherwise: another way out, in a few words.
+    extra: the extra of this project that installs the package, or None to install the package by name. purpose: what
+    needs the package, for example a key. otherwise: an alternative, in a few words.
     """
     try:
         return importlib.import_module(module)

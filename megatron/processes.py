@@ -1,4 +1,4 @@
-"""Worker processes of one host: a pool of them, and what each does first."""
+"""Manage a pool of worker processes on one host."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from megatron.errors import UserError
 def process_pool(
     workers: int, start: Callable[..., None], *arguments: Any, died: UserError
 ) -> Iterator[ProcessPoolExecutor]:
-    """`workers` processes that first call `start(*arguments)`, and end with this one, however it ends.
+    """Yield a pool of `workers` processes that each call `start(*arguments)` first.
 
-    Raises `died` where one of them was killed. What is not begun when the block ends is dropped.
+    The workers end when this process ends for any reason. Raises `died` if a worker is killed. Tasks that have not
+    started when the block ends are cancelled.
     """
     # Not fork: a forked copy of the thread pools of torch and of the tokenizers library hangs.
     context = multiprocessing.get_context("spawn")
@@ -41,7 +42,7 @@ def _begin(start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
 
 
 def _end_with_parent() -> None:
-    """Have this process killed when the one that started it is gone: else it would wait for work forever."""
+    """Kill this process when its parent is gone. Otherwise it would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -53,20 +54,26 @@ def _end_with_parent() -> None:
 
 
 def counter() -> Any:
-    """A number that the processes of a pool share, for `share_machine`."""
+    """Return a counter shared by the processes of a pool, for `share_machine`."""
     return multiprocessing.get_context("spawn").Value("i", 0)
 
 
 def share_machine(index: Any, workers: int) -> None:
-    """Set up this process as worker `index` of `workers`: threads and devices are shared out among them.
+    """Set up this process as worker `index` of `workers`, with its share of the threads and devices.
 
-    index: a number, or a `counter()` that counts the processes of a pool as they start.
+    index: a number, or a `counter()` that numbers the processes of a pool as they start.
     """
     if not isinstance(index, int):
         with index.get_lock():
             index.value += 1
             index = index.value - 1
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):  # of whatever launcher started us
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    ):  # set by the launcher of this process
         os.environ.pop(name, None)
     import torch
 

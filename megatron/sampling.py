@@ -1,8 +1,8 @@
-"""Sampling tokens from a model, one after another.
+"""Sample tokens from a model autoregressively.
 
-Context: a model predicts from at most `seq_length` tokens, as many as it was trained on. Where a text
-outgrows them, its latest half is read anew from position 0 on, as training samples too begin in the middle
-of a text. So text of any length can be sampled with every position embedding, with a cache or without.
+A model predicts from at most `seq_length` tokens, the length of its training samples. When a text exceeds this
+length, its latest half is processed again from position 0. Training samples also begin in the middle of a text. Text
+of any length can therefore be sampled with every position embedding, with or without a cache.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. temperature 0: the likeliest token. top_k, top_p 0: no such limit.
+    """Options of sampling.
 
-    `eod` ends a text (None: nothing does). `use_cache` keeps keys and values of the tokens read so far.
+    temperature: 0 selects the most likely token. top_k, top_p: 0 disables the limit. eod: the token that ends a text,
+    or None. use_cache: keep the keys and values of processed tokens.
     """
 
     maximum_tokens: int = 64
@@ -38,11 +39,11 @@ class Sampling:
 def token_probabilities(
     logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Probabilities of tokens, likeliest first, and their ids: logits [b, v] -> float64 [b, v], int64 [b, v].
+    """Return token probabilities in descending order and the token ids.
 
-    Softmax at `temperature` > 0; of it the `top_k` likeliest tokens; of these, renormalised, the smallest set
-    with probability >= `top_p` (Holtzman et al., The Curious Case of Neural Text Degeneration,
-    arXiv:1904.09751, eq. 2). What is left sums to 1.
+    logits: [b, v]. Returns float64 [b, v] and int64 [b, v]. The softmax at `temperature` > 0 is restricted to the
+    `top_k` most likely tokens and renormalised, then restricted to the smallest set with probability >= `top_p`
+    (Holtzman et al., The Curious Case of Neural Text Degeneration, arXiv:1904.09751, eq. 2). The result sums to 1.
     """
     ordered, ids = logits.double().sort(dim=-1, descending=True, stable=True)
     if top_k:
@@ -56,72 +57,73 @@ def token_probabilities(
 
 
 def choose_tokens(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
-    """Next tokens, int64 [b]. logits: [b, v]; uniform: float64 [b] in [0, 1), at which the CDF is inverted.
+    """Return the next tokens, int64 [b].
 
-    Raises TrainingError where logits are not finite.
+    logits: [b, v]. uniform: float64 [b] in [0, 1), the values at which the CDF is inverted. Raises TrainingError if the
+    logits are not finite.
     """
     if not torch.isfinite(logits).all():
         raise TrainingError(
-            "the model's logits are not finite: its training diverged, or fp16 overflows (try bf16 or fp32)"
+            "the logits of the model are not finite: training diverged, or fp16 overflowed (try bf16 or fp32)"
         )
     if sampling.temperature == 0.0:
         return logits.argmax(dim=-1)
     probabilities, ids = token_probabilities(logits, sampling.temperature, sampling.top_k, sampling.top_p)
     cdf = probabilities.cumsum(dim=-1)
     place = torch.searchsorted(cdf, uniform.to(cdf)[:, None] * cdf[:, -1:], right=True)
-    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1  # rounding must not reach what was ruled out
+    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1  # rounding must not select an excluded token
     return ids.gather(1, torch.minimum(place, last)).squeeze(1)
 
 
 def _draw(rows: int, generator: Generators) -> Tensor:
-    """float64 [rows] in [0, 1); with a generator a row, a row does not depend on its neighbours."""
+    """Return float64 [rows] in [0, 1). With one generator per row, rows do not depend on each other."""
     if generator is None or isinstance(generator, torch.Generator):
         return torch.rand(rows, generator=generator, dtype=torch.float64)
     return torch.cat([torch.rand(1, generator=one, dtype=torch.float64) for one in generator])
 
 
 def context_length(model: GPT) -> int:
-    """The largest number of tokens that the model predicts from."""
+    """Return the maximum number of tokens from which the model predicts."""
     config = model.config
     limited = config.pos_emb == "learned"
     return min(config.seq_length, config.max_position_embeddings) if limited else config.seq_length
 
 
 class _Context:
-    """The tokens that the next one is predicted from, and what the model remembers of them."""
+    """The tokens from which the next one is predicted, and the cached keys and values."""
 
     def __init__(self, model: GPT, tokens: Tensor, use_cache: bool) -> None:
         self.model, self.use_cache = model, use_cache
         self.limit = context_length(model)
-        self._read_anew(tokens[:, -self.limit :])
+        self._restart(tokens[:, -self.limit :])
 
-    def _read_anew(self, tokens: Tensor) -> None:
+    def _restart(self, tokens: Tensor) -> None:
         self.tokens = self.unread = tokens
         self.caches = [KeyValueCache() for _ in self.model.layers] if self.use_cache else None
 
     def next_logits(self) -> Tensor:
-        """[b, v] of the token to come."""
+        """Return the logits of the next token, [b, v]."""
         with torch.inference_mode():
             logits: Tensor = self.model(self.unread, self.caches)
             return logits[:, -1].float()
 
     def append(self, chosen: Tensor) -> None:
-        """chosen: int64 [b]."""
+        """Append the next tokens `chosen`, int64 [b]."""
         tokens = torch.cat((self.tokens, chosen[:, None]), dim=1)
         if tokens.shape[1] > self.limit:
-            self._read_anew(tokens[:, -((self.limit + 1) // 2) :])
+            self._restart(tokens[:, -((self.limit + 1) // 2) :])
         else:
             self.tokens, self.unread = tokens, chosen[:, None] if self.use_cache else tokens
 
 
 def stream_tokens(model: GPT, tokens: Tensor, sampling: Sampling, generator: Generators = None) -> Iterator[Tensor]:
-    """Yield the next tokens, int64 [b] on the CPU, up to maximum_tokens times or until each row has met eod.
+    """Yield the next tokens, int64 [b] on the CPU, until maximum_tokens or until every row has reached eod.
 
-    tokens: int64 [b, s >= 1], rows of one length; of more than `context_length` tokens the latest are read.
-    A row that has met eod goes on with eod. Dropout is off meanwhile.
+    tokens: int64 [b, s >= 1]. If s exceeds `context_length`, only the latest tokens are used. A row that has reached
+    eod continues with eod. Dropout is disabled during sampling.
     """
     if tokens.ndim != 2 or tokens.shape[1] == 0:
-        raise ValueError(f"tokens must be [batch, length >= 1], not {list(tokens.shape)}")
+        raise ValueError(f"tokens: expected shape [batch, length >= 1], got {list(tokens.shape)}")
     device = next(model.parameters()).device
     context = _Context(model, tokens.to(device), sampling.use_cache)
     ended = torch.zeros(tokens.shape[0], dtype=torch.bool, device=device)
@@ -153,10 +155,10 @@ def generate_tokens(
     generator: Generators = None,
     use_cache: bool = True,
 ) -> list[list[int]]:
-    """New tokens after each row of `tokens` (int64 [b, s]), without it; eod, where met, is the last one.
+    """Return the new tokens after each row of `tokens` (int64 [b, s]). A generated eod is the last one.
 
-    `generator`: one for all rows, one a row, or None for torch's own. Raises TrainingError where logits are
-    not finite.
+    generator: one for all rows, one per row, or None for torch's default generator. Raises TrainingError if the logits
+    are not finite.
     """
     sampling = Sampling(maximum_tokens, temperature, top_k, top_p, eod, use_cache)
     steps = list(stream_tokens(model, tokens, sampling, generator))

@@ -1,4 +1,4 @@
-"""Text from a checkpoint: the configured model with its weights, and the ways to ask it."""
+"""Generate text from a checkpoint: load the configured model, and sample from prompts."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from megatron.training.model_from_config import model_plan
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "bfloat16": torch.bfloat16, "fp16": torch.float16}
-_BATCH = 16  # samples of one prompt that are drawn together
-_SHOWN = 10  # parameters that an error lists
+_BATCH = 16  # samples of one prompt per batch
+_SHOWN = 10  # parameters listed in an error
 
 __all__ = [
     "Sample",
@@ -47,16 +47,16 @@ __all__ = [
     "typed_lines",
 ]
 
-# --- from a configuration and a checkpoint to a model ---
+# --- the model ---
 
 
 def load_model(config: GenerationConfig, vocab_size: int, device: torch.device | str = "cpu") -> tuple[GPT, int]:
-    """The checkpoint's weights as a model in the configured precision, and their step.
+    """Load the checkpoint into a model of the configured precision, and return the model and its step.
 
-    The model has the vocabulary's rows without padding, as whole weights have.
+    The embedding has one row per token of the vocabulary, without padding.
 
-    Raises CheckpointError where the checkpoint has another parametrization, with a table, or parameters of other names
-    or shapes, naming them.
+    Raises CheckpointError, with the differences, if the checkpoint has another parametrization or if names or shapes of
+    its parameters differ.
     """
     plan = model_plan(config.model, vocab_size)
     loaded = load_weights(config.checkpoint, config.iteration)
@@ -71,7 +71,7 @@ def load_model(config: GenerationConfig, vocab_size: int, device: torch.device |
 
 
 def _check_parametrization(loaded: LoadedWeights, plan: ModelPlan) -> None:
-    """Compare what decides the forward pass; a converted checkpoint says nothing of it."""
+    """Compare the factors of the forward pass. A converted checkpoint does not record them."""
     saved = loaded.client_state.get("mup")
     if not saved:
         return
@@ -82,7 +82,7 @@ def _check_parametrization(loaded: LoadedWeights, plan: ModelPlan) -> None:
 def _without_padding(
     weights: Mapping[str, torch.Tensor], plan: ModelPlan, expected: Mapping[str, Shape]
 ) -> dict[str, torch.Tensor]:
-    """Weights less the configured padding of the vocabulary, which a converted checkpoint may hold."""
+    """Remove the padding of the vocabulary from weights. A converted checkpoint can contain it."""
     padded = shapes_of(meta_model(plan.config, plan.factors))
     return {
         name: weight[: expected[name][0]] if name in expected and weight.shape == padded[name] else weight
@@ -98,12 +98,15 @@ def _check_shapes(path: Path, weights: Mapping[str, torch.Tensor], expected: Map
     def describe(shape: list[int]) -> str:
         return "absent" if shape is ABSENT else str(shape)
 
-    lines = [f"  {name}: {describe(found)} there, {describe(here)} here" for name, found, here in wrong[:_SHOWN]]
+    lines = [
+        f"  {name}: {describe(found)} in the checkpoint, {describe(here)} in the configuration"
+        for name, found, here in wrong[:_SHOWN]
+    ]
     if len(wrong) > _SHOWN:
         lines.append(f"  ... and {len(wrong) - _SHOWN} more")
     raise CheckpointError(
-        f"{path} is not of the configured model:\n" + "\n".join(lines) + "\n"
-        f"Use the configuration that it was trained with ({path / 'configs'})."
+        f"{path}: the checkpoint does not match the configured model:\n" + "\n".join(lines) + "\n"
+        f"Use the configuration of its training run ({path / 'configs'})."
     )
 
 
@@ -112,7 +115,7 @@ def _check_shapes(path: Path, weights: Mapping[str, torch.Tensor], expected: Map
 
 @dataclass(frozen=True)
 class Sample:
-    """One sampled text. `length`: new tokens; `finished`: the model ended the text itself."""
+    """One sampled text. length: number of new tokens. finished: whether the model ended the text."""
 
     context: str
     text: str
@@ -121,14 +124,14 @@ class Sample:
 
 
 class Sampler:
-    """Text from a model. Sample i of prompt p depends on the seed, p and i, not on what else is sampled."""
+    """Sample text from a model. Sample i of prompt p depends only on the seed, p and i."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, sampling: Sampling, seed: int) -> None:
         self.model, self.tokenizer, self.sampling, self.seed = model, tokenizer, sampling, seed
 
     @classmethod
     def from_config(cls, config: GenerationConfig) -> Sampler:
-        """Tokenizer, model and ways of sampling that the configuration names; on the GPU if there is one."""
+        """Create the configured tokenizer, model and sampling options. Uses a GPU if available."""
         tokenizer = build_tokenizer(*config.tokenizer)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model, _ = load_model(config, tokenizer.vocab_size, device)
@@ -143,7 +146,7 @@ class Sampler:
         return cls(model, tokenizer, sampling, config.seed)
 
     def stream(self, prompt: str, prompt_index: int = 0, sample_index: int = 0) -> Iterator[str]:
-        """One sample, in pieces of whole characters, as soon as they are known."""
+        """Yield one sample in pieces of whole characters as soon as they are complete."""
         tokens = self._encode(prompt)
         generator = [self._generator(prompt_index, sample_index)]
         text = _Text(self.tokenizer, tokens)
@@ -153,7 +156,7 @@ class Sampler:
         yield text.flush()
 
     def samples(self, prompt: str, count: int = 1, prompt_index: int = 0) -> Iterator[Sample]:
-        """`count` samples, drawn in batches. An empty prompt begins a document."""
+        """Yield `count` samples, drawn in batches. An empty prompt starts a new document."""
         tokens = self._encode(prompt)
         for start in range(0, count, _BATCH):
             indices = range(start, min(start + _BATCH, count))
@@ -172,7 +175,9 @@ class Sampler:
         tokens = self.tokenizer.tokenize(prompt)
         limit = context_length(self.model)
         if len(tokens) > limit:
-            logger.warning("the prompt has %d tokens; only the last %d fit the model's seq-length", len(tokens), limit)
+            logger.warning(
+                "the prompt has %d tokens; using the last %d, the seq_length of the model", len(tokens), limit
+            )
         return tokens or [self.tokenizer.eod]
 
     def _generator(self, prompt_index: int, sample_index: int) -> torch.Generator:
@@ -181,7 +186,7 @@ class Sampler:
 
 
 class _Text:
-    """New text of tokens that continue a prompt; the last token of it says whether a space is due."""
+    """Decode tokens that continue a prompt. The last prompt token decides whether a space follows it."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
         self._stream = StreamDetokenizer(tokenizer)
@@ -204,11 +209,11 @@ def _eod_or_none(tokenizer: Tokenizer) -> int | None:
         return None
 
 
-# --- ways to ask ---
+# --- modes of generation ---
 
 
 def generate_unconditional(sampler: Sampler, count: int, output_file: str | None) -> Iterator[Sample]:
-    """Documents from their beginning, each yielded and written as a JSON line."""
+    """Sample documents without a prompt. Yields each one and writes it as a JSON line."""
     with _json_lines(output_file) as write:
         for sample in sampler.samples("", count):
             write(sample)
@@ -216,14 +221,14 @@ def generate_unconditional(sampler: Sampler, count: int, output_file: str | None
 
 
 def generate_from_file(sampler: Sampler, input_file: str, count: int, output_file: str | None) -> Iterator[Sample]:
-    """`count` continuations of each line of `input_file` in order, each yielded and written as a JSON line.
+    """Sample `count` continuations of each line of `input_file`. Yields each one and writes it as a JSON line.
 
-    An empty line begins a document. Raises DataError where the file cannot be read.
+    An empty line starts a new document. Raises DataError if the file cannot be read.
     """
     try:
         lines = Path(input_file).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is not UTF-8 text"
+        reason = getattr(error, "strerror", None) or "expected UTF-8 text"
         raise DataError(f"sample_input_file: {input_file}: {reason}") from error
     prompts = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
     with _json_lines(output_file) as write:
@@ -236,9 +241,9 @@ def generate_from_file(sampler: Sampler, input_file: str, count: int, output_fil
 def generate_interactively(
     sampler: Sampler, lines: Iterable[str], prompt_end: str, count: int, output: IO[str]
 ) -> None:
-    """Answer the prompts in `lines` (given without line ends), writing each text as it is sampled.
+    """Continue each prompt in `lines` (without line ends), and write the text while it is sampled.
 
-    A prompt ends with `prompt_end`. Ctrl-C stops an answer, and at a prompt the program.
+    A prompt ends with `prompt_end`. Ctrl-C stops the current text, or the program while it waits for a prompt.
     """
     for index, prompt in enumerate(_prompts(lines, prompt_end)):
         with contextlib.suppress(KeyboardInterrupt):
@@ -252,7 +257,7 @@ def generate_interactively(
 
 
 def _prompts(lines: Iterable[str], prompt_end: str) -> Iterator[str]:
-    """Group lines into prompts; what is left at the end of the input is one too."""
+    """Group lines into prompts. Remaining lines at the end of the input form the last prompt."""
     text = ""
     for line in lines:
         text += line + "\n"
@@ -266,7 +271,7 @@ def _prompts(lines: Iterable[str], prompt_end: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _json_lines(path: str | None) -> Iterator[Callable[[Sample], None]]:
-    """A function that appends a sample; the file takes its place only once it is complete."""
+    """Yield a function that writes a sample. The file replaces `path` when it is complete."""
     if path is None:
         yield lambda sample: None
         return
@@ -280,11 +285,11 @@ def _json_lines(path: str | None) -> Iterator[Callable[[Sample], None]]:
 
             yield write
     except OSError as error:
-        raise DataError(f"sample_output_file: {path} cannot be written: {error.strerror}") from error
+        raise DataError(f"sample_output_file: {path}: cannot be written: {error.strerror}") from error
 
 
 def typed_lines(prompt: str) -> Iterator[str]:
-    """Lines from the terminal, after `prompt`, or from a pipe; ends at the end of the input."""
+    """Yield lines from the terminal, after `prompt`, or from a pipe until the end of the input."""
     shown = prompt if sys.stdin.isatty() else ""
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:

@@ -1,6 +1,6 @@
-"""Configuration: NeoX's YAML files, read into one validated, frozen `NeoXArgs`.
+"""Read GPT-NeoX's YAML files into one validated, frozen configuration, `NeoXArgs`.
 
-Imports neither torch nor DeepSpeed, and has no side effects.
+Importing this package imports neither torch nor DeepSpeed and has no side effects.
 """
 
 from megatron.neox_arguments.arguments import NeoXArgs

@@ -1,4 +1,4 @@
-"""`NeoXArgs`: the one validated, frozen configuration."""
+"""Define `NeoXArgs`, the validated, frozen configuration."""
 
 from __future__ import annotations
 
@@ -52,11 +52,10 @@ class NeoXArgs(
     NeoXArgsPosttraining,
     NeoXArgsMoE,
 ):
-    """All keys of a run, checked and with the derived ones filled in.
+    """All keys of a run, validated, with derived values filled in.
 
-    Made by `from_ymls`, `from_dict`, `consume_deepy_args` or `consume_neox_args`; every one raises
-    ConfigError with a line for each problem. A key that is null has its default.
-    Frozen: `replace` makes a variant.
+    Create one with `from_ymls`, `from_dict`, `consume_deepy_args` or `consume_neox_args`. Each raises ConfigError with
+    one line per problem. A key that is null has its default. Instances are frozen; `replace` creates a changed copy.
     """
 
     @model_validator(mode="wrap")
@@ -79,7 +78,7 @@ class NeoXArgs(
 
     @property
     def given(self) -> dict[str, Any]:
-        """The keys that the user gave, before anything was completed."""
+        """The keys that the user set, before derived values are filled in."""
         given: dict[str, Any] = vars(self)["_given"]
         return given
 
@@ -90,9 +89,10 @@ class NeoXArgs(
         overwrite_values: Mapping[str, Any] | None = None,
         world_size: int | None = None,
     ) -> NeoXArgs:
-        """Read and merge configuration files; `overwrite_values` win and may be dotted (optimizer.params.lr).
+        """Read and merge configuration files.
 
-        `world_size` is the number of processes; unset: WORLD_SIZE, the launcher keys, or the batch sizes.
+        `overwrite_values` take precedence over the files. Their keys can be dotted (optimizer.params.lr).
+        `world_size` is the number of processes. If None, WORLD_SIZE, the launcher keys or the batch sizes set it.
         """
         return cls._build(cls._read(paths_to_yml_files), overwrite_values, _world_size(world_size))
 
@@ -103,15 +103,15 @@ class NeoXArgs(
         overwrite_values: Mapping[str, Any] | None = None,
         world_size: int | None = None,
     ) -> NeoXArgs:
-        """Like `from_ymls`, from a mapping whose keys are spelt as in a file."""
+        """Like `from_ymls`, for a mapping with the same keys as a file."""
         return cls._build(cls._from_mapping(args_dict), overwrite_values, _world_size(world_size))
 
     @classmethod
     def consume_deepy_args(cls, input_args: Sequence[str] | None = None, script: str | None = None) -> NeoXArgs:
         """Parse the command line of deepy.py: [script.py] a.yml b.yml [-d FOLDER] [--key value ...].
 
-        The script becomes `user_script`: the one on the command line (default train.py), or `script`, with which none
-        is expected there. Raises ConfigError, or UsageRequested on --help.
+        `user_script` is set to the script on the command line (default: train.py). If `script` is given, it is used
+        instead, and the command line names no script. Raises ConfigError, or UsageRequested on --help.
         """
         argv = sys.argv[1:] if input_args is None else input_args
         program = _program() if script else f"{_program()} [script.py]"
@@ -120,7 +120,7 @@ class NeoXArgs(
             named = bool(line.files) and line.files[0].endswith(".py")
             script = line.files.pop(0) if named else "train.py"
         if not os.path.isfile(script):
-            raise ConfigError(f"{script}: no such script")
+            raise ConfigError(f"{script}: script not found")
         line.overrides["user_script"] = script
         return cls._build(cls._read(line.files, line.folder), line.overrides, None, "command line")
 
@@ -128,15 +128,18 @@ class NeoXArgs(
     def consume_neox_args(
         cls, input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None
     ) -> NeoXArgs:
-        """Parse the command line of a worker: what deepy.py passes on, or files and overrides.
+        """Parse the command line of a worker: the arguments that deepy.py passes, or files and overrides.
 
-        The world size is what the launcher says (WORLD_SIZE, MPI's or SLURM's), else 1; a dry run configures it.
+        The world size comes from the launcher's environment (WORLD_SIZE, MPI or SLURM), and is 1 without a launcher. A
+        dry run takes it from the configuration.
         """
         argv = sys.argv[1:] if input_args is None else input_args
         line = launcher.parse_command_line(argv, _TYPES, _program(), _WORKER_OPTIONS)
         if "megatron_config" in line.passed:
             if line.files:
-                raise ConfigError(f"command line: {line.files[0]}: --megatron_config already is the configuration")
+                raise ConfigError(
+                    f"command line: {line.files[0]}: cannot be combined with --megatron_config; remove one"
+                )
             merged = cls._from_mapping(launcher.decode(line.passed["megatron_config"]))
         else:
             merged = cls._read(line.files, line.folder)
@@ -146,9 +149,9 @@ class NeoXArgs(
         return cls._build(merged, overwrite_values, processes)
 
     def get_deepspeed_main_args(self) -> list[str]:
-        """Arguments of `deepspeed.launcher.runner.main`: its options, the script, the encoded configuration.
+        """Return the arguments of `deepspeed.launcher.runner.main`: options, script and encoded configuration.
 
-        The configuration travels as it was given: each worker resolves it with its own world size.
+        The configuration is passed as the user set it. Each worker resolves it with its own world size.
         """
         if self.user_script is None:
             raise ConfigError(self._missing("user_script"))
@@ -163,11 +166,11 @@ class NeoXArgs(
         ]
 
     def replace(self, **changes: Any) -> NeoXArgs:
-        """A variant: what was given, with `changes` on top, resolved and checked anew."""
+        """Return a copy with `changes` applied to the user's keys, resolved and validated again."""
         return type(self)._build(Merged(copy.deepcopy(self.given)), changes, None, "replace")
 
     def require(self, *keys: str) -> None:
-        """Raise ConfigError naming those of `keys` that have no value."""
+        """Raise ConfigError if any of `keys` has no value. The message names every missing key."""
         missing = [key for key in keys if getattr(self, key) is None]
         if missing:
             raise ConfigError("\n".join(map(self._missing, missing)))
@@ -177,15 +180,15 @@ class NeoXArgs(
         return f"{key}: missing; {KEYS[key].doc}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Every key but `config_files`, resolved and JSON-able; `from_dict` makes an equal object of it."""
+        """Return every key except `config_files`, resolved and JSON-serializable. `from_dict` accepts it."""
         return {key: copy.deepcopy(getattr(self, key)) for key in _KNOWN if key != "config_files"}
 
     def non_default(self) -> dict[str, Any]:
-        """The part of `to_dict` that differs from the defaults."""
+        """Return the items of `to_dict` that differ from the defaults."""
         return {key: value for key, value in self.to_dict().items() if value != _KNOWN[key].default}
 
     def notices(self) -> list[str]:
-        """A sentence for each hint that is set although its result is given anyway."""
+        """Return one sentence per satisfied key that is set."""
         return [
             f"{name}: {key.notice}"
             for name, key in KEYS.items()
@@ -193,17 +196,17 @@ class NeoXArgs(
         ]
 
     def deepspeed_config(self) -> dict[str, Any]:
-        """The DeepSpeed configuration (no optimizer, no scheduler: the trainer builds both)."""
+        """Return the DeepSpeed configuration, without optimizer and scheduler: the trainer builds both."""
         return deepspeed_config(self)
 
     @classmethod
     def _read(cls, paths: Sequence[str | os.PathLike[str]], folder: str | None = None) -> Merged:
         if not paths:
-            raise ConfigError("command line: name at least one configuration file (see configs/)")
+            raise ConfigError("command line: expected at least one configuration file (see configs/)")
         found = [find_config(os.fspath(path), folder) for path in paths]
         for path in found:
             if found.count(path) > 1:
-                raise ConfigError(f"{path}: named twice; name each configuration file once")
+                raise ConfigError(f"{path}: given twice; give each configuration file once")
         files = [load_config(path) for path in found]
         merged = merge(files, _KNOWN)
         names = [os.path.basename(file.path) for file in files]
@@ -235,7 +238,7 @@ class NeoXArgs(
 
 
 def _program() -> str:
-    """What the user has called, as argparse shows it."""
+    """The program's name for the usage message, as in argparse."""
     return os.path.basename(sys.argv[0])
 
 

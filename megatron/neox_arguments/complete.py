@@ -1,4 +1,4 @@
-"""Complete the values that follow from others: batch sizes, precision, optimizer, ZeRO, former names."""
+"""Fill in derived values: batch sizes, precision, optimizer, ZeRO stage and former names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OPTIMIZER_NAMES = {"adamw": "adam"}
 
 
 class _Values:
-    """The values so far: `values` has every key, `given` the user's; `problems` collects (key, sentence)."""
+    """Values during completion: `values` has every key, `given` the user's keys, `problems` (key, message) pairs."""
 
     def __init__(self, values: Mapping[str, Any], given: Mapping[str, Any]):
         self.values, self.given = dict(values), given
@@ -22,7 +22,10 @@ class _Values:
     def one_of(
         self, key: str, others: Mapping[str, Any], default: Any, same: Callable[[Any, Any], bool] = lambda a, b: a == b
     ) -> Any:
-        """The value of `key`, which `others` (name -> value or None) may also give; they must agree."""
+        """Return the value of `key`, which any of `others` (name -> value or None) can also set.
+
+        Values that differ are a problem. `default` is returned if none is set.
+        """
         chosen, source = self.given.get(key), key
         for other, value in others.items():
             if value is None:
@@ -37,7 +40,7 @@ class _Values:
 
 
 def complete(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """All values with the derived ones filled in, and the problems met: (key, sentence)."""
+    """Return all values with the derived ones filled in, and the problems as (key, message) pairs."""
     state = _Values(values, given)
     for step in (_parallel, _batch, _precision, _optimizer, _zero, _extra_sections, _training):
         step(state)
@@ -55,12 +58,12 @@ def _parallel(r: _Values) -> None:
             v["world_size"] = v["num_gpus"] * max(v["num_nodes"], 1)
     world_size = v["world_size"]
     if world_size is not None and world_size < 1:
-        v["world_size"] = None  # out of its declared range
+        v["world_size"] = None  # outside its declared range
     elif world_size is not None and world_size % model_ranks:
         r.problems.append(
             (
                 "model_parallel_size",
-                f"{world_size} processes cannot be shared out over model_parallel_size"
+                f"model_parallel_size: {world_size} processes are not divisible by model_parallel_size"
                 f" {v['model_parallel_size']} x pipe_parallel_size {max(v['pipe_parallel_size'], 1)};"
                 f" start a multiple of {model_ranks} processes",
             )
@@ -68,7 +71,7 @@ def _parallel(r: _Values) -> None:
         v["world_size"] = None
     v["is_pipe_parallel"] = v["pipe_parallel_size"] > 1
     if r.given.get("is_pipe_parallel", v["is_pipe_parallel"]) != v["is_pipe_parallel"]:
-        r.problems.append(("is_pipe_parallel", "is_pipe_parallel: follows from pipe_parallel_size; remove it"))
+        r.problems.append(("is_pipe_parallel", "is_pipe_parallel: is derived from pipe_parallel_size; remove it"))
 
 
 def _batch(r: _Values) -> None:
@@ -81,7 +84,7 @@ def _batch(r: _Values) -> None:
     }
     model_ranks = max(v["model_parallel_size"], 1) * max(v["pipe_parallel_size"], 1)
     if any(size is not None and size < 1 for size in sizes.values()):
-        return  # out of their declared range
+        return  # outside their declared range
     data_parallel = v["world_size"] // model_ranks if v["world_size"] else None
     try:
         train, micro, steps = sizes.values()
@@ -89,7 +92,7 @@ def _batch(r: _Values) -> None:
     except BatchSizeError as error:
         r.problems.append(("train_batch_size", str(error)))
         return
-    if sizes_of_all is None:  # enough for tools that do not train; the trainer requires a size
+    if sizes_of_all is None:  # valid for tools that do not train; the trainer requires a size
         v["gradient_accumulation_steps"] = sizes["gradient_accumulation_steps"] or 1
         data_parallel = data_parallel or 1
     else:
@@ -105,7 +108,7 @@ def _precision(r: _Values) -> None:
     fp16_on = fp16.get("enabled") is True
     asked = {}
     if fp16_on and fp16.get("type", "fp16") != "fp16":
-        asked["fp16.type"] = "bfloat16"  # GPT-NeoX's older way to ask for bfloat16
+        asked["fp16.type"] = "bfloat16"  # GPT-NeoX's older spelling of bfloat16
     elif fp16_on:
         asked["fp16.enabled"] = "fp16"
     if bf16.get("enabled") is True:
@@ -118,11 +121,11 @@ def _precision(r: _Values) -> None:
     for inner, key in repeated_in("fp16").items():
         fixed = r.one_of(key, {f"fp16.{inner}": fp16.get(inner)}, v[key])
         if v[key] != FIELDS[key].default and precision != "fp16":
-            r.problems.append((key, f"{key}: only precision fp16 scales its loss, and this is {precision}; remove it"))
+            r.problems.append((key, f"{key}: needs precision fp16, but precision is {precision}; remove it"))
         v[key] = fixed or None if key == "loss_scale" else fixed
     dynamic = v["loss_scale"] is None
     if r.given.get("dynamic_loss_scale", dynamic) != dynamic:
-        hint = "remove loss_scale" if not dynamic else "give loss_scale"
+        hint = "remove loss_scale" if not dynamic else "set loss_scale"
         r.problems.append(
             (
                 "dynamic_loss_scale",
@@ -159,7 +162,7 @@ def _zero(r: _Values) -> None:
 
 
 def _extra_sections(r: _Values) -> None:
-    """A section in deepspeed_extra_args that is also a key becomes that key, if DeepSpeed gets the key as it is."""
+    """Move sections of deepspeed_extra_args to the top-level key of the same name, if it is passed to DeepSpeed."""
     for name, value in as_dict(r.values["deepspeed_extra_args"]).items():
         key = KEYS.get(name)
         if key and key.section and key.to_deepspeed:
@@ -188,10 +191,10 @@ def _training(r: _Values) -> None:
 
 
 def as_dict(value: Any) -> dict[str, Any]:
-    """`value` where it is a mapping, else an empty one; validation reports what is none."""
+    """Return `value` if it is a mapping, else an empty one. Validation reports other values."""
     return value if isinstance(value, dict) else {}
 
 
 def _number(value: Any) -> float | None:
-    """`value` where it is a number; anything else is reported by validation."""
+    """Return `value` if it is a number, else None. Validation reports other values."""
     return float(value) if is_number(value) else None

@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration that a NeoXArgs asks for."""
+"""Build the DeepSpeed configuration of a NeoXArgs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _NEOX_ONLY = ("fp16", "type")  # keys of the fp16 section that DeepSpeed does no
 
 
 def deepspeed_config(args: Any) -> dict[str, Any]:
-    """DeepSpeed's JSON configuration for `args` (a NeoXArgs).
+    """Return DeepSpeed's JSON configuration for `args` (a NeoXArgs).
 
-    It has no optimizer and no scheduler section: the trainer builds both itself, because every parameter
-    group carries its own learning-rate multiplier.
+    It has no optimizer and no scheduler section. The trainer builds both, because every parameter group has its own
+    learning-rate multiplier.
     """
     same = {name: getattr(args, name) for name, key in KEYS.items() if key.to_deepspeed}
     config = {name: value for name, value in same.items() if value not in (None, {})}
     config["zero_optimization"] = _zero(args)
     config["zero_allow_untested_optimizer"] = True
-    config["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW steps offloaded states; nothing is compiled
-    # activations between stages are sent whole: under sequence parallelism the ranks hold different parts of them
+    config["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW updates offloaded states; nothing is compiled
+    # Send whole activations between stages: with sequence parallelism the ranks hold different parts of them.
     config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
     if args.precision == "fp16":
         config["fp16"] = _fp16(args)
@@ -45,7 +45,7 @@ def _fp16(args: Any) -> dict[str, Any]:
     section.update({inner: getattr(args, key) for inner, key in repeated_in("fp16").items()})
     section.update(
         enabled=True,
-        loss_scale=args.loss_scale or 0,  # 0 asks DeepSpeed for a dynamic scale
+        loss_scale=args.loss_scale or 0,  # 0: DeepSpeed scales the loss dynamically
         loss_scale_window=int(args.loss_scale_window),
         min_loss_scale=int(args.min_scale),
     )

@@ -1,4 +1,4 @@
-"""What a process may do besides training, resolved: one frozen dataclass for each job. Imports no torch."""
+"""Resolved configurations of the jobs other than training, one frozen dataclass per job. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ GenerationKind = Literal["unconditional", "input-file", "interactive"]
 
 @dataclass(frozen=True, kw_only=True)
 class CoordinateCheckConfig:
-    """A coordinate check. hidden_sizes empty: the base's times powers of width_scale. data None: random tokens."""
+    """A coordinate check.
+
+    hidden_sizes: if empty, the base's hidden size times powers of width_scale. data: None for random tokens.
+    """
 
     launch: LaunchConfig
     tokenizer: TokenizerConfig
@@ -40,7 +43,7 @@ class CoordinateCheckConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SaveBaseShapesConfig:
-    """Base-shape files to write, `<prefix>.<rank>`; the delta model is `width_scale` times as wide."""
+    """Base-shape files to write to `<prefix>.<rank>`. The delta model is `width_scale` times as wide."""
 
     launch: LaunchConfig
     tokenizer: TokenizerConfig
@@ -52,7 +55,7 @@ class SaveBaseShapesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig:
-    """A static audit at the peak rate `lr`."""
+    """A static audit at the peak learning rate `lr`."""
 
     launch: LaunchConfig
     tokenizer: TokenizerConfig
@@ -64,7 +67,7 @@ class AuditConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CostConfig:
-    """A model and the number of tokens that it is trained on."""
+    """A model and its number of training tokens."""
 
     tokenizer: TokenizerConfig
     model: ModelConfig
@@ -73,7 +76,7 @@ class CostConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DryRunConfig:
-    """A dry run. peak_tflops None: known from the GPU's name."""
+    """A dry run. peak_tflops: None to look it up by the GPU's name."""
 
     tokenizer: TokenizerConfig
     model: ModelConfig
@@ -86,9 +89,10 @@ class DryRunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """Text from a checkpoint. iteration None: the latest. input_file: prompts of kind `input-file`, else empty.
+    """Text generation from a checkpoint.
 
-    temperature 0: the likeliest token. top_k, top_p 0: no such limit. output_file None: print only.
+    iteration: None for the latest checkpoint. temperature: 0 for greedy decoding. top_k, top_p: 0 for no limit.
+    input_file: the prompts of kind `input-file`, else empty. output_file: None to print only.
     """
 
     tokenizer: TokenizerConfig
@@ -111,11 +115,11 @@ class GenerationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LauncherConfig:
-    """Arguments of DeepSpeed's runner. num_processes: on each host; None: one for each device."""
+    """Arguments of DeepSpeed's runner. num_processes: processes per host; None for one per device."""
 
     arguments: tuple[str, ...]
     num_processes: int | None
 
 
 WorkerConfig = RunConfig | CoordinateCheckConfig | SaveBaseShapesConfig
-"""What a worker process may be asked to do."""
+"""The jobs of a worker process."""

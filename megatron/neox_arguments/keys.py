@@ -1,12 +1,12 @@
-"""How one key is declared: everything that the code, the error messages and the reference say about it.
+"""Declare a configuration key: the facts that the code, the error messages and the key reference use.
 
-Every key of GPT-NeoX is known, with exactly one status:
+Every key of GPT-NeoX is declared and has exactly one status:
 
-- `supported`: something in this code reads it;
-- `satisfied`: a hint for an optimisation whose result this code gives anyway; `NeoXArgs.notices()` says so;
-- `refused`: only the neutral value is accepted, any other is an error that gives the reason.
+- `supported`: the code reads the key.
+- `satisfied`: the key requests an optimisation whose result the code always gives; `NeoXArgs.notices()` reports it.
+- `refused`: the key accepts only its default and neutral values. Any other value is an error that gives the reason.
 
-The keys inside a section, such as `optimizer.params`, are declared in the same way.
+Keys inside a section, such as `optimizer.params`, are declared in the same way.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ SUPPORTED, SATISFIED, REFUSED = "supported", "satisfied", "refused"
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """The facts about one key beside its name, type and default, which its dataclass field has.
+    """The facts about one key. Its dataclass field has the name, type and default.
 
-    doc: what it does, in the words of the reference.
-    reason, neutral: of a refused key, why and what to use instead, and further values that are accepted.
-    notice: of a satisfied key, the sentence for a user who sets it.
-    refuse: single values that are not supported, with the reason.
+    doc: description in the key reference.
+    reason: refused keys: why, and what to use instead.
+    neutral: refused keys: accepted values in addition to the default.
+    notice: satisfied keys: the message shown to a user who sets the key.
+    refuse: single values that are not supported, each with its reason.
     limit: the accepted values.
-    aliases: former names with exactly the same meaning.
-    same_as: another key, or a dotted path into a section, that says the same: an override of one replaces the other.
-    fallback: value where neither this key nor `same_as` is given and the default is None.
-    section: the dataclass that declares the keys inside, for a key whose value is a section.
-    to_deepspeed: DeepSpeed's configuration has it under the same name, with the same value.
-    mup_only: does nothing without use_mup.
+    aliases: former names with the same meaning.
+    same_as: another key, or a dotted path into a section, that sets the same value. An override of one replaces the
+        other.
+    fallback: the value if neither this key nor `same_as` is set and the default is None.
+    section: the dataclass that declares the inner keys, if the value is a section.
+    to_deepspeed: DeepSpeed's configuration has this key with the same name and value.
+    mup_only: the key has no effect without use_mup.
     transfer, recipe: see `transfer`.
     """
 
@@ -63,22 +65,22 @@ def _field(default: Any, key: Key, compare: bool = True) -> Any:
 
 
 def supported(default: Any, doc: str, *, compare: bool = True, **facts: Any) -> Any:
-    """A key that something reads. `facts` are attributes of Key; `compare` is dataclasses.field's."""
+    """Declare a key that the code reads. `facts` are attributes of Key; `compare` is passed to dataclasses.field."""
     return _field(default, Key(doc, **facts), compare)
 
 
 def satisfied(default: Any, doc: str, notice: str) -> Any:
-    """A hint whose result this code gives anyway; `notice` is the sentence for a user who sets it."""
+    """Declare a key whose requested result the code always gives. `notice` is the message for a user who sets it."""
     return _field(default, Key(doc, SATISFIED, notice=notice, transfer=FREE))
 
 
 def refused(default: Any, doc: str, reason: str, *, neutral: tuple[Any, ...] = ()) -> Any:
-    """A key that accepts only its default and the values in `neutral`; `reason` also says what to use."""
+    """Declare a key that accepts only its default and `neutral` values. `reason` also names the alternative."""
     return _field(default, Key(doc, REFUSED, reason, neutral, transfer=FREE))
 
 
 def key_of(field: dataclasses.Field[Any]) -> Key:
-    """The declaration in a dataclass field."""
+    """Return the declaration stored in a dataclass field."""
     key = field.metadata["key"]
     assert isinstance(key, Key)
     return key

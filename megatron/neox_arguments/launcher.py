@@ -1,4 +1,4 @@
-"""Command lines: of deepy.py, of a worker, and of DeepSpeed's launcher in between."""
+"""Parse the command lines of deepy.py and workers, and build the command line of DeepSpeed's launcher."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from megatron.neox_arguments.yaml_loader import parse_scalar
 USAGE = """\
 usage: {program} config.yml [more.yml ...] [-d FOLDER] [--key value ...]
 
-  config.yml            YAML or JSON files, merged; the suffix .yml may be left out
+  config.yml            YAML or JSON files to merge; the suffix .yml is optional
   -d, --conf_dir FOLDER folder of the configuration files
-  --key value           overrides any key: --lr 3e-4, --use-mup, --optimizer.params.eps=1e-9
+  --key value           override any key: --lr 3e-4, --use-mup, --optimizer.params.eps=1e-9
   -H hostfile, -i sample_input_file, -o sample_output_file
 
 All keys: configs/neox_arguments.md"""
@@ -32,14 +32,14 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 class UsageRequested(UserError):
-    """--help was given: the message is the usage, and the exit code is 0."""
+    """Raised for --help. The message is the usage, and the exit code is 0."""
 
     exit_code = 0
 
 
 @dataclass
 class CommandLine:
-    """What a command line says: configuration files, their folder, overrides, the launcher's own options."""
+    """A parsed command line: configuration files, their folder, overrides and the launcher's own options."""
 
     files: list[str] = field(default_factory=list)
     folder: str | None = None
@@ -50,9 +50,9 @@ class CommandLine:
 def parse_command_line(
     argv: Sequence[str], annotations: Mapping[str, Any], program: str, passed: Sequence[str] = ()
 ) -> CommandLine:
-    """Parse `argv`. `annotations` gives each known key's type; options named in `passed` are set apart.
+    """Parse `argv`. `annotations` maps each known key to its type; options in `passed` are kept separate.
 
-    Raises ConfigError on an unknown option or one without a value, UsageRequested on --help.
+    Raises ConfigError for an unknown option or a missing value, and UsageRequested for --help.
     """
     result, rest = CommandLine(), list(argv)
     while rest:
@@ -85,7 +85,7 @@ def _value(option: str, inline: str | None, rest: list[str]) -> str:
     if inline is not None:
         return inline
     if not rest or (rest[0].startswith("-") and not re.match(r"^-[\d.]", rest[0])):
-        raise ConfigError(f"command line: {option} needs a value")
+        raise ConfigError(f"command line: {option}: expected a value")
     return rest.pop(0)
 
 
@@ -101,7 +101,7 @@ def _override(option: str, wanted: Any, inline: str | None, rest: list[str]) -> 
         if inline is None:
             inline = rest.pop(0) if rest and rest[0].lower() in _TRUE + _FALSE else "true"
         if inline.lower() not in _TRUE + _FALSE:
-            raise ConfigError(f"command line: {option} needs true or false, not {inline!r}")
+            raise ConfigError(f"command line: {option}: expected true or false, got {inline!r}")
         return inline.lower() in _TRUE
     text = _value(option, inline, rest)
     if text == "null":  # back to the default, whatever the files say
@@ -112,25 +112,25 @@ def _override(option: str, wanted: Any, inline: str | None, rest: list[str]) -> 
 
 
 def encode(config: Mapping[str, Any]) -> str:
-    """Base64 of the JSON of `config`: safe in every shell on the way to a worker."""
+    """Encode `config` as base64 JSON, which needs no quoting in any shell."""
     return base64.urlsafe_b64encode(json.dumps(config).encode()).decode()
 
 
 def decode(text: str) -> dict[str, Any]:
-    """The mapping in `text`: base64 JSON, or the path of a JSON file. Raises ConfigError."""
+    """Decode base64 JSON, or read a JSON file whose path is `text`. Raises ConfigError."""
     try:
         is_file = text.endswith(".json") and Path(text).is_file()
         data = Path(text).read_bytes() if is_file else base64.b64decode(text, altchars=b"-_", validate=True)
         config = json.loads(data)
     except (OSError, binascii.Error, ValueError):
-        raise ConfigError("--megatron_config: is neither base64-encoded JSON nor a JSON file") from None
+        raise ConfigError("--megatron_config: expected base64-encoded JSON or a JSON file") from None
     if not isinstance(config, dict):
-        raise ConfigError("--megatron_config: needs a mapping of keys to values")
+        raise ConfigError("--megatron_config: expected a mapping of keys to values")
     return config
 
 
 def launched_world_size(config: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> int | None:
-    """Number of processes that a launcher says it started, or None."""
+    """Return the number of processes that a launcher reports in the environment, or None."""
     names = ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
     if config.get("deepspeed_mpi"):
         names += ["PMI_SIZE"]
@@ -141,15 +141,15 @@ def launched_world_size(config: Mapping[str, Any], environment: Mapping[str, str
             try:
                 return int(environment[name])
             except ValueError:
-                raise ConfigError(f"environment: {name}={environment[name]!r} is no number") from None
+                raise ConfigError(f"environment: {name}={environment[name]!r} is not a number") from None
     return None
 
 
 def rank_environment(args: Any, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """RANK, LOCAL_RANK, WORLD_SIZE and MASTER_* that MPI (deepspeed_mpi) or SLURM (deepspeed_slurm) implies.
+    """Derive RANK, LOCAL_RANK, WORLD_SIZE and MASTER_* from the environment of MPI or SLURM.
 
-    For a worker to put into its environment before it joins the process group; empty where a launcher has
-    set RANK, or neither key is on.
+    A worker sets these variables before it joins the process group. The result is empty if RANK is already set, or if
+    neither deepspeed_mpi nor deepspeed_slurm is true.
     """
     if "RANK" in environment or not (args.deepspeed_mpi or args.deepspeed_slurm):
         return {}
@@ -159,7 +159,9 @@ def rank_environment(args: Any, environment: Mapping[str, str] = os.environ) -> 
         value = next((environment[c] for c in candidates if c in environment), None)
         if value is None:
             key = "deepspeed_slurm" if args.deepspeed_slurm else "deepspeed_mpi"
-            raise ConfigError(f"{key}: none of {', '.join(candidates)} is in the environment; start through it")
+            raise ConfigError(
+                f"{key}: none of {', '.join(candidates)} is in the environment; start the processes with srun or mpirun"
+            )
         found[name] = value
     host = args.master_addr or first_slurm_host(environment.get("SLURM_JOB_NODELIST", ""))
     if "MASTER_ADDR" not in environment and host:
@@ -178,14 +180,14 @@ _MPI_RANKS = {
 
 
 def runner_arguments(args: Any, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """DeepSpeed's launcher options for `args` (a NeoXArgs), before the script. Raises ConfigError."""
+    """Return the options of DeepSpeed's launcher for `args` (a NeoXArgs). Raises ConfigError."""
     options: dict[str, Any] = {}
     if args.hostfile:
         if not os.path.isfile(args.hostfile):
-            raise ConfigError(f"hostfile: {args.hostfile}: no such file")
+            raise ConfigError(f"hostfile: {args.hostfile}: file not found")
         options["hostfile"] = args.hostfile
     elif args.num_nodes > 1:
-        raise ConfigError(f"num_nodes: {args.num_nodes} hosts need a hostfile that lists them")
+        raise ConfigError(f"num_nodes: {args.num_nodes} hosts need hostfile, a file that lists them")
     options.update(include=args.include, exclude=args.exclude, master_addr=args.master_addr)
     options.update(num_nodes=args.num_nodes if args.num_nodes > 0 else None, num_gpus=args.num_gpus)
     options["master_port"] = args.master_port if args.master_port != 29500 else None
@@ -199,13 +201,13 @@ def runner_arguments(args: Any, environment: Mapping[str, str] = os.environ) -> 
         if value not in (None, ""):
             result += [f"--{key}", str(value)]
     job = [f"--{key}={value}" for key, value in (("comment", args.comment), ("account", args.account)) if value]
-    if job:  # one token: argparse would take a separate value that starts with -- for an option
+    if job:  # one token: argparse reads a separate value that starts with -- as an option
         result.append("--launcher_args=" + shlex.join(job))
     flags = {"force_multi": args.force_multi, "no_ssh_check": args.no_ssh_check or args.deepspeed_slurm}
     return result + [f"--{key}" for key, on in flags.items() if on]
 
 
 def first_slurm_host(nodes: str) -> str | None:
-    """First host of a SLURM node list such as gpu[03-07,9],login1, or None where the list is empty."""
+    """Return the first host of a SLURM node list such as gpu[03-07,9],login1, or None for an empty list."""
     match = re.match(r"([^,\[\]]*)(?:\[([0-9]+)[^\]]*\])?([^,\[\]]*)", nodes)
     return "".join(part or "" for part in match.groups()) or None if match else None

@@ -1,4 +1,4 @@
-"""Limits of a key's value: what is accepted, and the same in words for the error message and the reference."""
+"""Limits of a key's value, each with a description for error messages and the key reference."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any, Protocol
 
 
 class Limit(Protocol):
-    """A condition that a value of the right type must meet."""
+    """A condition on a value of the declared type."""
 
     @property
     def expected(self) -> str:
-        """The accepted values in words, after "expected"."""
+        """Description of the accepted values, written after "expected"."""
 
     def accepts(self, value: Any) -> bool:
-        """Whether `value` meets the condition. False, never an error, for a value of another type."""
+        """Whether `value` meets the condition. Returns False for a value of another type."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, each end included or not; `None`: no limit on that side."""
+    """Numbers from `low` to `high`. Each end is included or excluded; None means no limit on that side."""
 
     low: float | None = None
     high: float | None = None
@@ -30,7 +30,7 @@ class Range:
 
     @property
     def expected(self) -> str:
-        """Such as "a number of at least 1" or "a number from 0 to below 1"."""
+        """For example "a number of at least 1" or "a number from 0 to below 1"."""
         if self.high is None:
             return f"a number {'of at least' if self.low_included else 'above'} {self.low:g}"
         below = "" if self.high_included else "below "
@@ -47,35 +47,35 @@ class Range:
 
 @dataclass(frozen=True)
 class OneOf:
-    """A few numbers or words."""
+    """A fixed set of numbers or words."""
 
     values: tuple[Any, ...]
 
     @property
     def expected(self) -> str:
-        """Such as "0, 1, 2 or 3"."""
+        """For example "0, 1, 2 or 3"."""
         return listed(self.values)
 
     def accepts(self, value: Any) -> bool:
-        """Whether `value` is one of the values; a truth value is not the number 0 or 1."""
+        """Whether `value` is one of the values. A boolean does not equal 0 or 1."""
         return isinstance(value, str | int | float) and not isinstance(value, bool) and value in self.values
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Text that a regular expression matches from end to end. `expected` says it in words."""
+    """Strings that a regular expression matches in full. `expected` describes them in words."""
 
     regex: str
     expected: str
 
     def accepts(self, value: Any) -> bool:
-        """Whether `value` is such a text."""
+        """Whether `value` is a matching string."""
         return isinstance(value, str) and re.fullmatch(self.regex, value) is not None
 
 
 @dataclass(frozen=True)
 class Items:
-    """A list whose items have one type and meet one limit; `count` items, where it is given."""
+    """Lists of items of one type within one limit. `count`: the number of items, or None for any."""
 
     kind: type
     limit: Range | None = None
@@ -83,13 +83,13 @@ class Items:
 
     @property
     def expected(self) -> str:
-        """Such as "a list of whole numbers of at least 0"."""
-        what = {int: "whole numbers", float: "numbers", str: "texts"}[self.kind]
+        """For example "a list of integers of at least 0"."""
+        what = {int: "integers", float: "numbers", str: "strings"}[self.kind]
         bounds = f" {self.limit.expected.removeprefix('a number ')}" if self.limit else ""
         return f"a list of {f'{self.count} ' if self.count else ''}{what}{bounds}"
 
     def accepts(self, value: Any) -> bool:
-        """Whether `value` is such a list."""
+        """Whether `value` is a list that meets the conditions."""
         if not isinstance(value, list) or (self.count is not None and len(value) != self.count):
             return False
         if self.kind is str:
@@ -113,16 +113,16 @@ PROBABILITY_BELOW_ONE = Range(0, 1, high_included=False)
 
 
 def one_of(*values: Any) -> OneOf:
-    """One of `values`."""
+    """Exactly the given values."""
     return OneOf(values)
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number and not a truth value."""
+    """Whether `value` is a finite number and not a boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
 def listed(values: Sequence[Any]) -> str:
-    """`values` in words: "1, 2 or 3"."""
+    """Join `values` in words: "1, 2 or 3"."""
     *first, last = map(str, values)
     return f"{', '.join(first)} or {last}" if first else last

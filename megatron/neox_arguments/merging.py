@@ -12,36 +12,36 @@ from megatron.errors import ConfigError
 from megatron.neox_arguments.fields import ALIASES, KEYS
 from megatron.neox_arguments.yaml_loader import ConfigFile
 
-# Former names that have no exact heir.
+# Former keys without an exact replacement.
 GONE = {
-    "mlp_type": "GPT-NeoX dropped it; for `llama` set activation: swiglu",
+    "mlp_type": "GPT-NeoX removed it; for `llama` set activation: swiglu",
     "dropout": "use hidden_dropout and attention_dropout",
     "mup_save": "use save_base_shapes",
-    "vocab_size": "it comes from the tokenizer; to fix the embedding's rows use padded_vocab_size",
+    "vocab_size": "the tokenizer sets it; to set the number of rows of the embedding use padded_vocab_size",
     "warmup_iters": "use warmup, a share of the training steps",
-    "decay_lr_to": "use min_lr, a rate and not a share of lr",
+    "decay_lr_to": "use min_lr, an absolute rate instead of a share of lr",
     "max_lr": "use lr",
 }
-OVERLAY = "overlay"  # of a file, not of the run
+OVERLAY = "overlay"  # a property of the file, not of the run
 _PRECISIONS = ("precision", "fp16.enabled", "bf16.enabled")
 
 
 @dataclass
 class Merged:
-    """Known keys with their values, and where each came from (`file:line`, or the command line)."""
+    """Values of known keys, and the origin of each (`file:line`, or the command line)."""
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
 
 
 def normalise(key: str) -> str:
-    """The one spelling of a top-level key: `-` and `_` alike, former names replaced."""
+    """Return the canonical name of a top-level key: `-` becomes `_`, and former names are replaced."""
     name = key.replace("-", "_")
     return ALIASES.get(name, name)
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """A sentence about an unknown key, with the nearest valid one."""
+    """Return the message for an unknown key, with the closest known key."""
     name = key.replace("-", "_")
     if name in GONE:
         return f"unknown key {key!r}: {GONE[name]}"
@@ -50,9 +50,10 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 
 def merge(files: Iterable[ConfigFile], known: Iterable[str]) -> Merged:
-    """Merge files; raises ConfigError naming every unknown key and every key that two files give.
+    """Merge configuration files.
 
-    A file that says `overlay: true` is meant to change others: its keys win, after those of all other files.
+    A file with `overlay: true` overrides keys of the other files and is applied after them. Raises ConfigError, which
+    names every unknown key and every key that two files set.
     """
     known, files = set(known), list(files)
     merged = _merge_distinct([file for file in files if not _is_overlay(file)], known)
@@ -64,7 +65,7 @@ def merge(files: Iterable[ConfigFile], known: Iterable[str]) -> Merged:
 
 
 def _dotted(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys, so that an overlay changes what it names and leaves its neighbours."""
+    """Flatten nested sections to dotted keys. An overlay then changes only the keys that it names."""
     flat: dict[str, Any] = {}
     for key, value in section.items():
         nested = isinstance(value, dict) and value
@@ -74,7 +75,7 @@ def _dotted(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _is_overlay(file: ConfigFile) -> bool:
     if file.values.get(OVERLAY) not in (None, True, False):
-        raise ConfigError(f"{file.path}:{file.lines[OVERLAY]}: overlay: needs true or false")
+        raise ConfigError(f"{file.path}:{file.lines[OVERLAY]}: overlay: expected true or false")
     return bool(file.values.get(OVERLAY))
 
 
@@ -84,7 +85,7 @@ def _merge_distinct(files: Iterable[ConfigFile], known: set[str]) -> Merged:
         for key, value in file.values.items():
             where = f"{file.path}:{file.lines[key]}" if file.lines[key] else file.path
             if not isinstance(key, str):
-                problems.append(f"{where}: a key must be a name, not {key!r}; put it in quotes")
+                problems.append(f"{where}: expected text as a key, got {key!r}; put it in quotes")
                 continue
             name = normalise(key)
             if key == OVERLAY:
@@ -92,7 +93,7 @@ def _merge_distinct(files: Iterable[ConfigFile], known: set[str]) -> Merged:
             if name not in known:
                 problems.append(f"{where}: {unknown_key(key, known)}")
             elif name in merged.values:
-                problems.append(f"{where}: key {key!r} is already given in {merged.origins[name]}; keep one of the two")
+                problems.append(f"{where}: key {key!r} is already set in {merged.origins[name]}; keep one of the two")
             else:
                 merged.values[name], merged.origins[name] = value, where
     if problems:
@@ -101,9 +102,9 @@ def _merge_distinct(files: Iterable[ConfigFile], known: set[str]) -> Merged:
 
 
 def override(merged: Merged, changes: Mapping[str, Any] | None, known: Iterable[str], origin: str) -> Merged:
-    """A copy in which `changes` win; keys may be dotted (optimizer.params.lr).
+    """Return a copy of `merged` with `changes` applied. Keys can be dotted (optimizer.params.lr).
 
-    Raises ConfigError on unknown keys.
+    Raises ConfigError for unknown keys.
     """
     values, origins = copy.deepcopy(merged.values), dict(merged.origins)
     known, problems = set(known), []
@@ -123,14 +124,14 @@ def override(merged: Merged, changes: Mapping[str, Any] | None, known: Iterable[
         _drop_synonyms(values, path, value)
     for path, value in assignments:
         if not _assign(values, path, value):
-            problems.append(f"{origin}: {path!r} goes into a key that is no section of keys")
+            problems.append(f"{origin}: {path!r} names a key inside a value that is not a section")
     if problems:
         raise ConfigError("\n".join(problems))
     return Merged(values, {key: origins[key] for key in values if key in origins})
 
 
 def _drop_synonyms(values: dict[str, Any], path: str, value: Any) -> None:
-    """Remove the other names of what an override of `path` sets."""
+    """Remove all other keys that set the same value as an override of `path`."""
     if isinstance(value, dict):
         for key, inner in value.items():
             _drop_synonyms(values, f"{path}.{key}", inner)
@@ -142,7 +143,7 @@ def _drop_synonyms(values: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _switch_precision(values: dict[str, Any], path: str, value: Any) -> None:
-    """`precision`, `fp16.enabled` and `bf16.enabled` name one choice: sections follow `path`."""
+    """Update the fp16 and bf16 sections to agree with an override of the precision at `path`."""
     if path != "precision":
         values.pop("precision", None)
     for section in ("fp16", "bf16"):

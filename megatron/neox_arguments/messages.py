@@ -1,4 +1,4 @@
-"""Problems of a configuration, each with its key, and the one error that lists them."""
+"""Messages about problems of a configuration, and the error that lists them."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from megatron.neox_arguments.limits import listed
 from megatron.neox_arguments.merging import unknown_key
 
 _NAMES = {
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
-    str: "text",
+    str: "a string",
     bool: "true or false",
     list: "a list",
-    dict: "keys and values",
+    dict: "a mapping",
 }
-_PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
+_PLURALS = {int: "integers", float: "numbers", str: "strings"}
 
 
 class Problems(ConfigError):
-    """Everything that is wrong, as (key, sentence) pairs."""
+    """All problems of a configuration, as (key, message) pairs."""
 
     def __init__(self, problems: Sequence[tuple[str, str]]):
         self.problems = list(dict.fromkeys(problems))
         super().__init__("\n".join(sentence for _, sentence in self.problems))
 
     def located(self, origins: Mapping[str, str]) -> ConfigError:
-        """The same with the place that each key came from in front."""
+        """Return an error whose lines start with the file and line of each key."""
         return ConfigError(
             "\n".join(f"{origins[key]}: {text}" if key in origins else text for key, text in self.problems)
         )
 
 
 def type_problems(error: ValidationError, annotations: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Our sentences for pydantic's errors, one per key."""
+    """Return a (key, message) pair for each key in pydantic's errors."""
     found = {}
     for item in error.errors(include_url=False):
         key = str(item["loc"][0])
@@ -52,12 +52,12 @@ def type_problems(error: ValidationError, annotations: Mapping[str, Any]) -> lis
 
 
 def type_problem(key: str, value: Any, annotation: Any, refused: Collection[str] = ()) -> str:
-    """The sentence for a `value` that is not of its key's type. `refused`: words of a Literal that are no way out."""
+    """Return the message for a `value` of the wrong type, without the `refused` words of a Literal."""
     return f"{key}: expected {wanted(annotation, refused)}, got {shown(value)}" + _hint(value, annotation)
 
 
 def wanted(annotation: Any, refused: Collection[str] = ()) -> str:
-    """A type in words, such as "a whole number or a list"."""
+    """Describe a type in words, for example "an integer or a list of integers"."""
     origin = typing.get_origin(annotation)
     if origin is Literal:
         return listed([word for word in typing.get_args(annotation) if word not in refused])
@@ -70,7 +70,7 @@ def wanted(annotation: Any, refused: Collection[str] = ()) -> str:
 
 
 def kinds(annotation: Any) -> set[Any]:
-    """The plain types that an annotation accepts, None aside: `list[int] | None` gives {list}."""
+    """Return the plain types of an annotation, without None: `list[int] | None` gives {list}."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     parts = typing.get_args(annotation) if union else (annotation,)
     plain = {typing.get_origin(part) or part for part in parts} - {types.NoneType}
@@ -78,8 +78,8 @@ def kinds(annotation: Any) -> set[Any]:
 
 
 def shown(value: Any) -> str:
-    """A value and, unless it is a number, what it is; shortened."""
-    names = {bool: "the truth value", str: "the text", list: "the list", dict: "the section"}
+    """Describe a value: its type, unless it is a number, and its shortened repr."""
+    names = {bool: "the boolean", str: "the string", list: "the list", dict: "the mapping"}
     text = repr(value)
     text = text if len(text) <= 60 else text[:57] + "..."
     return f"{names[type(value)]} {text}" if type(value) in names else text

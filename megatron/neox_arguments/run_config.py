@@ -1,7 +1,7 @@
-"""The resolved configuration: one small frozen dataclass for each part of a run, with every value decided.
+"""Resolved configuration: one frozen dataclass per part of a run, with every value set.
 
-Made from a `NeoXArgs` by `megatron.neox_arguments.resolve`, once, at the edge. What follows receives the part that it
-needs. `None` stands only for what a run does not have: no checkpoint to load, no tracking. Imports no torch.
+`megatron.neox_arguments.resolve` builds it once from a `NeoXArgs`. Other code receives only the parts it needs. None
+means that the run does not have the feature: no checkpoint to load, no tracking. Imports no torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WeightDecayMode = Literal["scaled", "constant", "independent"]
 
 
 class TokenizerConfig(NamedTuple):
-    """Arguments of `megatron.tokenizer.build_tokenizer`, in order; a tokenizer without files has none."""
+    """Arguments of `megatron.tokenizer.build_tokenizer`, in order. A file that a tokenizer does not use is None."""
 
     tokenizer_type: str
     vocab_file: str | None
@@ -34,8 +34,8 @@ class TokenizerConfig(NamedTuple):
 class BaseShapesFileConfig:
     """Base-shape files to read, `<prefix>.<rank>` or `<prefix>`.
 
-    num_attention_heads, num_kv_heads: of the base, which a plain `.bsh` file does not say. stated: the base dimensions
-    that the configuration states too, by their names in `Widths`; the files must agree with them.
+    num_attention_heads, num_kv_heads: head counts of the base, which a plain `.bsh` file does not contain. stated: base
+    dimensions that the configuration also sets, by their names in `Widths`. The files must agree with them.
     """
 
     prefix: Path
@@ -46,7 +46,7 @@ class BaseShapesFileConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParametrizationConfig:
-    """muP towards `base`; or SP, where the model is its own base and every option has its neutral value."""
+    """muP relative to `base`, or SP: the model is its own base, and every option has its neutral value."""
 
     mup: bool
     optimizer: OptimizerKind
@@ -68,9 +68,9 @@ class ParametrizationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A GPT up to its vocabulary, which the tokenizer decides.
+    """A GPT without its vocabulary size, which the tokenizer sets.
 
-    padded_vocab_size: rows of the embedding; None: the vocabulary, rounded up to a multiple of `vocab_multiple`.
+    padded_vocab_size: rows of the embedding. None: the vocabulary size, rounded up to a multiple of `vocab_multiple`.
     """
 
     widths: Widths
@@ -82,12 +82,12 @@ class ModelConfig:
     vocab_multiple: int
 
 
-# --- how it is trained ---
+# --- training ---
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """The optimizer, before muP scales it and the schedule sets its rate. clip_grad 0: no clipping."""
+    """The optimizer, before muP scaling and the schedule. clip_grad: 0 for no clipping."""
 
     kind: OptimizerKind
     implementation: OptimizerImplementation
@@ -100,7 +100,7 @@ class OptimizerConfig:
 
     @property
     def num_moments(self) -> int:
-        """Numbers that the optimizer keeps for each parameter."""
+        """Number of state values per parameter."""
         return 2 if self.kind == "adam" else int(self.momentum > 0)
 
 
@@ -108,7 +108,7 @@ class OptimizerConfig:
 class ScheduleConfig:
     """The base learning rate over the steps of a run; see `LearningRateSchedule`.
 
-    On resume, `override` takes this schedule and `use_checkpoint` the saved one; with neither they must be equal.
+    On resume, `override` selects this schedule and `use_checkpoint` the saved one. Otherwise the two must be equal.
     """
 
     lr: float
@@ -125,7 +125,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """z_loss: weight of the squared log-partition. mask_eod: end-of-document tokens do not count."""
+    """z_loss: weight of the squared log-partition function. mask_eod: ignore end-of-document tokens."""
 
     z_loss: float
     mask_eod: bool
@@ -133,7 +133,7 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """Samples of a step: size = micro x accumulation x data-parallel size."""
+    """Samples per step: size = micro x accumulation x data-parallel size."""
 
     size: int
     micro: int
@@ -142,7 +142,10 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutConfig:
-    """Parallel layout. pipe: stages; 0 and 1 are the plain module. partition_method: how layers go to stages."""
+    """Parallel layout.
+
+    pipe: pipeline stages; 0 and 1 use the plain module. partition_method: how layers are assigned to stages.
+    """
 
     tensor: int
     pipe: int
@@ -152,9 +155,9 @@ class LayoutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """What turns a planned model into one that trains.
+    """Precision, optimizer, loss, layout and DeepSpeed options of a training engine.
 
-    compile: blocks, readout and loss through torch.compile. deepspeed: DeepSpeed's JSON, without the batch sizes.
+    compile: compile blocks, readout and loss with torch.compile. deepspeed: DeepSpeed's JSON, without batch sizes.
     """
 
     precision: Precision
@@ -168,18 +171,18 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchConfig:
-    """How a worker joins the others. environment: variables to set before, such as RANK under SLURM."""
+    """How a worker joins the process group. environment: variables to set first, for example RANK under SLURM."""
 
     backend: str
     environment: Mapping[str, str]
 
 
-# --- what it trains on, and what it leaves behind ---
+# --- data, evaluation and outputs ---
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorporaConfig:
-    """Prefixes of .bin/.idx pairs, and one weight for each. Empty: no corpora of this part."""
+    """Prefixes of .bin/.idx pairs and one weight per prefix. Empty: this part has no corpora."""
 
     paths: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
@@ -187,7 +190,7 @@ class CorporaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """One corpus at `path`, cut by `split`; or, where `path` is None, corpora of each part."""
+    """One corpus at `path`, divided by `split`. If `path` is None: separate corpora for each part."""
 
     path: str | None
     split: str
@@ -203,7 +206,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """iters: global batches of one evaluation. interval: steps between evaluations on validation data."""
+    """iters: global batches per evaluation. interval: steps between evaluations on validation data."""
 
     iters: int
     interval: int
@@ -213,9 +216,10 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SaveConfig:
-    """Checkpoints to write. factor: steps between them, or base of the powers; None: extra_steps and the last alone.
+    """Checkpoints to write.
 
-    keep_last: None keeps all.
+    factor: steps between checkpoints, or base of the powers. None: only `extra_steps` and the last step. keep_last:
+    None to keep all.
     """
 
     directory: Path
@@ -228,7 +232,7 @@ class SaveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadConfig:
-    """A checkpoint to continue from. iteration None: the latest."""
+    """A checkpoint to continue from. iteration: None for the latest."""
 
     directory: Path
     iteration: int | None
@@ -239,7 +243,7 @@ class LoadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WandbConfig:
-    """Weights & Biases. mode None: online with a login, else offline."""
+    """Weights & Biases. mode: None for online if logged in, else offline."""
 
     project: str
     group: str | None
@@ -251,7 +255,7 @@ class WandbConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """log_dir None: named after the configuration and the time. peak_tflops None: known from the device's name."""
+    """log_dir: None for a name from the configuration and the time. peak_tflops: None to look it up by device name."""
 
     log_dir: Path | None
     interval: int
@@ -263,26 +267,25 @@ class LoggingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a run says of its configuration: every key, resolved, and the text of its files by name."""
+    """The recorded configuration of a run: every resolved key, and the text of each file by name."""
 
     keys: Mapping[str, Any]
     files: Mapping[str, str]
 
     @property
     def name(self) -> str:
-        """The first file's name without its suffix."""
+        """Name of the first file without its suffix."""
         return Path(next(iter(self.files), "run")).stem
 
 
-# --- all of it ---
+# --- the complete run ---
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A training run.
 
-    steps: updates of the whole training. exit_steps: updates after which to save and stop before the end.
-    train: whether to train at all, or only to evaluate.
+    steps: number of updates. exit_steps: updates after which to save and stop early. train: False to evaluate only.
     """
 
     launch: LaunchConfig

@@ -1,4 +1,4 @@
-"""Values that follow from others, as pure functions of numbers."""
+"""Compute derived sizes from numbers: MLP width, batch sizes and base head counts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def ffn_hidden_size(
     activation: str = "gelu",
     mlp_multiple_of: int = 1,
 ) -> int:
-    """Width between the MLP's two matrices (of each branch, where the activation is gated).
+    """Return the inner width of the MLP, or of each branch if the activation is gated.
 
-    GPT-NeoX's meaning of the keys: a gated MLP divides the nominal width by three, so that its up and gate
-    matrices together hold as many weights as they would ungated; the result is rounded up to
-    `mlp_multiple_of`. LLaMA 7B: intermediate_size 32768, multiple 256, swiglu -> 11008.
+    The keys have GPT-NeoX's meaning. A gated MLP uses a third of the nominal width, because its up and gate matrices
+    together then have as many weights as an ungated MLP. The result is rounded up to a multiple of `mlp_multiple_of`.
+    LLaMA 7B: intermediate_size 32768, multiple 256, swiglu -> 11008.
     """
     if intermediate_size:
         width = intermediate_size
@@ -30,16 +30,17 @@ def ffn_hidden_size(
 
 
 class BatchSizeError(ValueError):
-    """The batch sizes contradict each other; the message says which values agree."""
+    """The batch sizes contradict each other. The message names values that agree."""
 
 
 def batch_sizes(
     train: int | None, micro: int | None, steps: int | None, dp: int | None
 ) -> tuple[int, int, int, int] | None:
-    """Complete (train batch, micro batch, accumulation steps, data-parallel size).
+    """Return (train batch, micro batch, accumulation steps, data-parallel size) with missing values filled in.
 
-    train = micro * steps * dp, so one of the four may be missing; with fewer, accumulation steps and then
-    data-parallel size are 1. None where neither a train nor a micro batch is given. Raises BatchSizeError.
+    train = micro * steps * dp, so any one of the four can be derived from the others. If more are missing, the
+    accumulation steps and then the data-parallel size default to 1. Returns None if neither train nor micro is given.
+    Raises BatchSizeError if the values contradict each other.
     """
     if train is None:
         if micro is None:
@@ -61,28 +62,28 @@ def batch_sizes(
         raise BatchSizeError(
             f"train_batch_size {train} is not train_micro_batch_size_per_gpu {micro} x"
             f" gradient_accumulation_steps {steps} x data-parallel size {dp} = {micro * steps * dp};"
-            f" use train_batch_size {micro * steps * dp}, or leave one of the three out"
+            f" use train_batch_size {micro * steps * dp}, or remove one of the three"
         )
     return train, micro, steps, dp
 
 
 def _divide(train: int, by: int, what: str) -> int:
     if train % by:
-        raise BatchSizeError(f"train_batch_size {train} is no multiple of {what}; use {_multiples(train, by)}")
+        raise BatchSizeError(f"train_batch_size {train} is not a multiple of {what}; use {_multiples(train, by)}")
     return train // by
 
 
 def _multiples(number: int, step: int) -> str:
-    """The multiples of `step` on both sides of `number`."""
+    """The multiples of `step` directly below and above `number`, in words."""
     below, above = number // step * step, (number // step + 1) * step
     return f"{below} or {above}" if below else f"{above}"
 
 
 def base_head_counts(heads: int, kv_heads: int, base_heads: int | None, base_kv_heads: int | None) -> tuple[int, int]:
-    """Query and key-value heads of the base model, where a key may leave them open.
+    """Return the query and key-value heads of the base model, filling in missing values.
 
-    heads, kv_heads: of the target. An open number of query heads is the target's; an open number of key-value heads
-    is the target's where heads are grouped, else one for each query head.
+    heads, kv_heads: head counts of the target. Missing base_heads: the target's. Missing base_kv_heads: the target's
+    if its heads are grouped, else one per query head.
     """
     base_heads = base_heads or heads
     if base_kv_heads is None:

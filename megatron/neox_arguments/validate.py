@@ -1,4 +1,4 @@
-"""Refuse what does not fit together, and what is not supported, each with the reason and a way out."""
+"""Validate a configuration: unsupported values and values that contradict each other."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from megatron.neox_arguments.validate_run import Problem
 
 
 def problems(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
-    """Every (key, sentence) that speaks against the resolved values `v`; `given` is what the user gave.
+    """Yield every problem of the resolved values `v` as (key, message). `given`: the keys that the user set.
 
-    A key whose value is wrong by itself is not compared with other keys: that would add an error that only follows.
+    A key with an invalid value is not compared with other keys, which would only add consequential errors.
     """
     wrong = set()
     for key, problem in (*_single(given), *validate_sections.problems(v, given)):
@@ -36,14 +36,14 @@ def _single(given: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _launcher(v: Mapping[str, Any]) -> Iterator[Problem]:
     if v["include"] and v["exclude"]:
-        yield "include", "include: exclude is given too; keep one of the two"
+        yield "include", "include: exclude is also set; keep one of the two"
     for key in ("include", "exclude"):
         for other in ("num_gpus", "num_nodes"):
             if v[key] and v[other] != FIELDS[other].default:
-                yield other, f"{other}: {key} already says which slots to use; keep one of the two"
+                yield other, f"{other}: {key} already selects the slots; keep one of the two"
     slurm = v["launcher"] == "slurm" or v["deepspeed_slurm"]
     for key in ("comment", "account"):
         if v[key] and not slurm:
-            yield key, f"{key}: only launcher slurm has one; remove it or set launcher: slurm"
+            yield key, f"{key}: needs launcher: slurm; set it or remove {key}"
     if v["deepspeed_slurm"] and v["deepspeed_mpi"]:
-        yield "deepspeed_mpi", "deepspeed_mpi: deepspeed_slurm is given too; keep one of the two"
+        yield "deepspeed_mpi", "deepspeed_mpi: deepspeed_slurm is also set; keep one of the two"

@@ -1,4 +1,4 @@
-"""Check one value against the declaration of its key, at the top level or inside a section."""
+"""Validate one value against the declaration of its key, at the top level or inside a section."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron.neox_arguments.messages import shown
 
 
 def refusal(path: str, value: Any, key: Key, default: Any) -> str | None:
-    """Why `value` is refused, for a key that is refused or a single value that is; None where it is accepted."""
+    """Return the message for a refused key or a refused value, or None if the value is accepted."""
     reason = None
     if key.status == REFUSED and value != default and value not in key.neutral:
         reason = key.reason
@@ -22,16 +22,16 @@ def refusal(path: str, value: Any, key: Key, default: Any) -> str | None:
 
 
 def out_of_range(path: str, value: Any, key: Key) -> str | None:
-    """The problem of a `value` of the right type that its key's limit excludes; None where it is accepted."""
+    """Return the message for a `value` of the right type outside its key's limit, or None if it is accepted."""
     if key.limit is None or value is None or key.limit.accepts(value):
         return None
     if isinstance(value, str) and value.lower() in key.refuse:
-        return None  # has a reason of its own
+        return None  # reported by `refusal`
     return f"{path}: expected {key.limit.expected}, got {shown(value)}"
 
 
 def has_type(value: Any, annotation: Any) -> bool:
-    """Whether `value` has the type as it is, without conversion."""
+    """Whether `value` has the type without conversion."""
     try:
         _adapter(annotation).validate_python(value)
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Refuse parallel layouts that do not fit the model, the processes or DeepSpeed, and say what would."""
+"""Validate the parallel layout against the model, the number of processes and DeepSpeed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron.neox_arguments.validate_run import Problem
 
 
 def problems(v: Mapping[str, Any]) -> Iterator[Problem]:
-    """Every (key, sentence) that speaks against the parallel layout of the resolved values `v`."""
+    """Yield every problem of the parallel layout in the resolved values `v` as (key, message)."""
     yield from _tensor(v)
     yield from _pipeline(v)
     yield from _zero(v)
@@ -26,14 +26,14 @@ def _ffn(v: Mapping[str, Any]) -> int | None:
 
 
 def _tensor(v: Mapping[str, Any]) -> Iterator[Problem]:
-    """What tensor parallelism cuts into equal parts."""
+    """Check the sizes that tensor parallelism divides into equal parts."""
     key, ranks = "model_parallel_size", v["model_parallel_size"]
     if ranks <= 1:
         return
     cut = {
         "num_attention_heads": v["num_attention_heads"],
         "num_kv_heads": v["num_kv_heads"],
-        "the MLP's inner width (intermediate_size, mlp_multiple_of)": _ffn(v),
+        "the inner width of the MLP (intermediate_size, mlp_multiple_of)": _ffn(v),
         "padded_vocab_size": v["padded_vocab_size"],
     }
     if v["sequence_parallel"]:
@@ -56,28 +56,30 @@ def _pipeline(v: Mapping[str, Any]) -> Iterator[Problem]:
     if layers and layers < stages:
         yield (
             "pipe_parallel_size",
-            f"pipe_parallel_size: {stages} stages for num_layers {layers}: each needs a layer; {layers} stages at most",
+            f"pipe_parallel_size: {stages} stages for num_layers {layers}: each stage needs a layer; use at most"
+            f" {layers} stages",
         )
     if v["zero_stage"] in (2, 3):
         yield (
             "pipe_parallel_size",
-            f"pipe_parallel_size: DeepSpeed's pipeline works with ZeRO stages 0 and 1, not {v['zero_stage']}, which cut"
-            " the gradients that the pipeline accumulates; use zero_optimization.stage 1, or pipe_parallel_size 0",
+            f"pipe_parallel_size: DeepSpeed's pipeline supports ZeRO stages 0 and 1, not {v['zero_stage']}, because"
+            " stages 2 and 3 shard the gradients that the pipeline accumulates; use zero_optimization.stage 1 or"
+            " pipe_parallel_size 0",
         )
 
 
 def _zero(v: Mapping[str, Any]) -> Iterator[Problem]:
     stage, key, section = v["zero_stage"], "zero_optimization", v["zero_optimization"] or {}
     if not isinstance(stage, int):
-        return  # reported by its type or limit
+        return  # reported by the checks of type and limit
     for name, least in (("cpu_offload", 1), ("offload_optimizer", 1), ("offload_param", 3)):
         offload = section.get(name)
         if not offload or (isinstance(offload, dict) and offload.get("device") in (None, "none")):
             continue
         where = f"zero_optimization.{name}"
         if stage < least:
-            yield key, f"{where}: needs ZeRO stage {least} or more, not {stage}"
+            yield key, f"{where}: needs ZeRO stage {least} or higher, got {stage}"
         if v["pipe_parallel_size"] > 1:
-            yield key, f"{where}: does not work with a pipeline; use pipe_parallel_size 0, or remove it"
+            yield key, f"{where}: is not supported with a pipeline; use pipe_parallel_size 0 or remove it"
         if v["optimizer_implementation"] != "torch":
-            yield key, f"{where}: needs optimizer_implementation torch, which also runs on the CPU"
+            yield key, f"{where}: needs optimizer_implementation torch, the only one that also runs on the CPU"

@@ -1,4 +1,4 @@
-"""What must fit together in one run: shape, attention, schedule, data, muP."""
+"""Validate the keys of one run against each other: shape, attention, optimizer, schedule, data and muP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OF_ONE_OPTIMIZER = {"momentum": "sgd", "nesterov": "sgd", "betas": "adam", "eps
 
 
 def problems(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
-    """Every (key, sentence) that speaks against the resolved values `v`; `given` is what the user gave."""
+    """Yield every problem of the resolved values `v` as (key, message). `given`: the keys that the user set."""
     yield from _shape(v)
     yield from _attention_config(v)
     yield from _optimizer(v)
@@ -39,7 +39,7 @@ def _shape(v: Mapping[str, Any]) -> Iterator[Problem]:
             yield (
                 "rotary_pct",
                 f"rotary_pct: {v['rotary_pct']} of head dimension {hidden // heads} is {rotating} dimensions,"
-                " but they rotate in pairs; choose an even number",
+                " but dimensions rotate in pairs; choose a value that gives an even number",
             )
         if kv_heads and kv_heads > 0 and heads % kv_heads:
             yield (
@@ -51,26 +51,26 @@ def _shape(v: Mapping[str, Any]) -> Iterator[Problem]:
     if seq_length and positions and seq_length > positions:
         yield (
             "seq_length",
-            f"seq_length: {seq_length} is above max_position_embeddings {positions}; raise the latter",
+            f"seq_length: {seq_length} is greater than max_position_embeddings {positions}; increase the latter",
         )
     if v["pos_emb"] == "learned" and seq_length and seq_length > 0 and not positions:
         yield (
             "max_position_embeddings",
-            f"max_position_embeddings: pos_emb learned needs it; use {seq_length} (seq_length) or more",
+            f"max_position_embeddings: pos_emb learned needs a value; use at least {seq_length} (seq_length)",
         )
     if v["intermediate_size"] and v["expansion_factor"]:
-        yield "expansion_factor", "expansion_factor: intermediate_size is given too; keep one of the two"
+        yield "expansion_factor", "expansion_factor: intermediate_size is also set; keep one of the two"
     if v["gpt_j_tied"] and not v["gpt_j_residual"]:
         yield "gpt_j_tied", "gpt_j_tied: needs gpt_j_residual: true"
 
 
 def _near_divisor(number: int, near: int) -> int:
-    """The divisor of `number` that is nearest to `near`, the smaller of two."""
+    """Return the divisor of `number` closest to `near`, the smaller one of a tie."""
     return next(d for distance in range(near) for d in (near - distance, near + distance) if d > 0 and number % d == 0)
 
 
 def _attention_config(v: Mapping[str, Any]) -> Iterator[Problem]:
-    """[[[types...], repeats], ...] or one type a layer; only full causal attention is known."""
+    """Check [[[types...], repeats], ...], or a list with one type per layer. Only full causal attention is known."""
     kinds_seen: list[str] = []
     count = 0
     for item in v["attention_config"] or []:
@@ -78,7 +78,7 @@ def _attention_config(v: Mapping[str, Any]) -> Iterator[Problem]:
             kinds, repeat = item
             repeat = -(-(v["num_layers"] or 0) // max(len(kinds), 1)) if repeat == "all" else repeat
             if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
-                yield "attention_config", f"attention_config: {shown(item)} needs a number of repeats"
+                yield "attention_config", f"attention_config: expected [[types], number of repeats], got {shown(item)}"
                 return
             kinds_seen += map(str, kinds)
             count += len(kinds) * repeat
@@ -102,33 +102,33 @@ def _optimizer(v: Mapping[str, Any]) -> Iterator[Problem]:
     params = as_dict(section.get("params"))
     for key, kind in _OF_ONE_OPTIMIZER.items():
         if params.get(key) and v["optimizer_type"] != kind:
-            yield "optimizer", f"optimizer.params.{key}: optimizer {v['optimizer_type']} has none; remove it"
+            yield "optimizer", f"optimizer.params.{key}: optimizer {v['optimizer_type']} does not use it; remove it"
 
 
 def _schedule(v: Mapping[str, Any]) -> Iterator[Problem]:
     if v["lr"] is not None and v["min_lr"] > v["lr"] >= 0:
-        yield "min_lr", f"min_lr: {v['min_lr']} is above lr {v['lr']}; lower it"
+        yield "min_lr", f"min_lr: {v['min_lr']} is greater than lr {v['lr']}; decrease it"
     if v["lr_decay_iters"] is not None and v["lr_decay_fraction"] is not None:
-        yield "lr_decay_fraction", "lr_decay_fraction: lr_decay_iters is given too; keep one of the two"
+        yield "lr_decay_fraction", "lr_decay_fraction: lr_decay_iters is also set; keep one of the two"
     if v["override_lr_scheduler"] and v["use_checkpoint_lr_scheduler"]:
         yield (
             "override_lr_scheduler",
-            "override_lr_scheduler: use_checkpoint_lr_scheduler asks for the contrary; keep one of the two",
+            "override_lr_scheduler: contradicts use_checkpoint_lr_scheduler; keep one of the two",
         )
     factor = v["checkpoint_factor"]
     if factor is not None and v["checkpoint_scale"] == "linear" and (factor < 1 or factor != int(factor)):
-        yield "checkpoint_factor", f"checkpoint_factor: {factor} is no number of steps; use a whole number"
+        yield "checkpoint_factor", f"checkpoint_factor: expected a whole number of steps, got {factor}"
     if factor is not None and v["checkpoint_scale"] == "log" and factor <= 1:
         yield (
             "checkpoint_factor",
-            f"checkpoint_factor: {factor} has no growing powers; checkpoint_scale log needs above 1",
+            f"checkpoint_factor: checkpoint_scale log expects a number above 1, got {factor}",
         )
 
 
 def _data(v: Mapping[str, Any]) -> Iterator[Problem]:
     parts = ("train", "valid", "test")
     if v["data_path"] and v["train_data_paths"]:
-        yield "train_data_paths", "train_data_paths: data_path is given too; keep one of the two"
+        yield "train_data_paths", "train_data_paths: data_path is also set; keep one of the two"
     for part in parts:
         paths, weights = v[f"{part}_data_paths"], v[f"{part}_data_weights"]
         if weights is None:
@@ -138,24 +138,25 @@ def _data(v: Mapping[str, Any]) -> Iterator[Problem]:
         elif len(weights) != len(paths):
             yield (
                 f"{part}_data_weights",
-                f"{part}_data_weights: {len(weights)} weights for {len(paths)} paths; give one for each",
+                f"{part}_data_weights: {len(weights)} weights for {len(paths)} paths; give one weight per path",
             )
         if weights and not any(weights):
-            yield f"{part}_data_weights", f"{part}_data_weights: expected one number above 0, got only 0"
+            yield f"{part}_data_weights", f"{part}_data_weights: expected at least one number above 0, got only 0"
     shares = v["split"].replace("/", ",").split(",")
     try:
         numbers = [float(share) for share in shares if share.strip()]
     except ValueError:
         numbers = []
     if not 1 <= len(numbers) <= 3 or any(n < 0 for n in numbers) or sum(numbers) <= 0:
-        yield "split", f"split: expected up to three shares such as '969, 30, 1', got {v['split']!r}"
+        yield "split", f"split: expected up to three shares, for example '969, 30, 1', got {v['split']!r}"
 
 
 def _mup(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
-    """muP keys without muP would do nothing: an error, unless use_mup: false says that this is meant.
+    """Check the muP keys.
 
-    So an overlay with `use_mup: false` can stand next to a muP configuration as its SP baseline. What asks
-    for a muP program (coord_check, save_base_shapes) is an error either way.
+    Without muP they have no effect, which is an error unless the user sets `use_mup: false`. An overlay with
+    `use_mup: false` can thus turn a muP configuration into its SP baseline. coord_check and save_base_shapes always
+    need muP.
     """
     if not v["use_mup"]:
         for key in ("coord_check", "save_base_shapes"):
@@ -166,7 +167,7 @@ def _mup(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
                 if KEYS[key].mup_only and v[key] != FIELDS[key].default:
                     yield (
                         key,
-                        f"{key}: does nothing without use_mup: true (or say use_mup: false to train in SP)",
+                        f"{key}: has no effect without use_mup: true (set use_mup: false to train in SP)",
                     )
         return
     if v["save_base_shapes"] and not v["base_shapes_file"]:
@@ -175,12 +176,12 @@ def _mup(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
     if not (has_base or v["save_base_shapes"] or v["coord_check"]):
         yield (
             "use_mup",
-            "use_mup: needs the base model: mup_base_hidden_size, or base_shapes_file (see save_base_shapes)",
+            "use_mup: needs the base model; set mup_base_hidden_size or base_shapes_file (see save_base_shapes)",
         )
     if v["mup_readout_zero_init"] and not v["no_weight_tying"]:
         yield (
             "mup_readout_zero_init",
-            "mup_readout_zero_init: a tied readout is the embedding, which must not be zero; set no_weight_tying: true",
+            "mup_readout_zero_init: a tied readout is the embedding, which cannot be zero; set no_weight_tying: true",
         )
     heads, kv_heads = v["mup_base_num_attention_heads"], v["mup_base_num_kv_heads"]
     if v["mup_base_hidden_size"] and heads and heads > 0 and v["mup_base_hidden_size"] % heads:

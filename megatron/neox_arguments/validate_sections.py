@@ -1,4 +1,4 @@
-"""Check the keys inside sections against their declarations, which the field types do not reach."""
+"""Validate the keys inside sections against their declarations, which pydantic does not check."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _EXTRA = "deepspeed_extra_args"
 
 
 def problems(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
-    """Every (key, sentence) that speaks against a section of the resolved values `v`."""
+    """Yield every problem of a section in the resolved values `v` as (key, message)."""
     for name, key in KEYS.items():
         if key.section and v[name] is not None and name != _EXTRA:
-            moved = name not in given  # from deepspeed_extra_args, by `resolve`
+            moved = name not in given  # `complete` moved it from deepspeed_extra_args
             path = f"{_EXTRA}.{name}" if moved else name
             for problem in _section(path, name, v[name], key.section):
                 yield _EXTRA if moved else name, problem
@@ -28,13 +28,13 @@ def problems(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem
         yield _EXTRA, problem
     for name in ("fp16", "bf16", "torch_autocast"):
         if v[name] and "enabled" not in v[name]:
-            yield name, f"{name}: needs enabled: true or enabled: false"
+            yield name, f"{name}: missing key enabled; add enabled: true or enabled: false"
 
 
 def _section(path: str, name: str, section: Any, declared: type) -> Iterator[str]:
-    """The problems of a section. `path`: where the user wrote it; `name`: where its keys are declared."""
+    """Yield the problems of a section. `path`: its place in the file. `name`: where its keys are declared."""
     if not isinstance(section, dict):
-        yield f"{path}: expected keys and values, got {shown(section)}"
+        yield f"{path}: expected a mapping, got {shown(section)}"
         return
     fields = section_fields(name, declared)
     for inner, value in section.items():
@@ -55,7 +55,7 @@ def _section(path: str, name: str, section: Any, declared: type) -> Iterator[str
 
 
 def _extra(section: Mapping[str, Any]) -> Iterator[str]:
-    """Extra keys for DeepSpeed must not replace what a key of ours sets."""
+    """Yield the problems of deepspeed_extra_args, which cannot override top-level keys."""
     declared = KEYS[_EXTRA].section
     assert declared is not None
     known = section_fields(_EXTRA, declared)
@@ -71,7 +71,7 @@ def _extra(section: Mapping[str, Any]) -> Iterator[str]:
             if problem:
                 yield problem
         elif not (key.section and key.to_deepspeed):
-            yield f"{where}: is a key of its own; write {name}: {_inline(value)} at the top level"
+            yield f"{where}: is a top-level key; write {name}: {_inline(value)} at the top level"
 
 
 def _inline(value: Any) -> str:
@@ -80,4 +80,4 @@ def _inline(value: Any) -> str:
 
 def _nearest(name: Any, known: Collection[str]) -> str:
     close = difflib.get_close_matches(str(name), known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""Read one configuration file: YAML or JSON, with line numbers kept and duplicate keys refused."""
+"""Read a YAML or JSON configuration file, keep line numbers and reject duplicate keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SUFFIXES = (".yml", ".yaml", ".json")
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with the numbers that people mean: 1e-5 is a float; no dates, no base 60, no octal."""
+    """Safe YAML loader in which 1e-5 is a float, and which has no dates, base-60 or octal numbers."""
 
 
 _DROPPED_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("int", "float", "timestamp")}
@@ -32,12 +32,12 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(node.value).replace("_", "")))
 
-SHIPPED_CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # a link in a checkout, a folder in a wheel
+SHIPPED_CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # a symbolic link in a checkout, a folder in a wheel
 
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """One file as read: its path, text, top-level values and the line (from 1) of each top-level key."""
+    """A parsed file: path, text, top-level values and the line number (from 1) of each top-level key."""
 
     path: str
     text: str
@@ -46,9 +46,9 @@ class ConfigFile:
 
 
 def find_config(name: str, folder: str | None = None) -> Path:
-    """Path of a configuration file; the suffix .yml may be left out, as in GPT-NeoX.
+    """Find a configuration file. The suffix .yml is optional, as in GPT-NeoX.
 
-    `configs/...` is a file of this project where the current folder has none of that name.
+    If `configs/...` does not exist in the current folder, the file of that name in this project is used.
     """
     path = Path(folder, name) if folder else Path(name)
     candidates = [path, *(path.with_name(path.name + suffix) for suffix in _SUFFIXES)]
@@ -60,13 +60,13 @@ def find_config(name: str, folder: str | None = None) -> Path:
         if candidate.is_file():
             return candidate
     if path.is_dir():
-        raise ConfigError(f"{path}: is a folder, not a configuration file")
+        raise ConfigError(f"{path}: expected a configuration file, got a folder")
     tried = ", ".join(str(candidate) for candidate in candidates)
-    raise ConfigError(f"{path}: no such configuration file (looked for {tried})")
+    raise ConfigError(f"{path}: configuration file not found (tried {tried})")
 
 
 def parse_scalar(text: str) -> Any:
-    """The value that `text` would have in a configuration file, for values from the command line."""
+    """Parse a value from the command line as in a configuration file."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
@@ -74,33 +74,33 @@ def parse_scalar(text: str) -> Any:
 
 
 def load_config(path: str | Path) -> ConfigFile:
-    """Read one file.
+    """Read one configuration file.
 
-    Raises:
-        ConfigError: missing or unreadable file, bad syntax, duplicate keys, or no mapping at the top.
+    Raises ConfigError if the file is missing or unreadable, has bad syntax or duplicate keys, or has no mapping at the
+    top level.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file") from None
+        raise ConfigError(f"{path}: configuration file not found") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from None
+        raise ConfigError(f"{path}: expected a UTF-8 text file ({error.reason} at byte {error.start})") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     return parse_config(text, str(path))
 
 
 def parse_config(text: str, name: str) -> ConfigFile:
-    """Parse the text of a configuration file; `name` is used in messages. Raises ConfigError."""
+    """Parse the text of a configuration file. `name` appears in messages. Raises ConfigError."""
     loader = None
     try:
         loader = _Loader(_tabs_to_spaces(text))
         root = loader.get_single_node()
         if root is None:
-            raise ConfigError(f"{name}: the file is empty; a configuration has keys and values")
+            raise ConfigError(f"{name}: the file is empty; expected keys and values")
         if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(f"{name}:{_line(root)}: needs keys and values (`key: value`) at the top level")
+            raise ConfigError(f"{name}:{_line(root)}: expected keys and values (`key: value`) at the top level")
         problems = _key_problems(root, name)
         if problems:
             raise ConfigError("\n".join(problems))
@@ -123,7 +123,7 @@ def _line(node: yaml.Node) -> int:
 
 
 def _key_problems(root: yaml.Node, name: str) -> list[str]:
-    """Keys that are given twice in one mapping, at any depth, or that are no text at the top level."""
+    """Return a message for each key that is not plain text or appears twice in one mapping, at any depth."""
     problems: list[str] = []
     seen_nodes: set[int] = set()
 
@@ -139,14 +139,14 @@ def _key_problems(root: yaml.Node, name: str) -> list[str]:
         first: dict[str, tuple[str, int]] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                problems.append(f"{name}:{_line(key)}: a key must be a plain name")
+                problems.append(f"{name}:{_line(key)}: expected a plain name as a key")
                 continue
             same = key.value.replace("-", "_") if node is root else key.value
             if same in first:
                 spelt, line = first[same]
                 as_spelt = "" if spelt == key.value else f" (as {spelt!r})"
                 where = f"{name}:{_line(key)}"
-                problems.append(f"{where}: key {path + key.value!r} is given twice, first in line {line}{as_spelt}")
+                problems.append(f"{where}: key {path + key.value!r} is given twice, first on line {line}{as_spelt}")
             else:
                 first[same] = (key.value, _line(key))
             visit(value, f"{path}{key.value}.")
@@ -156,7 +156,7 @@ def _key_problems(root: yaml.Node, name: str) -> list[str]:
 
 
 def _tabs_to_spaces(text: str) -> str:
-    """JSON may be indented with tabs, YAML may not: in a flow document tabs outside strings become spaces."""
+    """Replace tabs outside strings with spaces in a flow document: JSON allows tabs as indentation, YAML does not."""
     body = re.sub(r"^(?:\s*(?:#[^\n]*)?\n|\s*---[ \t]*\n)*\s*", "", text)
     if "\t" not in text or not body.startswith("{"):
         return text

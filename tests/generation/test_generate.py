@@ -253,7 +253,9 @@ def test_a_converted_checkpoint_can_contain_padding(tmp_path, vocab_size, divisi
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(home):
     args = NeoXArgs.from_dict({**CONFIG, "load": str(home / "checkpoints")})
-    with pytest.raises(CheckpointError, match=r"embedding.word_embeddings.weight: \[512, 32\] there, \[300, 32\] here"):
+    with pytest.raises(
+        CheckpointError, match=r"embedding.word_embeddings.weight: \[512, 32\] in the checkpoint, \[300"
+    ):
         load_model(generation_config(args), 300)
 
 
@@ -271,9 +273,9 @@ def test_configured_precision(home, precision, dtype):
         ({"mup_embedding_mult": 2.0}, "multipliers.embedding_mult"),
         ({"mup_base_hidden_size": 8}, "base.hidden_size"),
         ({"use_mup": False}, "factors.attention"),
-        ({"norm": "rmsnorm"}, "layers.0.input_layernorm.bias: [32] there, absent here"),
-        ({"no_weight_tying": False}, "readout.weight: [512, 32] there, absent here"),
-        ({"pos_emb": "learned", "max_position_embeddings": 32}, "position_embeddings.weight: absent there"),
+        ({"norm": "rmsnorm"}, "layers.0.input_layernorm.bias: [32] in the checkpoint, absent in"),
+        ({"no_weight_tying": False}, "readout.weight: [512, 32] in the checkpoint, absent in"),
+        ({"pos_emb": "learned", "max_position_embeddings": 32}, "position_embeddings.weight: absent in the checkpoint"),
         ({"iteration": 9}, "no checkpoint of step 9"),
     ],
 )

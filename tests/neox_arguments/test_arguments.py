@@ -95,12 +95,12 @@ def test_same_key_in_two_files_names_both(write):
     first, second = write("num-layers: 2\nlr: 0.1\n", "a.yml"), write("\nnum_layers: 2\n", "b.yml")
     with pytest.raises(ConfigError) as error:
         NeoXArgs.from_ymls([first, second])
-    assert str(error.value).startswith(f"{second}:2: key 'num_layers' is already given in {first}:1; keep")
+    assert str(error.value).startswith(f"{second}:2: key 'num_layers' is already set in {first}:1; keep")
 
 
 def test_same_file_twice_is_one_message(write):
     path = write("num-layers: 2\nlr: 0.1\n")
-    with pytest.raises(ConfigError, match="^[^\n]*model.yml: named twice"):
+    with pytest.raises(ConfigError, match="^[^\n]*model.yml: given twice"):
         NeoXArgs.from_ymls([path, path.removesuffix(".yml")])
 
 
@@ -133,20 +133,20 @@ def test_keys_that_are_no_text_and_unknown_keys_are_listed_together(write):
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("num_layers", "12", "expected a whole number, got the text '12'; write 12 without quotes"),
-        ("num_layers", True, "expected a whole number, got the truth value True"),
-        ("num_layers", 2.5, "expected a whole number, got 2.5"),
-        ("num_layers", [2], "expected a whole number, got the list [2]"),
-        ("lr", "1e-3", "expected a number, got the text '1e-3'; write 1e-3 without quotes"),
-        ("lr", False, "expected a number, got the truth value False"),
+        ("num_layers", "12", "expected an integer, got the string '12'; write 12 without quotes"),
+        ("num_layers", True, "expected an integer, got the boolean True"),
+        ("num_layers", 2.5, "expected an integer, got 2.5"),
+        ("num_layers", [2], "expected an integer, got the list [2]"),
+        ("lr", "1e-3", "expected a number, got the string '1e-3'; write 1e-3 without quotes"),
+        ("lr", False, "expected a number, got the boolean False"),
         ("lr", float("inf"), "expected a number, got inf"),
         ("use_mup", 1, "expected true or false, got 1"),
-        ("use_mup", "yes", "expected true or false, got the text 'yes'"),
-        ("wandb_group", 7, "expected text, got 7; put it in quotes"),
-        ("optimizer", "Adam", "expected keys and values, got the text 'Adam'"),
-        ("norm", "batchnorm", "expected layernorm or rmsnorm, got the text 'batchnorm'"),
-        ("coord_check_widths", [64, "x"], "expected a list of whole numbers"),
-        ("checkpoint_factor", "often", "expected a whole number or a number, got the text 'often'"),
+        ("use_mup", "yes", "expected true or false, got the string 'yes'"),
+        ("wandb_group", 7, "expected a string, got 7; put it in quotes"),
+        ("optimizer", "Adam", "expected a mapping, got the string 'Adam'"),
+        ("norm", "batchnorm", "expected layernorm or rmsnorm, got the string 'batchnorm'"),
+        ("coord_check_widths", [64, "x"], "expected a list of integers"),
+        ("checkpoint_factor", "often", "expected an integer or a number, got the string 'often'"),
     ],
 )
 def test_wrong_type_names_file_line_key_and_what_would_do(write, key, value, says):
@@ -237,44 +237,44 @@ def test_precision(small, keys, precision):
         ({"precision": "fp16", "bf16": {"enabled": True}}, "precision: fp16 disagrees with bf16.enabled"),
         ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "disagrees with bf16.enabled"),
         ({"precision": "fp16", "fp16": {"enabled": False}}, "enabled: false disagrees with precision: fp16"),
-        ({"fp16": {"loss_scale": 1}}, "fp16: needs enabled"),
+        ({"fp16": {"loss_scale": 1}}, "fp16: missing key enabled"),
         ({"fp16": {"enabled": True, "los_scale": 1}}, "fp16.los_scale: unknown key; did you mean 'loss_"),
-        ({"loss_scale": 128.0}, "loss_scale: only precision fp16"),
+        ({"loss_scale": 128.0}, "loss_scale: needs precision fp16, but precision is fp32"),
         ({"optimizer": {"params": {"lr": 1}}}, "optimizer.type: missing"),
-        ({"optimizer": {"type": "Adagrad"}}, "optimizer.type: expected adam, adamw or sgd, got the text 'Adagrad'"),
+        ({"optimizer": {"type": "Adagrad"}}, "optimizer.type: expected adam, adamw or sgd, got the string 'Adagrad'"),
         (
             {"optimizer": {"type": "Lion", "params": {}}},
-            "optimizer.type: the text 'lion' is refused: Lion is not supported yet; use adam (AdamW) or sgd",
+            "optimizer.type: the string 'lion' is refused: Lion is not supported yet; use adam (AdamW) or sgd",
         ),
         (
             {"optimizer": {"type": "Adam", "params": {"lr": "1e-3"}}},
-            "optimizer.params.lr: expected a number, got the text '1e-3'; write 1e-3 without quotes",
+            "optimizer.params.lr: expected a number, got the string '1e-3'; write 1e-3 without quotes",
         ),
         ({"optimizer": {"type": "Adam", "params": {"beta": 1}}}, "did you mean 'betas'?"),
         (
             {"optimizer": {"type": "Adam", "params": {"betas": [0.9]}}},
             "optimizer.params.betas: expected a list of 2 numbers from 0 to below 1, got the list [0.9]",
         ),
-        ({"optimizer": {"type": "Adam", "params": {"momentum": 0.9}}}, "optimizer adam has none"),
+        ({"optimizer": {"type": "Adam", "params": {"momentum": 0.9}}}, "optimizer adam does not use it"),
         (
             {"optimizer": {"type": "Adam", "params": [1]}},
-            "optimizer.params: expected keys and values, got the list [1]",
+            "optimizer.params: expected a mapping, got the list [1]",
         ),
         ({"lr": 0.1}, "lr: 0.1 disagrees with optimizer.params.lr: 0.001; keep one of the two"),
         ({"optimizer_type": "sgd"}, "optimizer_type: sgd disagrees with optimizer.type: adam"),
         ({"clip_grad": 0.5, "gradient_clipping": 1.0}, "gradient_clipping: 1.0 disagrees with clip_grad"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage: expected 0, 1, 2 or 3, got 4"),
-        ({"zero_stage": "all"}, "zero_stage: expected 0, 1, 2 or 3, got the text 'all'"),
+        ({"zero_stage": "all"}, "zero_stage: expected 0, 1, 2 or 3, got the string 'all'"),
         ({"zero_optimization": {"stage": 1}, "zero_stage": 0}, "zero_stage: 0 disagrees with"),
-        ({"zero_optimization": {"cpu_offload": True}}, "cpu_offload: needs ZeRO stage 1 or more, not 0"),
+        ({"zero_optimization": {"cpu_offload": True}}, "cpu_offload: needs ZeRO stage 1 or higher, got 0"),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "offload_param: needs ZeRO stage 3"),
         (
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
-            "offload_param.device: the text 'nvme' is refused: offload to NVMe is not supported; use device cpu",
+            "offload_param.device: the string 'nvme' is refused: offload to NVMe is not supported; use device cpu",
         ),
         (
             {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}, "pipe_parallel_size": 2},
-            "does not work with a pipeline",
+            "is not supported with a pipeline",
         ),
         ({"model_parallel_size": 0}, "model_parallel_size: expected a number of at least 1, got 0"),
         (
@@ -287,11 +287,11 @@ def test_precision(small, keys, precision):
             {"model_parallel_size": 2, "sequence_parallel": True, "seq_length": 63},
             "2 does not divide seq_length (sequence_parallel), which is 63",
         ),
-        ({"model_parallel_size": 2, "intermediate_size": 129}, "2 does not divide the MLP's inner width"),
-        ({"pipe_parallel_size": 3}, "3 stages for num_layers 2: each needs a layer; 2 stages at most"),
+        ({"model_parallel_size": 2, "intermediate_size": 129}, "2 does not divide the inner width of the MLP"),
+        ({"pipe_parallel_size": 3}, "3 stages for num_layers 2: each stage needs a layer; use at most 2 stages"),
         (
             {"pipe_parallel_size": 2, "zero_optimization": {"stage": 2}},
-            "DeepSpeed's pipeline works with ZeRO stages 0 and 1, not 2",
+            "DeepSpeed's pipeline supports ZeRO stages 0 and 1, not 2",
         ),
         ({"model_parallel_size": 2, "world_size": 3}, "start a multiple of 2 processes"),
     ],
@@ -324,37 +324,40 @@ def test_require_names_what_is_missing():
         ({"num_kv_heads": 3}, "num_kv_heads: 3 does not divide num_attention_heads 4"),
         ({"rotary_pct": 0.2}, "of head dimension 16 is 3 dimensions"),
         ({"num_layers": 0}, "num_layers: expected a number of at least 1, got 0"),
-        ({"max_position_embeddings": 8}, "seq_length: 32 is above max_position_embeddings 8"),
-        ({"pos_emb": "learned"}, "max_position_embeddings: pos_emb learned needs it; use 32"),
+        ({"max_position_embeddings": 8}, "seq_length: 32 is greater than max_position_embeddings 8"),
+        ({"pos_emb": "learned"}, "max_position_embeddings: pos_emb learned needs a value; use at least 32"),
         ({"gpt_j_tied": True}, "gpt_j_tied: needs gpt_j_residual: true"),
         ({"intermediate_size": 1, "expansion_factor": 2}, "keep one of the two"),
         ({"attention_config": [[["flash", "local"], 1]]}, "attention_config: 'local' is not supported"),
         ({"attention_config": [[["flash"], 3]]}, "describes 3 layers, but num_layers is 2"),
-        ({"attention_config": [[["flash"], "x"]]}, "needs a number of repeats"),
+        ({"attention_config": [[["flash"], "x"]]}, "number of repeats], got"),
         ({"lr_decay_iters": 5, "lr_decay_fraction": 0.5}, "keep one of the two"),
-        ({"checkpoint_factor": 0.5}, "checkpoint_factor: 0.5 is no number of steps"),
-        ({"checkpoint_factor": 1, "checkpoint_scale": "log"}, "has no growing powers"),
-        ({"extra_save_iters": [1, "x"]}, "extra_save_iters: expected a list of whole numbers of at least 0, got"),
-        ({"data_path": "a", "train_data_paths": ["b"]}, "train_data_paths: data_path is given too"),
+        ({"checkpoint_factor": 0.5}, "checkpoint_factor: expected a whole number of steps, got 0.5"),
+        ({"checkpoint_factor": 1, "checkpoint_scale": "log"}, "checkpoint_scale log expects a number above 1, got 1"),
+        ({"extra_save_iters": [1, "x"]}, "extra_save_iters: expected a list of integers of at least 0, got"),
+        ({"data_path": "a", "train_data_paths": ["b"]}, "train_data_paths: data_path is also set"),
         ({"train_data_paths": ["a", "b"], "train_data_weights": [1]}, "1 weights for 2 paths"),
         (
             {"train_data_paths": ["a"], "train_data_weights": [-1]},
             "expected a list of numbers of at least 0, got the list [-1]",
         ),
-        ({"train_data_paths": ["a"], "train_data_weights": [0]}, "expected one number above 0, got only 0"),
-        ({"train_data_paths": [1]}, "train_data_paths: expected a list of texts, got the list [1]"),
+        ({"train_data_paths": ["a"], "train_data_weights": [0]}, "expected at least one number above 0, got only 0"),
+        ({"train_data_paths": [1]}, "train_data_paths: expected a list of strings, got the list [1]"),
         ({"train_data_weights": [1]}, "train_data_weights: needs train_data_paths"),
         ({"split": "a,b"}, "split: expected up to three shares"),
         ({"split": "0,0,0"}, "split: expected up to three shares"),
         (
             {"text_gen_type": "poem"},
-            "text_gen_type: expected unconditional, input-file or interactive, got the text 'poem'",
+            "text_gen_type: expected unconditional, input-file or interactive, got the string 'poem'",
         ),
-        ({"include": "a", "exclude": "b"}, "include: exclude is given too"),
-        ({"include": "a", "num_gpus": 2}, "num_gpus: include already says"),
-        ({"account": "me"}, "account: only launcher slurm has one"),
+        ({"include": "a", "exclude": "b"}, "include: exclude is also set"),
+        ({"include": "a", "num_gpus": 2}, "num_gpus: include already selects"),
+        ({"account": "me"}, "account: needs launcher: slurm"),
         ({"master_port": 0}, "master_port: expected a number from 1 to 65535, got 0"),
-        ({"override_lr_scheduler": True, "use_checkpoint_lr_scheduler": True}, "asks for the contrary"),
+        (
+            {"override_lr_scheduler": True, "use_checkpoint_lr_scheduler": True},
+            "contradicts use_checkpoint_lr_scheduler",
+        ),
         ({"train_epochs": 1}, "train_epochs: 1 is refused"),
         ({"sliding_window_width": 128}, "sliding_window_width: 128 is refused"),
     ],
@@ -381,9 +384,9 @@ def test_derived_values(small):
         ({"coord_check": True, "use_mup": False}, "coord_check: needs use_mup: true"),
         ({"save_base_shapes": True}, "save_base_shapes: needs use_mup: true"),
         ({"use_mup": True, "save_base_shapes": True}, "save_base_shapes: needs base_shapes_file"),
-        ({"use_mup": True}, "use_mup: needs the base model"),
-        ({"mup_base_hidden_size": 32}, "mup_base_hidden_size: does nothing without use_mup: true"),
-        ({"base_shapes_file": "b"}, "base_shapes_file: does nothing without use_mup: true"),
+        ({"use_mup": True}, "use_mup: needs the base model; set"),
+        ({"mup_base_hidden_size": 32}, "mup_base_hidden_size: has no effect without use_mup: true"),
+        ({"base_shapes_file": "b"}, "base_shapes_file: has no effect without use_mup: true"),
         (
             {"use_mup": True, "base_shapes_file": "b", "mup_depth_alpha": 0.3},
             "mup_depth_alpha: expected 0, 0.5 or 1, got 0.3",
@@ -439,7 +442,7 @@ def test_an_override_wins_over_every_name_of_its_value(small, given_keys, overri
 
 def test_bad_overrides(small):
     assert "overwrite_values: unknown key 'lrr'" in message(small, overwrite_values={"lrr": 1})
-    assert "goes into a key that is no section" in message(small, overwrite_values={"hidden_size.x": 1})
+    assert "inside a value that is not a section" in message(small, overwrite_values={"hidden_size.x": 1})
     assert "disagrees" in message(small, overwrite_values={"lr": 1, "optimizer.params.lr": 2})
 
 
@@ -474,7 +477,7 @@ def test_an_overlay_wins_over_the_other_files_wherever_it_stands(write):
     for files in ([model, best], [best, model]):
         args = NeoXArgs.from_ymls(files)
         assert (args.num_layers, args.lr, args.min_lr) == (2, 0.2, 0.01)
-    with pytest.raises(ConfigError, match="overlay: needs true or false"):
+    with pytest.raises(ConfigError, match="overlay: expected true or false"):
         NeoXArgs.from_ymls([model, write("overlay: 3\n", "odd.yml")])
     with pytest.raises(ConfigError, match=r"best2\.yml.*unknown key 'hiden-size'"):
         NeoXArgs.from_ymls([model, write("overlay: true\nhiden-size: 3\n", "best2.yml")])

@@ -116,7 +116,7 @@ REFUSED_VALUES = [(name, value) for name, key in KEYS.items() for value in key.r
 
 @pytest.mark.parametrize(("name", "value"), REFUSED_VALUES)
 def test_refused_value_says_why(name, value):
-    with pytest.raises(ConfigError, match=rf"{name}: the text '{value}' is refused: "):
+    with pytest.raises(ConfigError, match=rf"{name}: the string '{value}' is refused: "):
         NeoXArgs.from_dict({name: value})
 
 

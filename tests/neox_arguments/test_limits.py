@@ -78,8 +78,8 @@ LIMITS = {
     "top_p": ([0, 0.9, 1], [1.1], "a number from 0 to 1"),
     "top_k": ([0, 40], [-1], "a number of at least 0"),
     "text_gen_type": (["input-file", "interactive"], ["poem"], "unconditional, input-file or interactive"),
-    "extra_save_iters": ([[], [0, 5]], [[-1], [0.5], [True], ["1"]], "a list of whole numbers of at least 0"),
-    "train_data_paths": ([["a"]], [[1], ["a", None]], "a list of texts"),
+    "extra_save_iters": ([[], [0, 5]], [[-1], [0.5], [True], ["1"]], "a list of integers of at least 0"),
+    "train_data_paths": ([["a"]], [[1], ["a", None]], "a list of strings"),
     "train_data_weights": ([[0, 1.5]], [[-1, 1], ["1", 1], [True, 1]], "a list of numbers of at least 0"),
     "optimizer.params.eps": ([0, 1e-8], [-1e-8], "a number of at least 0"),
     "optimizer.params.lr": ([0, 0.1], [-0.1], "a number of at least 0"),
@@ -232,7 +232,7 @@ def test_an_integer_can_be_written_as_a_float_with_a_whole_value(path):
 @pytest.mark.parametrize("fraction", [1.5, 2.0000001])
 def test_a_fraction_for_an_integer_is_one_error_that_names_the_key(path, fraction):
     [problem] = lines(config_with(path, fraction))
-    assert problem.startswith(f"{path}: expected a whole number") and problem.endswith(f", got {fraction}")
+    assert problem.startswith(f"{path}: expected an integer") and problem.endswith(f", got {fraction}")
 
 
 @pytest.mark.parametrize("path", ["coord_check_widths", "extra_save_iters"])
@@ -240,7 +240,7 @@ def test_integers_in_a_list_can_be_written_as_floats(path):
     args = NeoXArgs.from_dict(config_with(path, [6.4e1, 128, 1e3]))
     assert repr(getattr(args, path)) == "[64, 128, 1000]"
     [problem] = lines(config_with(path, [64, 128.5]))
-    assert problem.startswith(f"{path}: expected a list of whole numbers")
+    assert problem.startswith(f"{path}: expected a list of integers")
 
 
 @pytest.mark.parametrize("path", sorted({path.rpartition(".")[0] for path in PATHS if "." in path}))
@@ -263,8 +263,8 @@ def test_a_typo_inside_a_section_names_file_line_key_and_the_nearest_key(write, 
         (Range(0, 1, high_included=False), "a number from 0 to below 1"),
         (one_of(0, 1, 2, 3), "0, 1, 2 or 3"),
         (one_of("a"), "a"),
-        (Items(str), "a list of texts"),
-        (Items(int, at_least(0)), "a list of whole numbers of at least 0"),
+        (Items(str), "a list of strings"),
+        (Items(int, at_least(0)), "a list of integers of at least 0"),
         (Items(float, Range(0, 1, high_included=False), 2), "a list of 2 numbers from 0 to below 1"),
     ],
 )

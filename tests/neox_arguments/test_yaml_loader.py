@@ -76,17 +76,17 @@ def test_round_trip_through_yaml(config):
     [
         ("", "a.yml: the file is empty"),
         ("# only a comment\n", "a.yml: the file is empty"),
-        ("- 1\n- 2\n", "a.yml:1: needs keys and values"),
-        ("just text", "a.yml:1: needs keys and values"),
+        ("- 1\n- 2\n", "a.yml:1: expected keys and values"),
+        ("just text", "a.yml:1: expected keys and values"),
         ("a: 1\nb: {c: 2\nd: 3\n", "a.yml:3: cannot be parsed"),
         ("a: 1\n\tb: 2\n", "a.yml:2: cannot be parsed"),
         ("a: 1\n---\nb: 2\n", "a.yml:2: cannot be parsed"),
         ("a: !!python/object:os.system x\n", "a.yml:1: cannot be parsed"),
-        ("a: 1\nb: 2\na: 3\n", "a.yml:3: key 'a' is given twice, first in line 1"),
-        ("a-b: 1\na_b: 2\n", "a.yml:2: key 'a_b' is given twice, first in line 1 (as 'a-b')"),
-        ("o:\n  p:\n    lr: 1\n    lr: 2\n", "a.yml:4: key 'o.p.lr' is given twice, first in line 3"),
+        ("a: 1\nb: 2\na: 3\n", "a.yml:3: key 'a' is given twice, first on line 1"),
+        ("a-b: 1\na_b: 2\n", "a.yml:2: key 'a_b' is given twice, first on line 1 (as 'a-b')"),
+        ("o:\n  p:\n    lr: 1\n    lr: 2\n", "a.yml:4: key 'o.p.lr' is given twice, first on line 3"),
         ('{"x": [{"y": 1, "y": 2}]}', "a.yml:1: key 'x.y' is given twice"),
-        ("? [a, b]\n: 1\n", "a.yml:1: a key must be a plain name"),
+        ("? [a, b]\n: 1\n", "a.yml:1: expected a plain name as a key"),
         ("a: &x {b: *x}\nc: *y\n", "a.yml:2: cannot be parsed"),
         ("a: \x07\n", "a.yml: cannot be parsed"),
     ],
@@ -109,17 +109,17 @@ def test_files_are_found_with_and_without_suffix(tmp_path):
     assert find_config("base", str(tmp_path)) == tmp_path / "base.yml"
     assert find_config(str(tmp_path / "base.yml")) == tmp_path / "base.yml"
     assert find_config("2-7B.v2", str(tmp_path)) == tmp_path / "2-7B.v2.yml"
-    with pytest.raises(ConfigError, match=r"nope: no such configuration file \(looked for .*nope.yml"):
+    with pytest.raises(ConfigError, match=r"nope: configuration file not found \(tried .*nope.yml"):
         find_config("nope", str(tmp_path))
-    with pytest.raises(ConfigError, match="is a folder"):
+    with pytest.raises(ConfigError, match="got a folder"):
         find_config(str(tmp_path))
 
 
 def test_unreadable_files(tmp_path):
     (tmp_path / "binary.yml").write_bytes(b"a: \xff\xfe")
-    with pytest.raises(ConfigError, match="binary.yml: not a UTF-8 text file"):
+    with pytest.raises(ConfigError, match="binary.yml: expected a UTF-8 text file"):
         load_config(tmp_path / "binary.yml")
-    with pytest.raises(ConfigError, match="gone.yml: no such configuration file"):
+    with pytest.raises(ConfigError, match="gone.yml: configuration file not found"):
         load_config(tmp_path / "gone.yml")
     (tmp_path / "bom.yml").write_bytes(b"\xef\xbb\xbfa: 1\n")
     assert load_config(tmp_path / "bom.yml").values == {"a": 1}

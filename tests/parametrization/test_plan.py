@@ -200,7 +200,7 @@ def test_every_parameter_declares_a_role():
 
 @pytest.mark.parametrize(("heads", "kv"), [(3, 3), (4, 3)])
 def test_inconsistent_widths_raise(heads, kv):
-    with pytest.raises(ConfigError, match="num-attention-heads"):
+    with pytest.raises(ConfigError, match="num_attention_heads"):
         Widths(32, heads, kv, 128, 2)
 
 

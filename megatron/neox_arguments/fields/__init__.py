@@ -1,4 +1,4 @@
-"""The keys, grouped as GPT-NeoX groups them; `NeoXArgs` inherits every group."""
+"""Configuration keys, grouped as in GPT-NeoX. `NeoXArgs` inherits from every group."""
 
 import dataclasses
 from typing import Any
@@ -40,19 +40,19 @@ ALIASES: dict[str, str] = {alias: name for name, key in KEYS.items() for alias i
 
 
 def repeated_in(section: str) -> dict[str, str]:
-    """Names inside a section (`fp16`, `optimizer.params`) that top-level keys repeat, each with that key."""
+    """Map each name inside a section (`fp16`, `optimizer.params`) to the top-level key that sets the same value."""
     paths = {name: key.same_as.rpartition(".") for name, key in KEYS.items() if key.same_as}
     return {inner: name for name, (parent, _, inner) in paths.items() if parent == section}
 
 
 def section_fields(path: str, section: type) -> dict[str, dataclasses.Field[Any]]:
-    """The declarations of all keys inside the section at `path`, wherever they stand."""
+    """Return the declarations of all keys inside the section at `path`."""
     repeated = {inner: FIELDS[name] for inner, name in repeated_in(path).items()}
     return {**repeated, **{field.name: field for field in dataclasses.fields(section)}}
 
 
 def shared_by(recipe: Recipe) -> list[str]:
-    """The keys that must have the same value in the runs of `recipe`."""
+    """Return the keys that must have the same value in all runs of `recipe`."""
     return [name for name, key in KEYS.items() if recipe in key.recipe]
 
 

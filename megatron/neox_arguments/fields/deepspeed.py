@@ -1,4 +1,4 @@
-"""What DeepSpeed reads: its configuration and its launcher's options."""
+"""Keys of DeepSpeed's configuration and of its launcher."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,30 +19,32 @@ from megatron.neox_arguments.keys import refused, supported
 from megatron.neox_arguments.limits import Range, above, at_least
 from megatron.neox_arguments.transfer import COMBINED, FAMILY, FREE, PRECISION, SEARCH, SIZE_LADDER, shifts
 
-_OWN_MONITORS = "metrics go to metrics.jsonl always, and to wandb and TensorBoard by use_wandb and tensorboard_dir"
+_OWN_MONITORS = (
+    "metrics are always written to metrics.jsonl; use use_wandb or tensorboard_dir for wandb and TensorBoard"
+)
 _NO_TUNING = "DeepSpeed's autotuning is not supported; remove the key"
 _OFF: tuple[dict[str, Any], ...] = ({}, {"enabled": False})
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeoXArgsDeepspeedConfig:
-    """Batch sizes and sections of the DeepSpeed configuration."""
+    """Batch sizes and the sections of DeepSpeed's configuration."""
 
-    deepspeed: bool = refused(True, "Train on the DeepSpeed engine.", "there is no other engine; remove the key")
+    deepspeed: bool = refused(True, "Train with the DeepSpeed engine.", "there is no other engine; remove the key")
     train_batch_size: int | None = supported(
         None,
-        "Samples of a step over all processes: micro batch x accumulation x data-parallel size.",
+        "Samples per step over all processes: micro batch x accumulation steps x data-parallel size.",
         limit=at_least(1),
         to_deepspeed=True,
         transfer=shifts(
-            "the best learning rate depends on the batch size: for Adam it rises, then falls again",
+            "the best learning rate depends on the batch size: for Adam it first rises and then falls",
             "Li et al. 2024, arXiv:2405.14578",
         ),
         recipe=(FAMILY, SIZE_LADDER),
     )
     train_micro_batch_size_per_gpu: int | None = supported(
         None,
-        "Samples that one process takes at a time. One of the three batch sizes may be missing.",
+        "Samples per process and micro batch. One of the three batch sizes can be omitted.",
         limit=at_least(1),
         to_deepspeed=True,
         transfer=FREE,
@@ -50,7 +52,7 @@ class NeoXArgsDeepspeedConfig:
     )
     gradient_accumulation_steps: int | None = supported(
         None,
-        "Micro batches of a step. Unset: follows from the other two, else 1.",
+        "Micro batches per step. If unset, derived from the other two batch sizes, else 1.",
         limit=at_least(1),
         aliases=("gas",),
         to_deepspeed=True,
@@ -64,28 +66,28 @@ class NeoXArgsDeepspeedConfig:
     )
     scheduler: dict[str, Any] | None = refused(
         None,
-        "DeepSpeed's schedule.",
-        "the schedule is set by lr_decay_style, warmup and min_lr",
+        "DeepSpeed's learning-rate scheduler.",
+        "use lr_decay_style, warmup and min_lr",
         neutral=({},),
     )
     fp32_allreduce: bool = supported(
         False,
-        "Average gradients in fp32; same as communication_data_type: fp32.",
+        "Average gradients in fp32. Same as communication_data_type: fp32.",
         same_as="communication_data_type",
         transfer=FREE,
     )
     prescale_gradients: bool = supported(
-        False, "Divide gradients before summing them over processes.", to_deepspeed=True, transfer=FREE
+        False, "Divide gradients before the sum over processes.", to_deepspeed=True, transfer=FREE
     )
     gradient_predivide_factor: float = supported(
         1.0,
-        "With prescale_gradients: part of the division that comes first.",
+        "With prescale_gradients: the factor by which gradients are divided before the sum.",
         limit=above(0),
         to_deepspeed=True,
         transfer=FREE,
     )
     sparse_gradients: bool = refused(
-        False, "Sparse embedding gradients.", "embedding gradients are dense; remove the key"
+        False, "Use sparse embedding gradients.", "embedding gradients are dense; remove the key"
     )
     fp16: dict[str, Any] | None = supported(
         None,
@@ -108,33 +110,35 @@ class NeoXArgsDeepspeedConfig:
         transfer=PRECISION,
     )
     gradient_clipping: float = supported(
-        1.0, "Largest norm of the gradient; 0: no clipping.", limit=at_least(0), to_deepspeed=True
+        1.0, "Maximum norm of the gradient. 0 disables clipping.", limit=at_least(0), to_deepspeed=True
     )
     zero_optimization: dict[str, Any] | None = supported(
         None, "DeepSpeed's zero_optimization section.", section=ZeroSection, transfer=FREE
     )
     curriculum_learning: dict[str, Any] | None = refused(
-        None, "DeepSpeed's curriculum.", "curriculum learning is not supported; remove the key", neutral=_OFF
+        None, "DeepSpeed's curriculum learning.", "curriculum learning is not supported; remove the key", neutral=_OFF
     )
-    curriculum_seqlen: int = refused(0, "Its current length.", "curriculum learning is not supported; remove the key")
+    curriculum_seqlen: int = refused(
+        0, "Current sequence length of the curriculum.", "curriculum learning is not supported; remove the key"
+    )
     steps_per_print: int = supported(
-        10, "Steps between DeepSpeed's own log lines.", limit=at_least(1), to_deepspeed=True, transfer=FREE
+        10, "Number of steps between DeepSpeed's log lines.", limit=at_least(1), to_deepspeed=True, transfer=FREE
     )
     wall_clock_breakdown: bool = supported(
-        False, "DeepSpeed times forward, backward and step.", to_deepspeed=True, transfer=FREE
+        False, "Let DeepSpeed measure the time of forward, backward and step.", to_deepspeed=True, transfer=FREE
     )
-    dump_state: bool = supported(False, "DeepSpeed prints its state at start.", to_deepspeed=True, transfer=FREE)
+    dump_state: bool = supported(False, "Let DeepSpeed print its state at startup.", to_deepspeed=True, transfer=FREE)
     flops_profiler: dict[str, Any] | None = supported(
         None, "DeepSpeed's flops_profiler section.", section=FlopsProfilerSection, to_deepspeed=True, transfer=FREE
     )
     communication_data_type: str | None = supported(
-        None, "fp32, fp16 or bf16: type of gradients on the wire.", to_deepspeed=True, transfer=FREE
+        None, "Data type in which gradients are communicated: fp32, fp16 or bf16.", to_deepspeed=True, transfer=FREE
     )
     autotuning: dict[str, Any] | None = refused(None, "DeepSpeed's autotuning section.", _NO_TUNING, neutral=_OFF)
     activation_checkpointing: dict[str, Any] | None = refused(
         None,
         "DeepSpeed's activation_checkpointing section.",
-        "recomputation is PyTorch's; use checkpoint_activations and checkpoint_num_layers",
+        "activations are recomputed with PyTorch; use checkpoint_activations and checkpoint_num_layers",
         neutral=({},),
     )
     sparse_attention: dict[str, Any] | None = refused(
@@ -143,7 +147,7 @@ class NeoXArgsDeepspeedConfig:
     data_efficiency: dict[str, Any] | None = refused(
         None,
         "DeepSpeed's data sampling.",
-        "not supported: the loader's order must be resumable",
+        "not supported, because the data order must be resumable; remove the key",
         neutral=_OFF,
     )
     tensorboard: dict[str, Any] | None = refused(None, "DeepSpeed's TensorBoard monitor.", _OWN_MONITORS, neutral=_OFF)
@@ -152,7 +156,7 @@ class NeoXArgsDeepspeedConfig:
     elasticity: dict[str, Any] | None = refused(
         None,
         "Elastic training.",
-        "the batch size must not change while training; remove the key",
+        "the batch size cannot change during training; remove the key",
         neutral=_OFF,
     )
     comms_logger: dict[str, Any] | None = supported(
@@ -173,7 +177,7 @@ class NeoXArgsDeepspeedConfig:
     )
     deepspeed_extra_args: dict[str, Any] | None = supported(
         None,
-        "Further sections for DeepSpeed, passed as they are; must not repeat a key above.",
+        "Additional options that are passed to DeepSpeed unchanged. They cannot repeat a top-level key.",
         section=DeepspeedExtraSection,
         transfer=FREE,
     )
@@ -181,24 +185,24 @@ class NeoXArgsDeepspeedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NeoXArgsDeepspeedRunner:
-    """Options of DeepSpeed's launcher, for deepy.py."""
+    """Options of DeepSpeed's launcher, used by deepy.py."""
 
-    hostfile: str | None = supported(None, "File with a line `host slots=N` for each host.", transfer=FREE)
-    include: str | None = supported(None, "Hosts and slots to use, such as host-0@host-1:0,2.", transfer=FREE)
-    exclude: str | None = supported(None, "Hosts and slots to leave out.", transfer=FREE)
+    hostfile: str | None = supported(None, "File with one line `host slots=N` per host.", transfer=FREE)
+    include: str | None = supported(None, "Hosts and slots to use, for example host-0@host-1:0,2.", transfer=FREE)
+    exclude: str | None = supported(None, "Hosts and slots to exclude.", transfer=FREE)
     num_nodes: int = supported(
-        -1, "Number of hosts, from the top of the hostfile; -1: all.", limit=at_least(-1), transfer=FREE
+        -1, "Number of hosts to use, from the top of the hostfile. -1 uses all.", limit=at_least(-1), transfer=FREE
     )
     num_gpus: int | None = supported(
-        None, "Processes on each host (on CPU hosts too); unset: its devices.", limit=at_least(1), transfer=FREE
+        None, "Processes per host, also on CPU hosts. If unset, one per device.", limit=at_least(1), transfer=FREE
     )
     master_port: int = supported(29500, "Port of the first host.", limit=Range(1, 65535), transfer=FREE)
     master_addr: str | None = supported(None, "Address of the first host.", transfer=FREE)
     launcher: Literal["pdsh", "openmpi", "mvapich", "slurm"] = supported(
-        "pdsh", "How processes reach other hosts.", transfer=FREE
+        "pdsh", "Launcher for processes on other hosts.", transfer=FREE
     )
-    force_multi: bool = supported(False, "Use the launcher even for a single remote host.", transfer=FREE)
+    force_multi: bool = supported(False, "Use the multi-node launcher even for a single remote host.", transfer=FREE)
     autotuning_run: str | None = refused(None, "DeepSpeed's autotuner.", _NO_TUNING)
-    no_ssh_check: bool = supported(False, "Do not try ssh before launching.", transfer=FREE)
-    comment: str | None = supported(None, "launcher slurm: comment of the job.", transfer=FREE)
-    account: str | None = supported(None, "launcher slurm: account of the job.", transfer=FREE)
+    no_ssh_check: bool = supported(False, "Do not test the ssh connection before launching.", transfer=FREE)
+    comment: str | None = supported(None, "Comment of the job (launcher slurm only).", transfer=FREE)
+    account: str | None = supported(None, "Account of the job (launcher slurm only).", transfer=FREE)

@@ -1,4 +1,4 @@
-"""Logging and tracking."""
+"""Keys of logging and experiment tracking."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -10,30 +10,32 @@ from megatron.neox_arguments.limits import above, at_least
 from megatron.neox_arguments.transfer import FREE
 
 _NO_COMET = "Comet is not supported; use use_wandb or tensorboard_dir (metrics.jsonl is always written)"
-_NO_NOISE = "the gradient noise scale is not logged; remove the key"
-_NO_PROFILE = "profiling from the configuration is not supported; run the script under a profiler"
+_NO_NOISE = "logging the gradient noise scale is not supported; remove the key"
+_NO_PROFILE = "profiling by configuration keys is not supported; run the script under a profiler"
 
-supported = partial(declare, transfer=FREE)  # nothing here changes what is trained
+supported = partial(declare, transfer=FREE)  # none of these keys affects training
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeoXArgsLogging:
-    """Console, metrics.jsonl, Weights & Biases, TensorBoard."""
+    """Logging to the console, metrics.jsonl, Weights & Biases and TensorBoard."""
 
     use_wandb: bool | None = supported(None, "Track the run with Weights & Biases.")
-    wandb_group: str | None = supported(None, "Group of the run.")
-    wandb_run_name: str | None = supported(None, "Name of the run.")
-    wandb_team: str | None = supported(None, "Team (entity) of the run.")
-    wandb_project: str = supported("neox", "Project of the run.")
-    wandb_host: str = supported("https://api.wandb.ai", "Address of the wandb server.")
+    wandb_group: str | None = supported(None, "Weights & Biases group of the run.")
+    wandb_run_name: str | None = supported(None, "Weights & Biases name of the run.")
+    wandb_team: str | None = supported(None, "Weights & Biases team (entity) of the run.")
+    wandb_project: str = supported("neox", "Weights & Biases project of the run.")
+    wandb_host: str = supported("https://api.wandb.ai", "Address of the Weights & Biases server.")
     wandb_mode: Literal["online", "offline", "disabled"] | None = supported(
-        None, "wandb's mode; unset: online with a login, else offline."
+        None, "Weights & Biases mode. If unset, online when logged in, else offline."
     )
     wandb_init_all_ranks: bool = refused(
-        False, "Start wandb on every rank.", "the first rank logs for all; remove the key"
+        False, "Start wandb on every rank.", "rank 0 logs for all ranks; remove the key"
     )
-    git_hash: str | None = refused(None, "Commit of the code.", "the run records its own commit; remove the key")
-    log_dir: str | None = supported(None, "Folder of metrics.jsonl and logs; unset: runs/<configuration name>-<time>/.")
+    git_hash: str | None = refused(None, "Commit of the code.", "each run records the commit; remove the key")
+    log_dir: str | None = supported(
+        None, "Folder of metrics.jsonl and logs. If unset, runs/<configuration name>-<time>/."
+    )
     tensorboard_dir: str | None = supported(None, "Folder of TensorBoard event files.")
     use_comet: bool | None = refused(None, "Track the run with Comet.", _NO_COMET, neutral=(False,))
     comet_workspace: str | None = refused(None, "Comet workspace.", _NO_COMET)
@@ -43,20 +45,24 @@ class NeoXArgsLogging:
     comet_others: dict[str, Any] | None = refused(None, "Comet metadata.", _NO_COMET)
     comet_experiment: Any = refused(None, "Comet object.", _NO_COMET)
     peak_theoretical_tflops: float | None = supported(
-        None, "Peak TFLOP/s of one device, for the model-FLOPs utilisation in the log.", limit=above(0)
+        None, "Peak TFLOP/s of one device, used to compute the model-FLOPs utilisation in the log.", limit=above(0)
     )
-    log_interval: int = supported(100, "Steps between log lines.", limit=at_least(1))
-    log_grad_pct_zeros: bool = refused(False, "Log the share of zero gradients.", "not supported; remove the key")
+    log_interval: int = supported(100, "Number of steps between log lines.", limit=at_least(1))
+    log_grad_pct_zeros: bool = refused(False, "Log the share of zero gradients.", "this is not logged; remove the key")
     log_param_norm: bool = supported(False, "Log the norm of each parameter group.")
     log_grad_norm: bool = satisfied(
         False, "Log the norm of the gradient.", "the norm of the whole gradient is always logged"
     )
-    log_optimizer_states: bool = refused(False, "Log norms of the optimizer state.", "not supported; remove the key")
+    log_optimizer_states: bool = refused(
+        False, "Log norms of the optimizer state.", "this is not logged; remove the key"
+    )
     log_gradient_noise_scale: bool = refused(False, "Log the gradient noise scale.", _NO_NOISE)
-    gradient_noise_scale_n_batches: int = refused(5, "Batches of the noise scale.", _NO_NOISE)
-    gradient_noise_scale_cpu_offload: bool = refused(False, "Keep its buffers on the CPU.", _NO_NOISE)
+    gradient_noise_scale_n_batches: int = refused(5, "Batches used for the gradient noise scale.", _NO_NOISE)
+    gradient_noise_scale_cpu_offload: bool = refused(
+        False, "Keep the buffers of the gradient noise scale on the CPU.", _NO_NOISE
+    )
     memory_profiling: bool = refused(False, "Record device memory.", _NO_PROFILE)
-    memory_profiling_path: str | None = refused(None, "Where to record it.", _NO_PROFILE)
+    memory_profiling_path: str | None = refused(None, "File of the memory record.", _NO_PROFILE)
     profile: bool = refused(False, "Profile some steps.", _NO_PROFILE)
     profile_step_start: int = refused(10, "First profiled step.", _NO_PROFILE)
     profile_step_stop: int = refused(12, "Last profiled step.", _NO_PROFILE)

@@ -1,4 +1,4 @@
-"""Model keys: sizes, layers, positions, initialisation."""
+"""Keys of the model: sizes, layers, positions and initialisation."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,11 +30,11 @@ _INIT = Literal[
     "small_init",
     "single_residual_scaled_normal",
 ]
-_NO_TE = "Transformer Engine layers are not supported; remove the key: PyTorch's own layers are used"
+_NO_TE = "Transformer Engine is not supported; remove the key to use PyTorch's layers"
 _NO_MAMBA = "Mamba layers are not supported yet; remove the key"
 _NO_RWKV = "RWKV layers are not supported yet; remove the key"
-_NO_ONLINE = "online (reinforcement) training is not supported; remove the key"
-_SDPA = "scaled_dot_product_attention fuses scale, mask and softmax where the device can"
+_NO_ONLINE = "online training (reinforcement learning) is not supported; remove the key"
+_SDPA = "scaled_dot_product_attention fuses scale, mask and softmax on devices that support it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,9 @@ class NeoXArgsModel:
     """Shape and layers of the model."""
 
     precision: Literal["fp16", "fp32", "bfloat16"] | None = supported(
-        None, "Arithmetic of the model. Unset: read from the `fp16` and `bf16` sections, else fp32.", transfer=PRECISION
+        None,
+        "Precision of training. If unset, it follows from the `fp16` and `bf16` sections, else fp32.",
+        transfer=PRECISION,
     )
     num_layers: int | None = supported(
         None, "Number of transformer blocks.", limit=at_least(1), transfer=COMBINED, recipe=(FAMILY,)
@@ -50,46 +52,48 @@ class NeoXArgsModel:
     hidden_size: int | None = supported(None, "Width of the residual stream.", limit=at_least(1), transfer=GROWS)
     intermediate_size: int | None = supported(
         None,
-        "Width inside the MLP; unset: 4 x hidden_size. With a gated activation each branch has a third of it"
+        "Inner width of the MLP. If unset, 4 x hidden_size. With a gated activation each branch has a third of it"
         " (int(intermediate_size * 2/3) // 2, rounded up to mlp_multiple_of), as in GPT-NeoX.",
         limit=at_least(1),
         transfer=GROWS,
     )
-    mlp_multiple_of: int = supported(1, "The MLP's width is rounded up to a multiple of this.", limit=at_least(1))
+    mlp_multiple_of: int = supported(
+        1, "Round the inner width of the MLP up to a multiple of this value.", limit=at_least(1)
+    )
     expansion_factor: float | None = supported(
-        None, "MLP width as a multiple of hidden_size, where intermediate_size is unset.", limit=above(0)
+        None, "Inner width of the MLP as a multiple of hidden_size, if intermediate_size is unset.", limit=above(0)
     )
     num_attention_heads: int | None = supported(
-        None, "Number of query heads; divides hidden_size.", limit=at_least(1), transfer=GROWS
+        None, "Number of query heads. Must divide hidden_size.", limit=at_least(1), transfer=GROWS
     )
     num_kv_heads: int | None = supported(
         None,
-        "Key and value heads (grouped-query attention); divides num_attention_heads; unset: as many.",
+        "Number of key-value heads (grouped-query attention). Must divide num_attention_heads. If unset, equal to it.",
         limit=at_least(1),
         transfer=GROWS,
     )
     seq_length: int | None = supported(
         None,
-        "Tokens in a training sample.",
+        "Number of tokens per training sample.",
         limit=at_least(1),
-        transfer=shifts("transfer across sequence lengths is an observation, not a rule", f"{TPV}, table 1"),
+        transfer=shifts("transfer across sequence lengths is observed, not derived", f"{TPV}, table 1"),
         recipe=(FAMILY, LADDER),
     )
     sliding_window_width: int | None = refused(
         None,
-        "Attend to this many latest tokens only.",
+        "Number of most recent tokens that attention covers.",
         "sliding-window attention is not supported yet; remove the key",
     )
     max_position_embeddings: int | None = supported(
         None,
-        "Largest number of positions; the rows of a learned position table. At least seq_length.",
+        "Maximum number of positions, and rows of a learned position table. At least seq_length.",
         limit=at_least(1),
         transfer=FREE,
     )
     norm: Literal["layernorm", "rmsnorm", "non_parametric_layernorm", "scalenorm", "te_rmsnorm", "te_layernorm"] = (
         supported(
             "layernorm",
-            "Normalisation layer.",
+            "Type of the normalisation layers.",
             refuse={
                 "non_parametric_layernorm": "not supported yet; use layernorm",
                 "scalenorm": "not supported yet; use rmsnorm",
@@ -101,19 +105,17 @@ class NeoXArgsModel:
     )
     layernorm_fusion: bool = satisfied(
         False,
-        "Ask for a fused LayerNorm.",
-        "PyTorch's layer_norm already is one kernel; nothing else is built",
+        "Request a fused LayerNorm.",
+        "PyTorch's layer_norm is already a single kernel",
     )
-    rmsnorm_fusion: bool = satisfied(
-        False, "Ask for a fused RMSNorm.", "PyTorch's rms_norm is used; nothing else is built"
-    )
-    use_qk_layernorm: bool = supported(False, "Normalise queries and keys in each head before attention.")
+    rmsnorm_fusion: bool = satisfied(False, "Request a fused RMSNorm.", "PyTorch's rms_norm is used")
+    use_qk_layernorm: bool = supported(False, "Normalise the queries and keys of each head before attention.")
     layernorm_epsilon: float = supported(1e-5, "Epsilon of layernorm.", limit=above(0))
     rms_norm_epsilon: float = supported(1e-8, "Epsilon of rmsnorm.", limit=above(0))
     scalenorm_epsilon: float = refused(1e-8, "Epsilon of scalenorm.", "scalenorm is not supported yet; use rmsnorm")
     pos_emb: Literal["learned", "rotary", "sinusoidal", "rpe", "alibi", "none"] = supported(
         "learned",
-        "Position information.",
+        "Type of position information.",
         refuse={
             "sinusoidal": "not supported yet; use rotary or learned",
             "rpe": "not supported yet; use rotary",
@@ -123,21 +125,23 @@ class NeoXArgsModel:
     )
     rpe_num_buckets: int = refused(
         32,
-        "Buckets of relative positions.",
+        "Number of buckets of relative positions.",
         "relative position bias is not supported yet; use pos_emb: rotary",
     )
     rpe_max_distance: int = refused(
-        128, "Largest relative distance.", "relative position bias is not supported yet; use pos_emb: rotary"
+        128, "Maximum relative distance.", "relative position bias is not supported yet; use pos_emb: rotary"
     )
     opt_pos_emb_offset: int = refused(
-        0, "Offset into a learned position table (OPT uses 2).", "OPT's position offset is not supported yet"
+        0,
+        "Offset into the learned position table (OPT uses 2).",
+        "a position offset is not supported yet; remove the key",
     )
-    no_weight_tying: bool = supported(False, "Give the readout its own matrix instead of the embedding's.")
+    no_weight_tying: bool = supported(False, "Use a separate readout matrix instead of the embedding matrix.")
     attention_config: list[Any] | None = satisfied(
         None,
-        "Attention of each layer, such as [[[flash], 12]]. Only global and flash are supported: both are full"
+        "Attention type of each layer, for example [[[flash], 12]]. Only global and flash are supported; both are full"
         " causal attention.",
-        "every layer has full causal attention through scaled_dot_product_attention",
+        "every layer uses full causal attention with scaled_dot_product_attention",
     )
     sparsity_config: dict[str, Any] | None = refused(
         None,
@@ -147,18 +151,18 @@ class NeoXArgsModel:
     )
     num_unique_layers: int | None = refused(
         None,
-        "Layers that own their weights.",
+        "Number of layers with separate weights.",
         "sharing weights between layers is not supported; remove the key",
     )
     param_sharing_style: str = refused(
         "grouped",
-        "Order of shared layers.",
+        "Order of the layers that share weights.",
         "sharing weights between layers is not supported; remove the key",
     )
     make_vocab_size_divisible_by: int = supported(
         128,
-        "Embedding rows are padded to a multiple of this (times the tensor-parallel size);"
-        " padding gets no probability.",
+        "Pad the rows of the embedding to a multiple of this value times the tensor-parallel size."
+        " Padded rows have probability 0.",
         limit=at_least(1),
         transfer=FREE,
     )
@@ -166,80 +170,78 @@ class NeoXArgsModel:
         "gelu", "geglu", "relu", "softsign", "swish", "mish", "silu", "reglu", "swiglu", "bilinear", "glu"
     ] = supported(
         "gelu",
-        "Activation of the MLP; geglu, swiglu, reglu, bilinear and glu are gated.",
+        "Activation function of the MLP. geglu, swiglu, reglu, bilinear and glu are gated.",
         recipe=(FAMILY, LADDER),
     )
     use_flashattn_swiglu: bool = satisfied(
         False,
-        "Ask for flash-attn's fused SwiGLU.",
-        "the same function is computed with PyTorch's own kernels",
+        "Request flash-attn's fused SwiGLU.",
+        "PyTorch's kernels compute the same function",
     )
-    scaled_upper_triang_masked_softmax_fusion: bool = satisfied(False, "Ask for a fused causal softmax.", _SDPA)
-    scaled_masked_softmax_fusion: bool = satisfied(False, "Ask for a fused masked softmax.", _SDPA)
-    bias_gelu_fusion: bool = satisfied(
-        False, "Ask for a fused bias and GELU.", "the same function is computed without a kernel of its own"
-    )
+    scaled_upper_triang_masked_softmax_fusion: bool = satisfied(False, "Request a fused causal softmax.", _SDPA)
+    scaled_masked_softmax_fusion: bool = satisfied(False, "Request a fused masked softmax.", _SDPA)
+    bias_gelu_fusion: bool = satisfied(False, "Request fused bias and GELU.", "PyTorch computes the same function")
     bias_dropout_fusion: bool = satisfied(
         False,
-        "Ask for a fused bias and dropout.",
-        "the same function is computed without a kernel of its own",
+        "Request fused bias and dropout.",
+        "PyTorch computes the same function",
     )
     rope_fusion: bool = satisfied(
         False,
-        "Ask for a fused rotary embedding.",
-        "the same function is computed without a kernel of its own",
+        "Request a fused rotary embedding.",
+        "PyTorch computes the same function",
     )
     fused_kernels_build_path: str | None = refused(
-        None, "Where fused kernels are built.", "no kernel is compiled here; remove the key"
+        None, "Folder in which fused kernels are built.", "no kernels are compiled; remove the key"
     )
     fp16_lm_cross_entropy: bool = refused(
         False, "Compute the loss in half precision.", "the loss is always computed in fp32; remove the key"
     )
     init_method_std: float = supported(
         0.02,
-        "Standard deviation of init_method normal and its scaled kin.",
+        "Initial standard deviation of init_method normal, scaled_normal and single_residual_scaled_normal.",
         limit=at_least(0),
         transfer=TUNED,
         recipe=(MUP_FAMILY,),
     )
     apply_query_key_layer_scaling: bool = refused(
         False,
-        "Divide attention scores by the layer's number.",
-        "not supported: attention is stable in fp32; remove the key",
+        "Divide attention scores by the layer number.",
+        "not supported, because the softmax is computed in fp32; remove the key",
     )
     use_cpu_initialization: bool = satisfied(
         False,
-        "Draw initial weights on the CPU.",
-        "a seed gives the same initial weights on every device here",
+        "Initialise weights on the CPU.",
+        "a seed gives the same initial weights on every device",
     )
     attention_softmax_in_fp32: bool = satisfied(
         False,
-        "Ask for an fp32 softmax in attention.",
-        "scaled_dot_product_attention keeps its softmax in fp32",
+        "Request an fp32 softmax in attention.",
+        "scaled_dot_product_attention computes the softmax in fp32",
     )
-    rotary_pct: float = supported(1.0, "Share of each head's dimensions that rotate.", limit=SHARE)
-    rotary_emb_base: int = supported(10000, "Base of the rotary frequencies.", limit=at_least(1))
+    rotary_pct: float = supported(1.0, "Share of the dimensions of each head that rotate.", limit=SHARE)
+    rotary_emb_base: int = supported(10000, "Base of the rotary embedding's frequencies.", limit=at_least(1))
     rotary_save_freqs_buffer: bool = refused(
         False,
         "Store the rotary frequencies in checkpoints.",
-        "they are recomputed from rotary_emb_base; remove the key",
+        "the frequencies are recomputed from rotary_emb_base; remove the key",
     )
     init_method: _INIT = supported(
         "normal",
-        "Initialisation of every matrix but the output projections.",
-        transfer=must_match("the two are initialised by different formulas"),
+        "Initialisation of all matrices except the output projections.",
+        transfer=must_match("the two models use different initialisation formulas"),
     )
     output_layer_init_method: _INIT = supported(
         "scaled_normal",
         "Initialisation of the output projections of attention and MLP.",
-        transfer=must_match("the two are initialised by different formulas"),
+        transfer=must_match("the two models use different initialisation formulas"),
     )
     gmlp_attn_dim: int = refused(64, "Width of gMLP's attention.", "gMLP layers are not supported; remove the key")
     gpt_j_residual: bool = supported(False, "Parallel residual: x + attention(norm1(x)) + mlp(norm2(x)).")
-    gpt_j_tied: bool = supported(False, "With gpt_j_residual: one norm feeds both attention and MLP.")
-    use_bias_in_norms: bool = supported(True, "LayerNorm has a bias.")
-    use_bias_in_attn_linear: bool = supported(True, "The linear layers of attention have biases.")
-    use_bias_in_mlp: bool = supported(True, "The linear layers of the MLP have biases.")
+    gpt_j_tied: bool = supported(False, "With gpt_j_residual: attention and MLP share one norm.")
+    use_bias_in_norms: bool = supported(True, "Use a bias in LayerNorm.")
+    use_bias_in_attn_linear: bool = supported(True, "Use biases in the linear layers of attention.")
+    use_bias_in_mlp: bool = supported(True, "Use biases in the linear layers of the MLP.")
     soft_prompt_tuning: dict[str, Any] | None = refused(
         None,
         "Train a soft prompt only.",
@@ -253,7 +255,7 @@ class NeoXArgsModel:
     mamba_use_bias_in_conv: bool = refused(True, "Bias in Mamba's convolution.", _NO_MAMBA)
     mamba_use_bias_in_linears: bool = refused(False, "Biases in Mamba's linear layers.", _NO_MAMBA)
     output_layer_parallelism: Literal["column"] = satisfied(
-        "column", "How the readout is sharded.", "the readout is sharded over the vocabulary"
+        "column", "How the readout is sharded.", "the readout is always sharded over the vocabulary"
     )
     serve_model_weights: bool = refused(False, "Serve weights to an inference process.", _NO_ONLINE)
     weight_server_port: int | list[int] = refused(6000, "Port of the weight server.", _NO_ONLINE)

@@ -1,4 +1,4 @@
-"""Maximal update parametrization (muP): GPT-NeoX's keys, and those that its `use-mup` lacks."""
+"""Keys of Maximal Update Parametrization (muP): those of GPT-NeoX, and additional ones."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,29 +10,29 @@ from megatron.neox_arguments.transfer import COMBINED, FREE, LADDER, MUP_FAMILY,
 
 @dataclass(frozen=True, kw_only=True)
 class NeoXArgsMup:
-    """muP: base dimensions, multipliers, coordinate check."""
+    """Base dimensions, multipliers and coordinate check of muP."""
 
     use_mup: bool = supported(
         False,
-        "Train in muP: hyperparameters tuned at the base width hold at this width. Said as false, the other"
-        " mup keys may stay, unused: the run is their SP baseline.",
-        transfer=must_match("one of the two is not in muP, and SP's optimum moves with the width"),
+        "Train in muP: hyperparameters tuned at the base width remain valid at this width. If set to false, other mup"
+        " keys are ignored, and the run is the SP baseline.",
+        transfer=must_match("one of the two models is in SP, whose optimum shifts with the width"),
         recipe=(LADDER,),
     )
     coord_check: bool = supported(
         False,
-        "Run the coordinate check instead of training; writes pictures, CSV and JSON; exits 1 if it fails.",
+        "Run the coordinate check instead of training. Writes plots, CSV and JSON. The exit code is 1 if it fails.",
         transfer=FREE,
     )
     save_base_shapes: bool = supported(
-        False, "Write this model's shapes to `<base_shapes_file>.<rank>`, one file a rank, and exit.", transfer=FREE
+        False, "Write the model's shapes to `<base_shapes_file>.<rank>`, one file per rank, and exit.", transfer=FREE
     )
     base_shapes_file: str | None = supported(
-        None, "Prefix of the base-shape files to write (save_base_shapes) or to read.", mup_only=True, transfer=FREE
+        None, "Prefix of the base-shape files to read, or to write with save_base_shapes.", mup_only=True, transfer=FREE
     )
     mup_init_scale: float = supported(
         1.0,
-        "Multiplies the initial standard deviation of every matrix and embedding.",
+        "Factor of the initial standard deviation of every matrix and embedding.",
         limit=above(0),
         mup_only=True,
         transfer=TUNED,
@@ -40,7 +40,7 @@ class NeoXArgsMup:
     )
     mup_attn_temp: float = supported(
         1.0,
-        "Attention temperature: scores are divided by it.",
+        "Attention temperature. Attention scores are divided by it.",
         limit=above(0),
         mup_only=True,
         transfer=TUNED,
@@ -48,7 +48,7 @@ class NeoXArgsMup:
     )
     mup_output_temp: float = supported(
         1.0,
-        "Output temperature: logits are divided by it.",
+        "Output temperature. Logits are divided by it.",
         limit=above(0),
         mup_only=True,
         transfer=TUNED,
@@ -56,7 +56,7 @@ class NeoXArgsMup:
     )
     mup_embedding_mult: float = supported(
         1.0,
-        "Multiplies the output of the token and position embeddings.",
+        "Factor of the output of the token and position embeddings.",
         limit=above(0),
         mup_only=True,
         transfer=TUNED,
@@ -64,20 +64,20 @@ class NeoXArgsMup:
     )
     mup_rp_embedding_mult: float = refused(
         1.0,
-        "Multiplies the relative position bias.",
-        "the muP guide's key takes effect with pos_emb rpe, which is not supported yet; remove the key",
+        "Factor of the relative position bias.",
+        "it applies to pos_emb rpe, which is not supported yet; remove the key",
     )
     mup_width_scale: int = supported(
         2,
-        "save_base_shapes: width ratio of the delta model, which tells widths from finite dimensions.",
+        "With save_base_shapes: width of the delta model over that of the base. Dimensions that differ are widths.",
         limit=at_least(2),
         mup_only=True,
         transfer=FREE,
     )
-    # Not in GPT-NeoX:
+    # These keys are not in GPT-NeoX.
     mup_base_hidden_size: int | None = supported(
         None,
-        "hidden_size of the base model (instead of base_shapes_file). Unset base sizes scale with it.",
+        "hidden_size of the base model (instead of base_shapes_file).",
         limit=at_least(1),
         mup_only=True,
         transfer=COMBINED,
@@ -85,28 +85,28 @@ class NeoXArgsMup:
     )
     mup_base_num_attention_heads: int | None = supported(
         None,
-        "num_attention_heads of the base model; unset: as many as in this model.",
+        "num_attention_heads of the base model. If unset, as in this model.",
         limit=at_least(1),
         mup_only=True,
         transfer=COMBINED,
     )
     mup_base_num_kv_heads: int | None = supported(
         None,
-        "num_kv_heads of the base model; unset: as many as in this model.",
+        "num_kv_heads of the base model. If unset, as in this model with grouped heads, else one per query head.",
         limit=at_least(1),
         mup_only=True,
         transfer=COMBINED,
     )
     mup_base_intermediate_size: int | None = supported(
         None,
-        "intermediate_size of the base model; unset: scales with hidden_size.",
+        "intermediate_size of the base model. If unset, scaled in proportion to hidden_size.",
         limit=at_least(1),
         mup_only=True,
         transfer=COMBINED,
     )
     mup_base_num_layers: int | None = supported(
         None,
-        "num_layers of the base model; unset: as in this model.",
+        "num_layers of the base model. If unset, as in this model.",
         limit=at_least(1),
         mup_only=True,
         transfer=COMBINED,
@@ -114,37 +114,39 @@ class NeoXArgsMup:
     )
     mup_depth_alpha: float = supported(
         0.0,
-        "Depth rule: 0 off, 0.5 depth-muP, 1 CompleteP: residual branches x (layers / base layers)^-alpha.",
+        "Depth rule: 0 off, 0.5 depth-muP, 1 CompleteP. Residual branches are scaled by (layers / base layers)^-alpha.",
         limit=one_of(0, 0.5, 1),
         mup_only=True,
-        transfer=must_match("the two have different depth rules"),
+        transfer=must_match("the two models use different depth rules"),
         recipe=(MUP_FAMILY,),
     )
-    mup_readout_zero_init: bool = supported(False, "Start the readout at zero (untied readouts only).", mup_only=True)
-    mup_query_zero_init: bool = supported(False, "Start the query projections at zero.", mup_only=True)
+    mup_readout_zero_init: bool = supported(
+        False, "Initialise the readout to zero (untied readout only).", mup_only=True
+    )
+    mup_query_zero_init: bool = supported(False, "Initialise the query projections to zero.", mup_only=True)
     mup_weight_decay_mode: Literal["scaled", "constant", "independent"] = supported(
         "scaled",
-        "scaled: lr x weight_decay does not depend on width; constant: weight_decay everywhere;"
-        " independent: p -= weight_decay * p, not times lr.",
+        "scaled: lr x weight_decay does not depend on the width. constant: weight_decay is not scaled."
+        " independent: p -= weight_decay * p, without the factor lr.",
         mup_only=True,
-        transfer=must_match("the two scale weight decay differently"),
+        transfer=must_match("the two models scale weight decay differently"),
     )
     mup_eps_scaling: bool = supported(
         True,
-        "Divide Adam's eps of hidden matrices by the width multiplier.",
+        "Divide Adam's eps by the width multiplier for hidden matrices.",
         mup_only=True,
-        transfer=must_match("the two scale Adam's eps differently"),
+        transfer=must_match("the two models scale Adam's eps differently"),
     )
     coord_check_widths: list[int] | None = supported(
         None,
-        "hidden_size values of the coordinate check; unset: at least four over an 8-fold range.",
+        "hidden_size values of the coordinate check. If unset, at least four values over an 8-fold range.",
         limit=Items(int, at_least(1)),
         mup_only=True,
         transfer=FREE,
     )
     coord_check_seeds: int = supported(
-        3, "Seeds of the coordinate check.", limit=at_least(1), mup_only=True, transfer=FREE
+        3, "Number of seeds of the coordinate check.", limit=at_least(1), mup_only=True, transfer=FREE
     )
     coord_check_lr: float | None = supported(
-        None, "Learning rate of the coordinate check; unset: lr.", limit=above(0), mup_only=True, transfer=FREE
+        None, "Learning rate of the coordinate check. If unset, lr.", limit=above(0), mup_only=True, transfer=FREE
     )

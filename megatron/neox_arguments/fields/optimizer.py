@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule."""
+"""Keys of the optimizer and the learning-rate schedule."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,13 +22,13 @@ _USE = "use adam (AdamW) or sgd"
 
 @dataclass(frozen=True, kw_only=True)
 class NeoXArgsOptimizer:
-    """Optimizer; see also `optimizer`, `zero_optimization` and `weight_decay`."""
+    """Optimizer. See also `optimizer`, `zero_optimization` and `weight_decay`."""
 
     optimizer_type: Literal[
         "adam", "adamw", "onebitadam", "cpu_adam", "cpu_torch_adam", "sm3", "madgrad_wd", "sgd", "lion"
     ] = supported(
         "adam",
-        "Same as optimizer.type. adam has decoupled weight decay, as GPT-NeoX's fused Adam: it is adamw.",
+        "Same as optimizer.type. adam means AdamW: weight decay is decoupled, as in GPT-NeoX's fused Adam.",
         refuse={
             "onebitadam": f"1-bit Adam is not supported; {_USE}",
             "cpu_adam": f"optimizer offload is not supported; {_USE}",
@@ -38,15 +38,15 @@ class NeoXArgsOptimizer:
             "lion": f"Lion is not supported yet; {_USE}",
         },
         same_as="optimizer.type",
-        transfer=must_match("every optimizer has a scaling rule and an optimum of its own"),
+        transfer=must_match("each optimizer has its own scaling rules and optimum"),
         recipe=(FAMILY, LADDER),
     )
     use_bnb_optimizer: bool = refused(
-        False, "Use bitsandbytes' 8-bit Adam.", "bitsandbytes is not supported; use optimizer type adam"
+        False, "Use the 8-bit Adam of bitsandbytes.", "bitsandbytes is not supported; use optimizer type adam"
     )
     zero_stage: int | list[int] | Literal["all"] | None = supported(
         None,
-        "ZeRO stage; same as zero_optimization.stage. 0 to 3; 2 and 3 without a pipeline.",
+        "ZeRO stage. Same as zero_optimization.stage. Stages 2 and 3 cannot be combined with a pipeline.",
         limit=one_of(0, 1, 2, 3),
         same_as="zero_optimization.stage",
         fallback=0,
@@ -83,11 +83,13 @@ class NeoXArgsOptimizer:
         transfer=FREE,
     )
     optimizer_implementation: Literal["torch", "deepspeed", "apex"] = supported(
-        "torch", "Whose fused AdamW: torch's, DeepSpeed's or NVIDIA apex's (the latter two: adam only).", transfer=FREE
+        "torch",
+        "Implementation of the fused AdamW: PyTorch, DeepSpeed or NVIDIA apex. The latter two support adam only.",
+        transfer=FREE,
     )
     lr: float | None = supported(
         None,
-        "Peak learning rate; same as optimizer.params.lr. Training needs it.",
+        "Peak learning rate. Same as optimizer.params.lr. Required for training.",
         limit=at_least(0),
         same_as="optimizer.params.lr",
         transfer=TUNED,
@@ -97,49 +99,56 @@ class NeoXArgsOptimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class NeoXArgsLRScheduler:
-    """Learning-rate schedule: a base rate over steps, times each parameter group's lr_mult."""
+    """Learning-rate schedule: a base rate per step, multiplied by the lr_mult of each parameter group."""
 
     lr_decay_style: Literal["constant", "linear", "cosine", "exponential", "wsd"] = supported(
         "linear",
-        "Shape after warm-up: constant, linear, cosine or exponential decay, or wsd (stay, then cool down).",
+        "Shape after warm-up: constant, linear, cosine or exponential decay, or wsd (constant, then a final decay).",
         transfer=SCHEDULE,
         recipe=(FAMILY, LADDER),
     )
     lr_decay_iters: int | None = supported(
-        None, "Step at which decay ends; unset: train_iters.", limit=at_least(1), transfer=COMBINED, recipe=(FAMILY,)
+        None,
+        "Step at which the decay ends. If unset, train_iters.",
+        limit=at_least(1),
+        transfer=COMBINED,
+        recipe=(FAMILY,),
     )
     lr_decay_fraction: float | None = supported(
         None,
-        "Share of train_iters after which decay ends; excludes lr_decay_iters.",
+        "Share of train_iters after which the decay ends. Cannot be combined with lr_decay_iters.",
         limit=SHARE,
         same_as="lr_decay_iters",
         transfer=SCHEDULE,
     )
     min_lr: float = supported(
-        0.0, "The base rate never decays below this.", limit=at_least(0), transfer=COMBINED, recipe=(SIZE_LADDER,)
+        0.0, "Minimum base rate of the decay.", limit=at_least(0), transfer=COMBINED, recipe=(SIZE_LADDER,)
     )
     warmup: float = supported(
         0.01,
-        "Share of the training steps that warm up.",
+        "Share of the training steps used for warm-up.",
         limit=SHARE,
         transfer=shifts(
-            "warm-up limits early updates, so its share bears on the highest rate that trains",
+            "warm-up limits early updates, so its length affects the highest stable learning rate",
             "Kosson et al. 2024, arXiv:2410.23922",
         ),
         recipe=(FAMILY, SIZE_LADDER),
     )
     warmup_style: Literal["linear", "inverse_log"] = supported(
-        "linear", "Shape of the warm-up: linear, or Mu-scaling's inverse-logarithmic rise.", transfer=SCHEDULE
+        "linear", "Shape of the warm-up: linear, or the inverse-logarithmic increase of Mu-scaling.", transfer=SCHEDULE
     )
     lr_cooldown_fraction: float = supported(
-        0.2, "lr_decay_style wsd: share of training that the final decay takes.", limit=SHARE, transfer=SCHEDULE
+        0.2,
+        "With lr_decay_style wsd: share of the training steps used for the final decay.",
+        limit=SHARE,
+        transfer=SCHEDULE,
     )
     lr_cooldown_style: Literal["linear", "cosine", "sqrt"] = supported(
-        "linear", "lr_decay_style wsd: shape of the final decay.", transfer=SCHEDULE
+        "linear", "With lr_decay_style wsd: shape of the final decay.", transfer=SCHEDULE
     )
     override_lr_scheduler: bool = supported(
-        False, "On resume, take the schedule from this configuration instead of the checkpoint's.", transfer=FREE
+        False, "On resume, use the schedule of this configuration instead of the checkpoint's.", transfer=FREE
     )
     use_checkpoint_lr_scheduler: bool = supported(
-        False, "On resume, take the schedule from the checkpoint instead of this configuration.", transfer=FREE
+        False, "On resume, use the checkpoint's schedule instead of this configuration's.", transfer=FREE
     )

@@ -1,4 +1,4 @@
-"""Parallel layout, tokenizer, distribution, and the odds and ends."""
+"""Keys of the parallel layout, the tokenizer, distributed execution and everything else."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,8 +7,8 @@ from megatron.neox_arguments.keys import refused, supported
 from megatron.neox_arguments.limits import Pattern, at_least
 from megatron.neox_arguments.transfer import FAMILY, FREE, LADDER, SEARCH, TOKENS
 
-_LAUNCHER_SETS = "the launcher sets it for each process (RANK, LOCAL_RANK); remove the key"
-_OBSOLETE = "obsolete in GPT-NeoX itself; remove the key"
+_LAUNCHER_SETS = "the launcher sets RANK and LOCAL_RANK for each process; remove the key"
+_OBSOLETE = "it is obsolete in GPT-NeoX; remove the key"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,36 +17,36 @@ class NeoXArgsParallelism:
 
     pipe_parallel_size: int = supported(
         0,
-        "Pipeline stages (with ZeRO 0 or 1). 0 and 1: none; the model is a plain module.",
+        "Number of pipeline stages (with ZeRO 0 or 1). 0 and 1 mean no pipeline: the model is a plain module.",
         limit=at_least(0),
         transfer=FREE,
     )
     model_parallel_size: int = supported(
         1,
-        "Tensor-parallel size; divides heads, key-value heads and the MLP's inner width.",
+        "Tensor-parallel size. Must divide the heads, the key-value heads and the inner width of the MLP.",
         limit=at_least(1),
         transfer=FREE,
     )
     pipe_partition_method: str = supported(
         "type:transformer|mlp",
-        "How layers are dealt to stages: uniform, parameters, or type:<regex> of GPT-NeoX's layer names.",
+        "How layers are assigned to stages: uniform, parameters, or type:<regex> over GPT-NeoX's layer names.",
         limit=Pattern("uniform|parameters|type:.+", "uniform, parameters or type:<regular expression>"),
         transfer=FREE,
     )
     world_size: int | None = supported(
-        None, "Number of processes; taken from WORLD_SIZE where the launcher sets it.", limit=at_least(1), transfer=FREE
+        None, "Number of processes. Read from WORLD_SIZE if the launcher sets it.", limit=at_least(1), transfer=FREE
     )
-    is_pipe_parallel: bool = supported(False, "Derived: pipe_parallel_size is 2 or more.", transfer=FREE)
+    is_pipe_parallel: bool = supported(False, "Derived: whether pipe_parallel_size is at least 2.", transfer=FREE)
     sequence_parallel: bool = supported(
         False,
-        "Between tensor-parallel regions each rank keeps a slice of the sequence (norms, dropout, residuals).",
+        "Split the sequence over tensor-parallel ranks in norms, dropout and residuals.",
         transfer=FREE,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeoXArgsTokenizer:
-    """Tokenizer; see also `vocab_file` and `merge_file`."""
+    """Tokenizer. See also `vocab_file` and `merge_file`."""
 
     tokenizer_type: Literal[
         "GPT2BPETokenizer",
@@ -57,13 +57,13 @@ class NeoXArgsTokenizer:
         "TiktokenTokenizer",
     ] = supported(
         "GPT2BPETokenizer",
-        "Tokenizer that the data was made with. CharLevelTokenizer: one token a byte.",
+        "Tokenizer with which the data was tokenized. CharLevelTokenizer has one token per byte.",
         transfer=TOKENS,
         recipe=(FAMILY, LADDER),
     )
     padded_vocab_size: int | None = supported(
         None,
-        "Rows of the embedding; unset: the tokenizer's size, padded (make_vocab_size_divisible_by).",
+        "Rows of the embedding. If unset, the vocabulary size, padded (make_vocab_size_divisible_by).",
         limit=at_least(1),
         transfer=FREE,
         recipe=(SEARCH,),
@@ -72,52 +72,60 @@ class NeoXArgsTokenizer:
 
 @dataclass(frozen=True, kw_only=True)
 class NeoXArgsOther:
-    """Distribution and miscellany."""
+    """Distributed execution and everything else."""
 
     dry_run: bool = supported(
         False,
-        "Do not train: build every rank's part without weights, check its multipliers, and print parameters, memory,"
-        " communication and the predicted time of a step. Set world_size for the number of processes.",
+        "Instead of training, build the model of every rank without weights, check its multipliers, and print"
+        " parameters, memory, communication and the predicted step time. Set world_size to the number of processes.",
     )
-    dry_run_gpu: str = supported("H100", "GPU that dry_run predicts the time for, by its name.")
+    dry_run_gpu: str = supported("H100", "Name of the GPU for which dry_run predicts the time.")
     distributed_backend: str = supported(
-        "nccl", "torch.distributed backend; without a GPU, gloo takes nccl's place.", transfer=FREE
+        "nccl", "Backend of torch.distributed. Without a GPU, gloo replaces nccl.", transfer=FREE
     )
-    local_rank: int | None = refused(None, "Process on this host.", _LAUNCHER_SETS)
-    rank: int | None = refused(None, "Process among all.", _LAUNCHER_SETS)
-    lazy_mpu_init: bool = refused(False, "Start distribution later.", _OBSOLETE)
-    short_seq_prob: float = refused(0.1, "BERT's short sequences.", "there is no BERT here; remove the key")
-    eod_mask_loss: bool = supported(False, "No loss on end-of-document tokens.")
+    local_rank: int | None = refused(None, "Rank of the process on its host.", _LAUNCHER_SETS)
+    rank: int | None = refused(None, "Global rank of the process.", _LAUNCHER_SETS)
+    lazy_mpu_init: bool = refused(False, "Initialise distributed execution later.", _OBSOLETE)
+    short_seq_prob: float = refused(
+        0.1, "Share of short sequences in BERT training.", "BERT is not supported; remove the key"
+    )
+    eod_mask_loss: bool = supported(False, "Ignore end-of-document tokens in the loss.")
     adlr_autoresume: bool = refused(False, "Resume on NVIDIA's ADLR cluster.", _OBSOLETE)
-    adlr_autoresume_interval: int = refused(1000, "Steps between its checks.", _OBSOLETE)
+    adlr_autoresume_interval: int = refused(1000, "Steps between checks of adlr_autoresume.", _OBSOLETE)
     seed: int = supported(
-        1234, "Seed of weights, data order and dropout.", limit=at_least(0), transfer=FREE, recipe=(SEARCH,)
+        1234,
+        "Random seed of initial weights, data order and dropout.",
+        limit=at_least(0),
+        transfer=FREE,
+        recipe=(SEARCH,),
     )
-    onnx_safe: bool = refused(False, "Avoid what ONNX export cannot do.", "ONNX export is not supported")
-    deepscale: bool = refused(False, "DeepSpeed's former name.", _OBSOLETE)
-    deepscale_config: str | None = refused(None, "DeepSpeed's former name.", _OBSOLETE)
+    onnx_safe: bool = refused(
+        False, "Avoid operations that ONNX cannot export.", "ONNX export is not supported; remove the key"
+    )
+    deepscale: bool = refused(False, "Former name of DeepSpeed.", _OBSOLETE)
+    deepscale_config: str | None = refused(None, "Former name of DeepSpeed.", _OBSOLETE)
     deepspeed_mpi: bool = supported(
-        False, "Processes are started by MPI: take rank and world size from its environment.", transfer=FREE
+        False, "Read rank and world size from the environment of MPI, which starts the processes.", transfer=FREE
     )
     deepspeed_slurm: bool = supported(
         False,
-        "Processes are started by SLURM: launch through srun, take rank and world size from its environment.",
+        "Launch with srun, and read rank and world size from the environment of SLURM.",
         transfer=FREE,
     )
-    user_script: str | None = supported(None, "Script that deepy.py starts.", transfer=FREE)
+    user_script: str | None = supported(None, "Script that deepy.py launches.", transfer=FREE)
     iteration: int | None = supported(
-        None, "Checkpoint step to load; unset: the latest.", limit=at_least(0), transfer=FREE
+        None, "Step of the checkpoint to load. If unset, the latest.", limit=at_least(0), transfer=FREE
     )
-    do_train: bool | None = supported(None, "Train; unset: where train_iters is above 0.", transfer=FREE)
+    do_train: bool | None = supported(None, "Train the model. If unset, true if train_iters is above 0.", transfer=FREE)
     do_valid: bool | None = supported(
-        None, "Evaluate on validation data; unset: where eval_iters is above 0.", transfer=FREE, recipe=(SEARCH,)
+        None, "Evaluate on validation data. If unset, true if eval_iters is above 0.", transfer=FREE, recipe=(SEARCH,)
     )
     do_test: bool | None = supported(
-        None, "Evaluate on test data at the end; unset: where eval_iters is above 0.", transfer=FREE
+        None, "Evaluate on test data after training. If unset, true if eval_iters is above 0.", transfer=FREE
     )
     global_num_gpus: int | None = supported(
         None,
-        "Processes over all hosts, where no launcher says; unset: num_nodes x num_gpus.",
+        "Number of processes over all hosts, if no launcher sets it. If unset, num_nodes x num_gpus.",
         limit=at_least(1),
         transfer=FREE,
     )

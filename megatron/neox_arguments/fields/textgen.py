@@ -1,4 +1,4 @@
-"""Sampling."""
+"""Keys of text generation."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +9,7 @@ from megatron.neox_arguments.keys import supported as declare
 from megatron.neox_arguments.limits import SHARE, at_least, one_of
 from megatron.neox_arguments.transfer import FREE
 
-supported = partial(declare, transfer=FREE)  # nothing here changes what is trained
+supported = partial(declare, transfer=FREE)  # none of these keys affects training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,30 +18,32 @@ class NeoXArgsTextgen:
 
     text_gen_type: str | None = supported(
         None,
-        "unconditional, input-file or interactive; unset: input-file where sample_input_file is set,"
+        "unconditional, input-file or interactive. If unset, input-file if sample_input_file is set,"
         " else unconditional.",
         refuse={"precompute": "precomputing log-probabilities is not supported; use input-file"},
         limit=one_of("unconditional", "input-file", "interactive"),
     )
     precompute_model_name: str | None = refused(
         None,
-        "Name under which log-probabilities are stored.",
-        "precomputing log-probabilities is not supported",
+        "Name of the model in stored log-probabilities.",
+        "precomputing log-probabilities is not supported; remove the key",
     )
     temperature: float = supported(
-        0.0, "Softmax temperature of sampling; 0 takes the likeliest token.", limit=at_least(0)
+        0.0, "Softmax temperature of sampling. 0 always selects the most likely token.", limit=at_least(0)
     )
     top_p: float = supported(
-        0.0, "Sample from the smallest set of tokens with this probability; 0: from all.", limit=SHARE
+        0.0,
+        "Sample from the smallest set of tokens whose total probability reaches this value. 0 disables the limit.",
+        limit=SHARE,
     )
-    top_k: int = supported(0, "Sample from this many likeliest tokens; 0: from all.", limit=at_least(0))
+    top_k: int = supported(0, "Sample from this number of most likely tokens. 0 disables the limit.", limit=at_least(0))
     return_logits: bool = refused(False, "Return the logits of generated tokens.", "not supported yet; remove the key")
-    maximum_tokens: int = supported(64, "Largest number of tokens to generate.", limit=at_least(1))
-    prompt_end: str = supported("\n", "String that ends a prompt typed in interactive mode.")
-    sample_input_file: str | None = supported(None, "File with one prompt a line.")
-    sample_output_file: str | None = supported("samples.txt", "File that samples are written to.")
-    num_samples: int = supported(1, "Samples for each prompt.", limit=at_least(1))
-    recompute: bool = supported(False, "Recompute all positions for each token instead of keeping a KV cache.")
+    maximum_tokens: int = supported(64, "Maximum number of tokens to generate.", limit=at_least(1))
+    prompt_end: str = supported("\n", "String that ends a prompt in interactive mode.")
+    sample_input_file: str | None = supported(None, "File with one prompt per line.")
+    sample_output_file: str | None = supported("samples.txt", "File to which samples are written.")
+    num_samples: int = supported(1, "Number of samples per prompt.", limit=at_least(1))
+    recompute: bool = supported(False, "Recompute all positions for each token instead of using a key-value cache.")
     eval_results_prefix: str = refused(
         "", "Prefix of evaluation results.", "task evaluation is not supported yet; remove the key"
     )

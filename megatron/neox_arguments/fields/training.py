@@ -1,4 +1,4 @@
-"""Data, steps, evaluation, checkpoints, regularisation."""
+"""Keys of data, training steps, evaluation, checkpoints and regularisation."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,23 +18,23 @@ from megatron.neox_arguments.transfer import (
 )
 
 _NO_S3 = "checkpoints on S3 are not supported; save to a local path"
-_NO_OFFLOAD = "DeepSpeed's activation offload is not supported; use checkpoint_activations alone"
+_NO_OFFLOAD = "DeepSpeed's activation offload is not supported; use only checkpoint_activations"
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeoXArgsTraining:
-    """Data, steps, evaluation, checkpoints, regularisation."""
+    """Data, training steps, evaluation, checkpoints and regularisation."""
 
     data_path: str | None = supported(
         None,
-        "Prefix of one .bin/.idx pair, split into train, validation and test by `split`.",
+        "Prefix of one .bin/.idx pair, divided into training, validation and test data by `split`.",
         transfer=DATA,
         recipe=(FAMILY, LADDER),
     )
     use_shared_fs: bool = refused(
         True,
         "All hosts see the same files.",
-        "not supported yet: keep data on a file system that all hosts share",
+        "separate file systems are not supported yet; use a file system that all hosts share",
     )
     train_data_paths: list[Any] | None = supported(
         None, "Prefixes of the training data (instead of data_path).", limit=Items(str), transfer=DATA, recipe=(FAMILY,)
@@ -44,19 +44,22 @@ class NeoXArgsTraining:
         None, "Prefixes of the validation data.", limit=Items(str), transfer=DATA, recipe=(FAMILY,)
     )
     train_data_weights: list[Any] | None = supported(
-        None, "Weights of train_data_paths; unset: equal.", limit=Items(float, at_least(0)), transfer=DATA
+        None, "Weights of train_data_paths. If unset, equal weights.", limit=Items(float, at_least(0)), transfer=DATA
     )
     valid_data_weights: list[Any] | None = supported(
-        None, "Weights of valid_data_paths; unset: equal.", limit=Items(float, at_least(0)), transfer=DATA
+        None, "Weights of valid_data_paths. If unset, equal weights.", limit=Items(float, at_least(0)), transfer=DATA
     )
     test_data_weights: list[Any] | None = supported(
-        None, "Weights of test_data_paths; unset: equal.", limit=Items(float, at_least(0)), transfer=DATA
+        None, "Weights of test_data_paths. If unset, equal weights.", limit=Items(float, at_least(0)), transfer=DATA
     )
     weight_by_num_documents: bool = supported(
-        False, "Weights from the number of documents, flattened by weighted_sampler_alpha.", transfer=DATA
+        False, "Derive the weights from the number of documents, smoothed by weighted_sampler_alpha.", transfer=DATA
     )
     weighted_sampler_alpha: float = supported(
-        1.0, "With weight_by_num_documents: 1 in proportion, towards 0 even.", limit=above(0), transfer=DATA
+        1.0,
+        "With weight_by_num_documents: 1 gives proportional weights, values near 0 give equal weights.",
+        limit=above(0),
+        transfer=DATA,
     )
     data_impl: Literal["infer", "mmap", "cached"] = satisfied(
         "infer", "How .bin files are read.", "data is always memory-mapped"
@@ -64,82 +67,86 @@ class NeoXArgsTraining:
     mmap_warmup: bool = refused(
         False,
         "Read data files once before training.",
-        "not supported: the system's page cache does it; remove the key",
+        "not supported, because the operating system's page cache has this effect; remove the key",
     )
     z_loss: float = supported(
         0.0,
-        "Weight of the squared log-partition added to the loss.",
+        "Weight of the squared log-partition function in the loss.",
         limit=at_least(0),
-        transfer=shifts("an auxiliary loss changes what is optimised", "no paper; measure it"),
+        transfer=shifts("an auxiliary loss changes the objective", "no published source; measure it"),
     )
-    save: str | None = supported(None, "Folder that checkpoints are written to; unset: none are.", transfer=FREE)
-    s3_path: str | None = refused(None, "S3 address of checkpoints.", _NO_S3)
-    s3_chunk_size: int = refused(104857600, "Bytes of one S3 upload.", _NO_S3)
+    save: str | None = supported(
+        None, "Folder to which checkpoints are written. If unset, no checkpoints are written.", transfer=FREE
+    )
+    s3_path: str | None = refused(None, "S3 path of checkpoints.", _NO_S3)
+    s3_chunk_size: int = refused(104857600, "Bytes per S3 upload.", _NO_S3)
     config_files: dict[str, Any] | None = supported(
-        None, "Derived: the text of every configuration file, kept with the checkpoint.", compare=False, transfer=FREE
+        None, "Derived: the text of every configuration file, stored in checkpoints.", compare=False, transfer=FREE
     )
-    load: str | None = supported(None, "Folder that a checkpoint is loaded from.", transfer=FREE)
+    load: str | None = supported(None, "Folder from which a checkpoint is loaded.", transfer=FREE)
     checkpoint_validation_with_forward_pass: bool = refused(
         False,
         "Compare a forward pass before and after saving.",
-        "checkpoints are verified by checksum; remove the key",
+        "checksums verify the checkpoints; remove the key",
     )
     checkpoint_scale: Literal["linear", "log"] = supported(
-        "linear", "Checkpoints every checkpoint_factor steps (linear) or at its powers (log).", transfer=FREE
+        "linear", "Save every checkpoint_factor steps (linear) or at powers of checkpoint_factor (log).", transfer=FREE
     )
     checkpoint_factor: int | float | None = supported(
         None,
-        "Steps between checkpoints, or base of the powers.",
+        "Number of steps between checkpoints, or base of the powers.",
         limit=above(0),
         aliases=("save_interval",),
         transfer=FREE,
     )
     extra_save_iters: list[Any] | None = supported(
-        None, "Further steps at which to save.", limit=Items(int, at_least(0)), transfer=FREE
+        None, "Additional steps at which to save a checkpoint.", limit=Items(int, at_least(0)), transfer=FREE
     )
     no_save_optim: bool = refused(
         False,
-        "Leave the optimizer's state out of checkpoints.",
-        "not supported: DeepSpeed saves both; weights alone are read by generate.py and with finetune or no_load_optim",
+        "Omit the optimizer state from checkpoints.",
+        "not supported, because DeepSpeed saves both; to load only weights use finetune or no_load_optim",
     )
-    no_save_rng: bool = supported(False, "Leave the random state out of checkpoints.", transfer=FREE)
-    no_load_optim: bool = supported(False, "Do not load the optimizer's state.", transfer=FREE)
+    no_save_rng: bool = supported(False, "Omit the random state from checkpoints.", transfer=FREE)
+    no_load_optim: bool = supported(False, "Do not load the optimizer state.", transfer=FREE)
     no_load_rng: bool = supported(False, "Do not load the random state.", transfer=FREE)
-    finetune: bool = supported(False, "Load the weights only and start at step 0.")
+    finetune: bool = supported(False, "Load only the weights and start at step 0.")
     batch_size: int | None = supported(
         None,
-        "GPT-NeoX's former name of train_micro_batch_size_per_gpu.",
+        "Former name of train_micro_batch_size_per_gpu in GPT-NeoX.",
         limit=at_least(1),
         same_as="train_micro_batch_size_per_gpu",
         transfer=FREE,
     )
     train_iters: int | None = supported(
         None,
-        "Training steps. Training needs it.",
+        "Number of training steps. Required for training.",
         limit=at_least(0),
         transfer=shifts(
-            "longer training wants a lower learning rate, in muP too", "Bjorck et al. 2024, arXiv:2409.19913"
+            "longer training needs a lower learning rate, also in muP", "Bjorck et al. 2024, arXiv:2409.19913"
         ),
         recipe=(FAMILY, SIZE_LADDER),
     )
-    train_epochs: int | None = refused(None, "Passes over the data.", "not supported yet; give train_iters")
-    eval_iters: int = supported(100, "Batches of an evaluation.", limit=at_least(0), transfer=FREE, recipe=(SEARCH,))
+    train_epochs: int | None = refused(None, "Number of passes over the data.", "not supported yet; use train_iters")
+    eval_iters: int = supported(
+        100, "Number of batches per evaluation.", limit=at_least(0), transfer=FREE, recipe=(SEARCH,)
+    )
     keep_last_n_checkpoints: int | None = supported(
-        None, "Keep only this many latest checkpoints.", limit=at_least(1), transfer=FREE
+        None, "Number of latest checkpoints to keep.", limit=at_least(1), transfer=FREE
     )
     eval_interval: int = supported(
-        1000, "Steps between evaluations.", limit=at_least(1), transfer=FREE, recipe=(SEARCH,)
+        1000, "Number of steps between evaluations.", limit=at_least(1), transfer=FREE, recipe=(SEARCH,)
     )
     split: str = supported(
-        "969, 30, 1", "Shares of data_path for train, validation and test.", transfer=DATA, recipe=(FAMILY,)
+        "969, 30, 1", "Shares of data_path for training, validation and test.", transfer=DATA, recipe=(FAMILY,)
     )
     vocab_file: str | None = supported(
-        None, "The tokenizer's vocabulary (HFTokenizer: tokenizer.json).", transfer=TOKENS, recipe=(LADDER,)
+        None, "Vocabulary file of the tokenizer (HFTokenizer: tokenizer.json).", transfer=TOKENS, recipe=(LADDER,)
     )
-    merge_file: str | None = supported(None, "Merges of GPT2BPETokenizer.", transfer=TOKENS)
-    num_workers: int = supported(2, "Processes that load data.", limit=at_least(0), transfer=FREE)
+    merge_file: str | None = supported(None, "Merges file of GPT2BPETokenizer.", transfer=TOKENS)
+    num_workers: int = supported(2, "Number of data-loading processes.", limit=at_least(0), transfer=FREE)
     exit_interval: int | None = supported(
-        None, "Stop (and save) at multiples of this step.", limit=at_least(1), transfer=FREE
+        None, "Save and stop at multiples of this step.", limit=at_least(1), transfer=FREE
     )
     attention_dropout: float = supported(
         0.0, "Dropout of attention probabilities.", limit=PROBABILITY_BELOW_ONE, transfer=REGULARISATION
@@ -149,11 +156,11 @@ class NeoXArgsTraining:
     )
     weight_decay: float = supported(
         0.1,
-        "Weight decay; same as optimizer.params.weight_decay.",
+        "Weight decay. Same as optimizer.params.weight_decay.",
         limit=at_least(0),
         same_as="optimizer.params.weight_decay",
         transfer=shifts(
-            "the best weight decay follows model and data size, and the transfer of lr needs it in step",
+            "the best weight decay depends on model and data size, and transfer of lr needs it to be scaled",
             "Wang and Aitchison 2024, arXiv:2405.13698",
         ),
         recipe=(FAMILY, LADDER),
@@ -161,63 +168,69 @@ class NeoXArgsTraining:
     checkpoint_activations: bool = supported(
         False, "Recompute activations in the backward pass to save memory.", transfer=FREE
     )
-    checkpoint_num_layers: int = supported(1, "Blocks recomputed together.", limit=at_least(1), transfer=FREE)
+    checkpoint_num_layers: int = supported(
+        1, "Number of blocks that are recomputed together.", limit=at_least(1), transfer=FREE
+    )
     deepspeed_activation_checkpointing: bool = satisfied(
         True,
         "Recompute with DeepSpeed's code.",
-        "activations are recomputed with PyTorch's code, to the same gradients",
+        "PyTorch recomputes the activations and gives the same gradients",
     )
-    contiguous_checkpointing: bool = refused(False, "Keep checkpoints in one buffer.", _NO_OFFLOAD)
-    checkpoint_in_cpu: bool = refused(False, "Keep checkpoints on the host.", _NO_OFFLOAD)
+    contiguous_checkpointing: bool = refused(False, "Keep checkpointed activations in one buffer.", _NO_OFFLOAD)
+    checkpoint_in_cpu: bool = refused(False, "Keep checkpointed activations on the host.", _NO_OFFLOAD)
     synchronize_each_layer: bool = satisfied(
         False,
         "Wait for the device after each recomputed layer.",
-        "layers are not synchronised one by one; results do not depend on it",
+        "results do not depend on synchronisation after each layer",
     )
-    profile_backward: bool = refused(False, "Time the recomputation.", "not supported; remove the key")
+    profile_backward: bool = refused(False, "Measure the time of the recomputation.", "not supported; remove the key")
     partition_activations: bool = satisfied(
         False,
-        "Share out checkpointed activations over tensor-parallel ranks.",
-        "with one tensor-parallel rank there is nothing to share out",
+        "Partition checkpointed activations over tensor-parallel ranks.",
+        "with one tensor-parallel rank there is nothing to partition",
     )
     clip_grad: float = supported(
         1.0, "Same as gradient_clipping.", limit=at_least(0), same_as="gradient_clipping", transfer=FREE
     )
     hysteresis: int = supported(
         2,
-        "Same as fp16.hysteresis: overflows before the loss scale falls.",
+        "Number of overflows before the loss scale decreases. Same as fp16.hysteresis.",
         limit=at_least(1),
         same_as="fp16.hysteresis",
         transfer=FREE,
     )
     dynamic_loss_scale: bool | None = supported(
-        None, "fp16: adapt the loss scale; unset: where loss_scale is.", transfer=FREE
+        None, "Adapt the loss scale in fp16. If unset, true if loss_scale is unset or 0.", transfer=FREE
     )
     loss_scale: float | None = supported(
         None,
-        "Same as fp16.loss_scale: a fixed loss scale; unset or 0: dynamic.",
+        "Fixed loss scale. If unset or 0, the loss scale is dynamic. Same as fp16.loss_scale.",
         limit=at_least(0),
         same_as="fp16.loss_scale",
         transfer=FREE,
     )
     loss_scale_window: float = supported(
         1000.0,
-        "Same as fp16.loss_scale_window: steps before the scale rises.",
+        "Number of steps before the loss scale increases. Same as fp16.loss_scale_window.",
         limit=above(0),
         same_as="fp16.loss_scale_window",
         transfer=FREE,
     )
     min_scale: float = supported(
-        1.0, "Same as fp16.min_loss_scale.", limit=above(0), same_as="fp16.min_loss_scale", transfer=FREE
+        1.0,
+        "Minimum loss scale. Same as fp16.min_loss_scale.",
+        limit=above(0),
+        same_as="fp16.min_loss_scale",
+        transfer=FREE,
     )
     torch_compile: bool = supported(
         False,
-        "Compile each block, and the loss where one rank holds the vocabulary, with torch.compile. The first steps"
-        " take longer. Losses differ from those without it by rounding.",
+        "Compile each block with torch.compile, and also the loss if one rank holds the whole vocabulary. The first"
+        " steps take longer. Losses differ by rounding from those without torch.compile.",
         transfer=FREE,
     )
     char_level_ppl: bool = refused(
         False,
-        "Also report the perplexity of a character in evaluations.",
-        "not supported: divide the loss by the corpus' bytes a token (corpus.json)",
+        "Also report the perplexity per character in evaluations.",
+        "not supported; divide the loss by the bytes per token of the corpus (corpus.json)",
     )

@@ -1,7 +1,7 @@
-"""From the configuration's keys to the resolved configuration: the one place below the entry scripts that reads keys.
+"""Build the resolved configuration from the configuration's keys. Only this package and the entry scripts read keys.
 
-One function for each part, and one for each job of a process. Raises ConfigError for a key that the job needs and the
-configuration lacks. Imports no torch.
+There is one function per part of a run and one per job. Each raises ConfigError for a required key without a value.
+Imports no torch.
 """
 
 from megatron.neox_arguments.resolve.jobs import (

@@ -1,4 +1,4 @@
-"""What a run reads and writes: data, checkpoints, logs."""
+"""Resolve the inputs and outputs of a run: data, checkpoints and logs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def data_is_given(args: NeoXArgs) -> bool:
 def data_config(args: NeoXArgs) -> DataConfig:
     args.require("seq_length")
     if not data_is_given(args):
-        raise ConfigError("neither data-path nor train-data-paths is given; `python prepare_data.py` makes a corpus")
+        raise ConfigError("data_path: missing, and train_data_paths too; create a corpus with `python prepare_data.py`")
     return DataConfig(
         path=args.data_path,
         split=args.split,

@@ -1,4 +1,4 @@
-"""What a process does with a configuration: one function for each job."""
+"""Resolve the configuration of each job of a process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from megatron.neox_arguments.run_config import EngineConfig, Provenance, RunConf
 
 
 def run_config(args: NeoXArgs) -> RunConfig:
-    """A training run."""
+    """Resolve a training run."""
     args.require("train_iters", "train_batch_size", "lr")
     steps, interval = known(args.train_iters), args.exit_interval
     return RunConfig(
@@ -70,7 +70,7 @@ def _eager(config: EngineConfig) -> EngineConfig:
 def coordinate_check_config(args: NeoXArgs) -> CoordinateCheckConfig:
     lr = args.coord_check_lr or args.lr
     if lr is None:
-        raise ConfigError("coord-check needs lr (optimizer.params.lr) or coord-check-lr")
+        raise ConfigError("coord_check: needs a learning rate; set lr (optimizer.params.lr) or coord_check_lr")
     return CoordinateCheckConfig(
         launch=launch_config(args),
         tokenizer=tokenizer_config(args),
@@ -87,7 +87,7 @@ def coordinate_check_config(args: NeoXArgs) -> CoordinateCheckConfig:
 
 
 def save_base_shapes_config(args: NeoXArgs) -> SaveBaseShapesConfig:
-    """Base-shape files to write."""
+    """Resolve the base-shape files to write."""
     args.require("base_shapes_file")
     return SaveBaseShapesConfig(
         launch=launch_config(args),
@@ -100,14 +100,14 @@ def save_base_shapes_config(args: NeoXArgs) -> SaveBaseShapesConfig:
 
 
 def launcher_config(args: NeoXArgs) -> LauncherConfig | DryRunConfig:
-    """What the configuration asks the launcher for: to start the workers, or to describe them."""
+    """Resolve the launcher's job: start the workers, or describe them in a dry run."""
     if args.dry_run:
         return dry_run_config(args)
     return LauncherConfig(arguments=tuple(args.get_deepspeed_main_args()), num_processes=args.num_gpus)
 
 
 def worker_config(args: NeoXArgs) -> WorkerConfig:
-    """What the configuration asks a worker for: base shapes, a coordinate check, or training."""
+    """Resolve a worker's job: write base shapes, check coordinates, or train."""
     if args.save_base_shapes:
         return save_base_shapes_config(args)
     if args.coord_check:
@@ -151,10 +151,12 @@ def dry_run_config(args: NeoXArgs) -> DryRunConfig:
 
 
 def generation_config(args: NeoXArgs) -> GenerationConfig:
-    """Text from the checkpoint in `load`, else in `save`."""
+    """Resolve text generation from the checkpoint in `load`, or in `save` if `load` is not set."""
     directory = args.load or args.save
     if directory is None:
-        raise ConfigError("load: missing; it names the checkpoint to sample from, such as --load checkpoints")
+        raise ConfigError(
+            "load: missing; set it to the checkpoint folder to sample from, for example --load checkpoints"
+        )
     kind = _generation_kind(args)
     if kind == "input-file":
         args.require("sample_input_file")

@@ -1,4 +1,4 @@
-"""Values that are known to be there."""
+"""Narrow the types of optional values."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ T = TypeVar("T")
 
 
 def known(value: T | None) -> T:
-    """`value`, which `NeoXArgs.require` or the completion of the configuration has made sure of."""
+    """Return `value`, which `NeoXArgs.require` or `complete` guarantees not to be None."""
     assert value is not None
     return value

@@ -1,4 +1,4 @@
-"""The model: its tokenizer, widths, architecture and parametrization."""
+"""Resolve the model: tokenizer, widths, architecture and parametrization."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def optimizer_kind(args: NeoXArgs) -> OptimizerKind:
         case ("adam" | "sgd") as kind:
             return kind
         case _:
-            raise AssertionError(f"validation let optimizer {args.optimizer_type} pass")
+            raise AssertionError(f"validation accepted optimizer {args.optimizer_type}")
 
 
 def tokenizer_config(args: NeoXArgs) -> TokenizerConfig:
@@ -32,7 +32,7 @@ def tokenizer_config(args: NeoXArgs) -> TokenizerConfig:
 
 
 def _widths(args: NeoXArgs) -> Widths:
-    """Widths of the model that the configuration describes."""
+    """Return the widths of the configured model."""
     args.require("num_layers", "hidden_size", "num_attention_heads", "seq_length")
     hidden_size, heads = known(args.hidden_size), known(args.num_attention_heads)
     return Widths(
@@ -49,7 +49,10 @@ def _ffn(args: NeoXArgs, hidden_size: int, intermediate_size: int | None) -> int
 
 
 def _base_by_keys(args: NeoXArgs, target: Widths) -> Widths | None:
-    """Base widths from the mup-base-* keys; None without mup-base-hidden-size. Unset ones scale with the width."""
+    """Return the base widths from the mup_base_* keys, or None without mup_base_hidden_size.
+
+    An unset intermediate size scales with the hidden size.
+    """
     hidden_size = args.mup_base_hidden_size
     if hidden_size is None:
         return None
@@ -58,8 +61,8 @@ def _base_by_keys(args: NeoXArgs, target: Widths) -> Widths | None:
         intermediate, rest = divmod(args.intermediate_size * hidden_size, target.hidden_size)
         if rest:
             raise ConfigError(
-                f"intermediate-size {args.intermediate_size} at hidden-size {target.hidden_size} does not scale to "
-                f"a whole number at mup-base-hidden-size {hidden_size}; give mup-base-intermediate-size"
+                f"intermediate_size: {args.intermediate_size} at hidden_size {target.hidden_size} does not scale to an "
+                f"integer at mup_base_hidden_size {hidden_size}; set mup_base_intermediate_size"
             )
     heads, kv_heads = base_head_counts(
         target.num_attention_heads,
@@ -129,7 +132,7 @@ def _architecture(args: NeoXArgs) -> Architecture:
         case ("layernorm" | "rmsnorm") as norm, ("learned" | "rotary" | "none") as positions:
             pass
         case _:
-            raise AssertionError(f"validation let norm {args.norm} or pos_emb {args.pos_emb} pass")
+            raise AssertionError(f"validation accepted norm {args.norm} and pos_emb {args.pos_emb}")
     return Architecture(
         pos_emb=positions,
         rotary_pct=args.rotary_pct,
@@ -151,7 +154,7 @@ def _architecture(args: NeoXArgs) -> Architecture:
 
 
 def model_config(args: NeoXArgs) -> ModelConfig:
-    """The model and its parametrization, up to the vocabulary."""
+    """Resolve the model and its parametrization. The vocabulary size comes later, from the tokenizer."""
     widths = _widths(args)
     seq_length = known(args.seq_length)
     return ModelConfig(

@@ -1,4 +1,4 @@
-"""How a model is trained: optimizer, schedule, batch, parallel layout, engine, launch."""
+"""Resolve training: optimizer, schedule, batch sizes, parallel layout, engine and launch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def optimizer_config(args: NeoXArgs) -> OptimizerConfig:
 
 
 def schedule_config(args: NeoXArgs) -> ScheduleConfig:
-    """The base rate over all steps of the run."""
+    """Resolve the base learning rate over all steps of the run."""
     args.require("lr", "train_iters")
     steps = known(args.train_iters)
     decay_iters = args.lr_decay_iters or steps
