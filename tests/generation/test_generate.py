@@ -417,11 +417,11 @@ def test_invalid_files_raise(tmp_path):
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="sample_input_file: .*absent: No such file"):
         list(generate_from_file(sampler, str(tmp_path / "absent"), 1, None))
-    with pytest.raises(DataError, match="binary: is not UTF-8"):
+    with pytest.raises(DataError, match="binary: expected UTF-8"):
         list(generate_from_file(sampler, str(binary), 1, None))
     (tmp_path / "prompts").write_text("a\n")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DataError, match="sample_output_file: .*folder cannot be written"):
+    with pytest.raises(DataError, match="sample_output_file: .*folder: cannot be written"):
         list(generate_from_file(sampler, str(tmp_path / "prompts"), 1, str(tmp_path / "folder")))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["binary", "folder", "prompts"]
 

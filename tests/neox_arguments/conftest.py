@@ -1,20 +1,20 @@
 import pytest
 from hypothesis import settings
 
-settings.register_profile("unhurried", deadline=None)  # the machine may be shared
+settings.register_profile("unhurried", deadline=None)  # the machine can be shared
 settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch):
-    """Tests must not see a world size from outside."""
+    """Remove the world size of an outer launcher."""
     for name in ("WORLD_SIZE", "RANK", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
 def small():
-    """A small model that trains."""
+    """A small trainable model."""
     return {
         "num_layers": 2,
         "hidden_size": 64,
@@ -29,7 +29,7 @@ def small():
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a configuration file and return its path."""
+    """A function that writes a configuration file and returns its path."""
 
     def _write(text, name="model.yml"):
         path = tmp_path / name

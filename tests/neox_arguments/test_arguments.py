@@ -1,4 +1,4 @@
-"""NeoXArgs: merging, overrides, derived values, frozen result, and messages for bad input."""
+"""NeoXArgs: merging, overrides, derived values, immutability and error messages."""
 
 import copy
 import dataclasses
@@ -52,7 +52,7 @@ configs = st.fixed_dictionaries(
 
 @given(configs, st.sampled_from(["-", "_"]), st.booleans())
 @shared_fixture
-def test_yaml_and_dict_give_the_same(write, config, dash, flow):
+def test_yaml_and_dict_give_equal_results(write, config, dash, flow):
     spelt = {key.replace("_", dash): value for key, value in config.items()}
     from_file = NeoXArgs.from_ymls([write(yaml.safe_dump(spelt, default_flow_style=flow))])
     from_dict = NeoXArgs.from_dict(config)
@@ -81,7 +81,7 @@ def test_result_is_frozen_and_variants_are_new_objects(small):
         args.replace(hidden_size=66)
 
 
-def test_same_values_are_equal_however_they_are_spelt(small):
+def test_equal_values_compare_equal_in_any_spelling(small):
     args = NeoXArgs.from_dict({**small, "gas": 2, "rotary-pct": 1})
     assert args == NeoXArgs.from_dict({**small, "gradient_accumulation_steps": 2})
     assert args != args.replace(seed=5)
@@ -121,7 +121,7 @@ def test_unknown_key_names_file_line_and_nearest_key(write, key, hint):
     assert str(error.value).startswith(f"{path}:2: unknown key") and hint in str(error.value)
 
 
-def test_keys_that_are_no_text_and_unknown_keys_are_listed_together(write):
+def test_invalid_and_unknown_keys_are_listed_together(write):
     with pytest.raises(ConfigError) as error:
         NeoXArgs.from_ymls([write("1: 2\nsed: 3\nlayer: 1\n")])
     assert len(str(error.value).splitlines()) == 3
@@ -149,14 +149,14 @@ def test_keys_that_are_no_text_and_unknown_keys_are_listed_together(write):
         ("checkpoint_factor", "often", "expected an integer or a number, got the string 'often'"),
     ],
 )
-def test_wrong_type_names_file_line_key_and_what_would_do(write, key, value, says):
+def test_wrong_type_names_file_line_key_and_expected_type(write, key, value, says):
     path = write(f"seed: 1\n{key}: {json.dumps(value) if value != float('inf') else '.inf'}\n")
     with pytest.raises(ConfigError) as error:
         NeoXArgs.from_ymls([path])
     assert str(error.value).startswith(f"{path}:2: {key}: ") and says in str(error.value)
 
 
-def test_numbers_and_words_that_are_right(small):
+def test_accepted_spellings_of_numbers_and_words(small):
     args = NeoXArgs.from_dict({**small, "warmup": 0, "norm": "RMSNorm", "launcher": "SLURM", "seed": None})
     assert (args.warmup, args.norm, args.launcher, args.seed) == (0.0, "rmsnorm", "slurm", 1234)
 
@@ -187,7 +187,7 @@ def test_any_one_batch_size_may_be_missing(small, micro, steps, ranks, missing):
     assert args.world_size == ranks and args.batch_size == micro
 
 
-def test_contradicting_batch_sizes_name_what_would_do(small):
+def test_contradicting_batch_sizes_name_valid_sizes(small):
     text = message({**small, "train_batch_size": 30, "gradient_accumulation_steps": 2}, world_size=4)
     assert "use train_batch_size 32" in text
     text = message({**small, "train_batch_size": 30}, world_size=4)
@@ -296,7 +296,7 @@ def test_precision(small, keys, precision):
         ({"model_parallel_size": 2, "world_size": 3}, "start a multiple of 2 processes"),
     ],
 )
-def test_contradictions_and_what_is_not_supported(small, keys, says):
+def test_contradictory_and_unsupported_values(small, keys, says):
     assert says in message({**small, **keys})
 
 
@@ -362,7 +362,7 @@ def test_require_names_what_is_missing():
         ({"sliding_window_width": 128}, "sliding_window_width: 128 is refused"),
     ],
 )
-def test_what_does_not_fit_together(small, keys, says):
+def test_keys_that_contradict_each_other(small, keys, says):
     assert says in message({**small, **keys})
 
 
@@ -403,11 +403,11 @@ def test_derived_values(small):
         ),
     ],
 )
-def test_mup_keys_that_do_not_fit(small, keys, says):
+def test_invalid_mup_keys(small, keys, says):
     assert says in message({**small, **keys})
 
 
-def test_mup_keys_that_fit(small):
+def test_valid_mup_keys(small):
     NeoXArgs.from_dict({**small, "use_mup": True, "mup_base_hidden_size": 32})
     NeoXArgs.from_dict({**small, "use_mup": True, "coord_check": True})
     NeoXArgs.from_dict({**small, "use_mup": True, "save_base_shapes": True, "base_shapes_file": "shapes"})
@@ -434,7 +434,7 @@ def test_mup_keys_that_fit(small):
         ({}, {"optimizer.type": "SGD"}, "optimizer_type", "sgd"),
     ],
 )
-def test_an_override_wins_over_every_name_of_its_value(small, given_keys, override, key, value):
+def test_an_override_replaces_every_key_that_sets_the_same_value(small, given_keys, override, key, value):
     args = NeoXArgs.from_dict({**small, **given_keys}, overwrite_values=override)
     assert getattr(args, key) == value
     assert getattr(NeoXArgs.from_dict({**small, **given_keys}).replace(**override), key) == value
@@ -446,10 +446,10 @@ def test_bad_overrides(small):
     assert "disagrees" in message(small, overwrite_values={"lr": 1, "optimizer.params.lr": 2})
 
 
-# Torch-free, quick, without side effects
+# Imports and side effects
 
 
-def test_reading_imports_neither_torch_nor_deepspeed_and_leaves_nothing(tmp_path):
+def test_reading_imports_neither_torch_nor_deepspeed_and_writes_no_files(tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -465,13 +465,13 @@ assert not heavy, heavy
     assert list(tmp_path.iterdir()) == []
 
 
-def test_null_on_the_command_line_takes_a_key_back_to_its_default(tmp_path):
+def test_null_on_the_command_line_restores_the_default(tmp_path):
     (tmp_path / "a.yml").write_text("save: checkpoints\neval-interval: 7\n")
     args = NeoXArgs.consume_neox_args([str(tmp_path / "a.yml"), "--save", "null", "--eval-interval=null"])
     assert args.save is None and args.eval_interval == 1000
 
 
-def test_an_overlay_wins_over_the_other_files_wherever_it_stands(write):
+def test_an_overlay_overrides_other_files_in_any_order(write):
     model = write("num-layers: 2\noptimizer: {type: Adam, params: {lr: 0.1, eps: 1e-6}}\n", "model.yml")
     best = write("overlay: true\noptimizer: {params: {lr: 0.2}}\nmin_lr: 0.01\n", "best.yml")
     for files in ([model, best], [best, model]):

@@ -1,4 +1,4 @@
-"""The configuration files of this repository, and what DeepSpeed is told."""
+"""The configuration files of this repository, and the configuration for DeepSpeed."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from megatron.neox_arguments.yaml_loader import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = ROOT / "configs" / "local_setup.yml"
-SPACES = {"space.yml", "space_pairwise.yml"}  # of the search: no configurations
+SPACES = {"space.yml", "space_pairwise.yml"}  # search spaces, not configurations
 FILES = sorted(path for path in (ROOT / "configs").rglob("*.yml") if path != LOCAL and path.name not in SPACES)
 
 
@@ -47,7 +47,7 @@ def test_reference_has_every_key():
     assert re.search(r"^\| `save` \| str \|  \|  \|  \|", top, re.MULTILINE)
 
 
-# Written in the manner of GPT-NeoX's published files: flow style, comments, trailing commas, Python's True.
+# In the style of GPT-NeoX's published files: flow style, comments, trailing commas, Python's True.
 NEOX_STYLE = """
 # a model
 {
@@ -117,7 +117,7 @@ def neox_style(write):
     return NeoXArgs.from_ymls([write(NEOX_STYLE)])
 
 
-def test_file_in_the_manner_of_gpt_neox(neox_style):
+def test_file_in_the_style_of_gpt_neox(neox_style):
     args = neox_style
     assert (args.precision, args.zero_stage, args.lr, args.weight_decay) == ("fp16", 1, 6e-4, 0.0)
     assert (args.checkpoint_factor, args.gradient_accumulation_steps, args.train_batch_size) == (500, 1, 4)
@@ -154,7 +154,7 @@ NO_MLP_BIAS = dict.fromkeys(
     + ("llemma/34B", "llemma/7B", "mistral/7B"),
     False,
 )
-# Where our files differ from GPT-NeoX's on purpose: the published models' own values, as their first lines say.
+# Intended differences from GPT-NeoX's files: values of the published models, as stated in the first lines of each file.
 DEPARTURES = {
     "use_bias_in_mlp": NO_MLP_BIAS,
     "rotary_emb_base": {"llama2/70B": 10000},
@@ -166,14 +166,14 @@ DEPARTURES = {
         "mistral/7B": 43008,  # 14336
     },
     "mlp_multiple_of": {"mistral/7B": 256},
-    "min_lr": {"llemma/7B": 3.3e-6},  # decay_lr_to 0.033 and warmup_iters 500, which are keys no more
+    "min_lr": {"llemma/7B": 3.3e-6},  # from the removed keys decay_lr_to 0.033 and warmup_iters 500
     "warmup": {"llemma/7B": 0.0104},
 }
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=[row["name"] for row in PUBLISHED])
 def test_a_file_with_gpt_neox_name_has_gpt_neox_values(row):
-    """What decides the trained model, from GPT-NeoX's file of the same name (an empty cell: null)."""
+    """Keys that affect the trained model equal those in GPT-NeoX's file of the same name. An empty cell is null."""
     name = row["name"]
     args = NeoXArgs.from_ymls([ROOT / "configs" / f"{name}.yml"])
     differing = {}
@@ -185,7 +185,7 @@ def test_a_file_with_gpt_neox_name_has_gpt_neox_values(row):
         expected = json.loads(cell) if cell else None
         expected = DEPARTURES.get(path, {}).get(name, expected)
         if name == "pythia/1B" and path == "fp16.initial_scale_power":
-            expected = None  # bfloat16 scales no loss
+            expected = None  # bfloat16 does not scale the loss
         if found != expected:
             differing[path] = (found, expected)
     assert differing == {}
@@ -193,7 +193,7 @@ def test_a_file_with_gpt_neox_name_has_gpt_neox_values(row):
     assert ("has no biases" in head or "MLP has no biases" in head) == (name in NO_MLP_BIAS)
 
 
-def test_the_table_of_published_files_is_of_use():
+def test_the_table_covers_the_published_files():
     assert len(PUBLISHED) >= 30
     assert {row["name"] for row in PUBLISHED} >= {str(path.relative_to(ROOT / "configs"))[:-4] for path in FILES} - {
         "mup/base", "mup/target", "mup/demo",

@@ -1,4 +1,4 @@
-"""DeepSpeed's sections: what we declare is what DeepSpeed has, and deepspeed_extra_args gets around nothing."""
+"""DeepSpeed's sections: declarations match DeepSpeed, and deepspeed_extra_args cannot bypass the configuration."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def problem(config):
         ),
     ],
 )
-def test_extra_args_replace_nothing_of_ours(small, extra, says):
+def test_extra_args_cannot_override_top_level_keys(small, extra, says):
     assert problem({**small, "deepspeed_extra_args": extra}).startswith(f"deepspeed_extra_args.{says}")
 
 
@@ -99,7 +99,7 @@ def test_extra_args_replace_nothing_of_ours(small, extra, says):
         ),
     ],
 )
-def test_a_section_names_its_wrong_key(small, section, says):
+def test_an_error_in_a_section_names_the_key(small, section, says):
     assert problem({**small, **section}).startswith(says)
 
 
@@ -121,7 +121,7 @@ def test_deepspeed_gets_an_integer_for_a_number_written_as_a_float(write, small)
     assert repr(extra.deepspeed_config()["flops_profiler"]["profile_step"]) == "7"
 
 
-def test_what_deepspeed_knows_and_we_do_not_set_passes(small):
+def test_other_deepspeed_options_are_passed_on(small):
     extra = {"memory_breakdown": True, "timers": {"throughput": {"synchronized": False}}, "log_level": "warning"}
     config = NeoXArgs.from_dict({**small, "deepspeed_extra_args": extra}).deepspeed_config()
     assert {key: config[key] for key in extra} == extra
@@ -131,7 +131,7 @@ def test_what_deepspeed_knows_and_we_do_not_set_passes(small):
     assert read.memory_breakdown and read.log_level == "warning" and not read.timers_config.synchronized
 
 
-def test_a_section_in_extra_args_is_the_key_of_that_name(small):
+def test_a_section_in_extra_args_sets_the_key_of_that_name(small):
     section = {"enabled": True, "verbose": True}
     extra = {**small, "deepspeed_extra_args": {"comms_logger": section}}
     args = NeoXArgs.from_dict(extra)
@@ -140,8 +140,8 @@ def test_a_section_in_extra_args_is_the_key_of_that_name(small):
     assert "disagrees with deepspeed_extra_args.comms_logger" in problem({**extra, "comms_logger": {"enabled": False}})
 
 
-def of_deepspeed():
-    """Each section of ours that DeepSpeed has as a pydantic model, with that model."""
+def deepspeed_models():
+    """Map each section with a pydantic model in DeepSpeed to our declaration and that model."""
     from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -162,9 +162,9 @@ def of_deepspeed():
     }
 
 
-def test_sections_are_those_of_deepspeed():
-    """Every declared key exists in DeepSpeed's own model, with the same default."""
-    for path, (ours, model) in of_deepspeed().items():
+def test_sections_match_deepspeed():
+    """Every declared key exists in DeepSpeed's model with the same default."""
+    for path, (ours, model) in deepspeed_models().items():
         compare(path, ours, model)
 
 
@@ -180,7 +180,7 @@ def compare(path, ours, model):
 
 
 def test_every_key_of_deepspeed_is_known():
-    """A key that DeepSpeed reads at the top level is one of ours, or declared for deepspeed_extra_args."""
+    """Every top-level key of DeepSpeed is declared as a key or for deepspeed_extra_args."""
     import inspect
 
     from deepspeed.runtime import config, constants
@@ -196,7 +196,7 @@ def test_every_key_of_deepspeed_is_known():
 
 
 def test_every_supported_value_reaches_deepspeed(small):
-    """DeepSpeed's own reader accepts every section with our defaults written out."""
+    """DeepSpeed accepts every section with our defaults written out."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
     for name, key in KEYS.items():
@@ -212,7 +212,7 @@ def test_every_supported_value_reaches_deepspeed(small):
 
 
 @pytest.mark.parametrize("extra", [{"fp16": {"enabled": True}}, {"comms_logger": {"verbos": True}}])
-def test_train_stops_with_one_line(small, tmp_path, extra):
+def test_train_stops_with_one_error_line(small, tmp_path, extra):
     file = tmp_path / "extra.yml"
     text = json.dumps({**small, "deepspeed_extra_args": extra}, indent=1)
     file.write_text(text)

@@ -1,4 +1,4 @@
-"""Every key of GPT-NeoX is known, with its type, its default and one status."""
+"""Every key of GPT-NeoX is declared with its type, its default and one status."""
 
 import ast
 import csv
@@ -24,20 +24,20 @@ OURS = {
     "lr_cooldown_fraction", "lr_cooldown_style",
     "wandb_mode", "torch_autocast", "torch_compile", "optimizer_implementation",
 }  # fmt: skip
-# Departures that are meant: key -> why.
+# Intended differences from GPT-NeoX: key -> reason.
 OTHER_TYPE = {
-    "optimizer_type": "AdamW is a name of its own",
-    "lr_decay_style": "wsd is new",
-    "communication_data_type": "DeepSpeed wants a name such as fp32, not a bool",
+    "optimizer_type": "adamw is a separate name",
+    "lr_decay_style": "wsd is additional",
+    "communication_data_type": "DeepSpeed expects a name such as fp32 instead of a bool",
 }
 OTHER_DEFAULT = {
-    "gradient_accumulation_steps": "unset, so that it can follow from the other two batch sizes",
-    "git_hash": "reading a configuration starts no git",
+    "gradient_accumulation_steps": "unset, to derive it from the other two batch sizes",
+    "git_hash": "reading a configuration does not run git",
 }
 
 
 def plain(annotation: Any) -> Any:
-    """A comparable form of a type, without None."""
+    """Return a comparable form of a type, without None."""
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         return frozenset(("literal", part) for part in parts)
@@ -65,7 +65,7 @@ def test_gpt_neox_key_is_known_with_its_type_and_default(row):
         assert field.default == ast.literal_eval(row["default"])
 
 
-def test_nothing_else_is_known_but_our_keys():
+def test_all_other_keys_are_listed():
     assert set(FIELDS) - {row["key"] for row in NEOX} == OURS
 
 
@@ -84,7 +84,7 @@ def test_status_and_description(name):
 
 
 def another_value(field):
-    """A value of the field's type that is neither its default nor neutral."""
+    """Return a value of the field's type that is neither its default nor neutral."""
     kind = plain(field.type)
     samples = {bool: [True, False], int: [3], float: [0.3], str: ["other"]}
     samples |= {dict: [{"enabled": True}], list: [["x"]]}
@@ -101,7 +101,7 @@ def another_value(field):
 
 
 @pytest.mark.parametrize("name", [n for n, key in KEYS.items() if key.status == REFUSED])
-def test_refused_key_says_why(name):
+def test_refused_key_gives_the_reason(name):
     field = FIELDS[name]
     with pytest.raises(ConfigError, match=rf"{name}: .* is refused: ") as error:
         NeoXArgs.from_dict({name: another_value(field)})
@@ -115,7 +115,7 @@ REFUSED_VALUES = [(name, value) for name, key in KEYS.items() for value in key.r
 
 
 @pytest.mark.parametrize(("name", "value"), REFUSED_VALUES)
-def test_refused_value_says_why(name, value):
+def test_refused_value_gives_the_reason(name, value):
     with pytest.raises(ConfigError, match=rf"{name}: the string '{value}' is refused: "):
         NeoXArgs.from_dict({name: value})
 

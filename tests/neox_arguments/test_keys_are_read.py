@@ -1,8 +1,8 @@
-"""An accepted key that nothing uses is a defect: each is followed to the end of the chain.
+"""Every accepted key is used: each is followed through copies to a use.
 
-A key is read as an attribute (`args.mup_attn_temp`). A read that only copies it, into a field of a dataclass, an
-attribute of an object or a variable, is no use: the copy is followed in the same way, until something other than a copy
-reads it. Fields are told apart by their names only, so that a use may be found too often, but never too rarely.
+A key is read as an attribute (`args.mup_attn_temp`). A read that only copies it into a field of a dataclass, an
+attribute of an object or a variable does not count as a use. The copy is followed in the same way until other code
+reads it. Fields are identified only by name, so the test can find a use that does not exist but never misses one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from megatron.neox_arguments.fields import FIELDS, KEYS, repeated_in
 from megatron.neox_arguments.keys import SUPPORTED
 
 ROOT = Path(__file__).resolve().parents[2]
-# In the configuration package these declare, complete or check a key's value; the rest hands it on.
+# Modules of the configuration package that declare, complete or validate values. Reads in them are not uses.
 NO_USERS = {
     *("keys.py", "limits.py", "transfer.py", "complete.py", "messages.py", "merging.py", "sizes.py", "spelling.py"),
     *(
@@ -32,7 +32,7 @@ NO_USERS = {
         "validate_sections.py",
     ),
 }
-# Keys that are completed into another one, which must be used in their place.
+# Keys that are completed into another key, which must be used instead.
 FOLDED = {
     "batch_size": "train_micro_batch_size_per_gpu",
     "clip_grad": "gradient_clipping",
@@ -41,7 +41,7 @@ FOLDED = {
     "global_num_gpus": "world_size",
     "is_pipe_parallel": "pipe_parallel_size",
 }
-# Calls that hand a value on as it is.
+# Calls that pass a value on unchanged.
 CONVERSIONS = {"bool", "deepcopy", "dict", "float", "int", "known", "list", "Path", "str", "tuple"}
 
 
@@ -58,7 +58,7 @@ def source_files() -> Iterator[Path]:
 
 
 class Reads(ast.NodeVisitor):
-    """Which attributes are used, and which are copied into which others, in the files visited."""
+    """Collect which attributes are used in the visited files, and which are copied into which others."""
 
     def __init__(self, fields: dict[str, list[str]]):
         self.fields = fields  # dataclass: its fields in order
@@ -105,7 +105,7 @@ class Reads(ast.NodeVisitor):
                 self._copy(value, field)
 
     def _copy(self, value: ast.expr, target: str) -> None:
-        """`value` becomes the field or attribute `target`."""
+        """Record that `value` is copied to the field or attribute `target`."""
         if isinstance(value, ast.IfExp):
             self.visit(value.test)
             self._copy(value.body, target)
@@ -134,14 +134,14 @@ class Reads(ast.NodeVisitor):
             self.used.add(self.variables[-1][node.id])
 
     def reaches_a_use(self, name: str, seen: frozenset[str] = frozenset()) -> bool:
-        """Whether `name`, or something that it is copied into, is used."""
+        """Whether `name` or any of its copies is used."""
         if name in self.used:
             return True
         return any(self.reaches_a_use(copy, seen | {name}) for copy in self.copied[name] - seen - {name})
 
 
 def dataclass_fields(trees: list[ast.Module]) -> dict[str, list[str]]:
-    """The fields of every dataclass in order, those of its bases first."""
+    """Return the fields of every dataclass in order, those of its bases first."""
     nodes = {
         node.name: node
         for tree in trees
@@ -203,7 +203,7 @@ def forward(model, x):
 """
 
 
-def test_a_copy_is_no_use():
+def test_a_copy_is_not_a_use():
     reads = reads_of([CHAIN.replace("bias = args.mup_bias if args.positions else None", "bias = args.mup_bias")])
     assert not reads.reaches_a_use("mup_bias") and not reads.reaches_a_use("mup_direct")
     assert not reads.reaches_a_use("mup_scale") and reads.copied["mup_scale"] == {"scale"}
@@ -214,8 +214,8 @@ def test_a_copy_is_no_use():
 
 
 @pytest.mark.parametrize("name", sorted(to_deepspeed()))
-def test_deepspeed_gets_the_keys_that_are_its_own(small, name):
-    """Another value of the key is another value in DeepSpeed's configuration."""
+def test_keys_of_deepspeed_reach_its_configuration(small, name):
+    """Changing the key changes DeepSpeed's configuration."""
     base = {key: value for key, value in small.items() if key != "train_micro_batch_size_per_gpu"}
     base |= {"fp16": {"enabled": True}, "zero_optimization": {"overlap_comm": True}, "train_batch_size": 8}
     changed = {

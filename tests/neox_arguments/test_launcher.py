@@ -1,4 +1,4 @@
-"""Command lines of deepy.py, of workers and of DeepSpeed's launcher."""
+"""Command lines of deepy.py, workers and DeepSpeed's launcher."""
 
 import shlex
 import sys
@@ -18,7 +18,7 @@ from megatron.neox_arguments.launcher import (
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder to work in, with a script, a model and a local setup."""
+    """A working folder with a script, a model and a local setup."""
     (tmp_path / "train.py").write_text("")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "base.yml").write_text(
@@ -107,7 +107,7 @@ def test_bad_command_lines(folder, line, says):
         assert str(error.value).startswith(says) and error.value.exit_code == 2
 
 
-def test_help_is_no_failure(folder, monkeypatch):
+def test_help_exits_with_code_0(folder, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/deepy.py"])
     with pytest.raises(UsageRequested, match="usage: deepy.py") as usage:
         deepy("--help")
@@ -115,7 +115,7 @@ def test_help_is_no_failure(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_worker_gets_what_deepy_read_and_resolves_it_with_its_world_size(folder, monkeypatch, ranks):
+def test_worker_resolves_the_configuration_of_deepy_with_its_world_size(folder, monkeypatch, ranks):
     line = deepy("train.py configs/base.yml configs/local.yml --lr 2e-3").get_deepspeed_main_args()
     assert line[0] == "train.py"
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
@@ -125,14 +125,14 @@ def test_worker_gets_what_deepy_read_and_resolves_it_with_its_world_size(folder,
     assert passed.gradient_accumulation_steps == 8 // ranks and passed.log_dir == "run # 1"
 
 
-def test_worker_without_a_launcher_is_alone(folder):
+def test_worker_without_a_launcher_has_world_size_1(folder):
     text = "configs/base.yml --gradient_accumulation_steps 4"
     assert deepy(f"train.py {text}").world_size == 2
     with pytest.raises(ConfigError, match="use train_batch_size 8,"):
         worker(text)
 
 
-def test_overwrite_values_win(folder):
+def test_overwrite_values_take_precedence(folder):
     args = NeoXArgs.consume_neox_args(["configs/base.yml", "--lr", "1"], overwrite_values={"lr": 2.0})
     assert args.lr == 2.0
 

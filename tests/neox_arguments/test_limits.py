@@ -1,4 +1,4 @@
-"""Every key refuses values of another type and values out of its range, each with one error that names the key."""
+"""Every key rejects values of the wrong type or out of range, with one error that names the key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ few = settings(suppress_health_check=list(HealthCheck), max_examples=6, deadline
 
 
 def lines(config):
-    """The lines of the error that `config` gives; none where it is accepted."""
+    """Return the lines of the error for `config`, or an empty list if it is accepted."""
     try:
         NeoXArgs.from_dict(config)
     except ConfigError as error:
@@ -28,8 +28,8 @@ def lines(config):
     return []
 
 
-# By hand, from GPT-NeoX's and DeepSpeed's documentation and the papers: values just inside and just outside, and what
-# the message says. None: no value of the type is outside.
+# Written by hand from the documentation of GPT-NeoX and DeepSpeed and from the papers: values just inside and just
+# outside the limit, and the text of the message.
 LIMITS = {
     "num_layers": ([1, 96], [0, -1], "a number of at least 1"),
     "hidden_size": ([1, 12288], [0], "a number of at least 1"),
@@ -96,7 +96,7 @@ LIMITS = {
     "flops_profiler.profile_step": ([1], [0], "a number of at least 1"),
     "flops_profiler.module_depth": ([-1], [-2], "a number of at least -1"),
 }
-# What a key needs next to it.
+# Other keys that a key needs.
 COMPANIONS = {
     "hidden_size": {"num_attention_heads": 1},
     "num_attention_heads": {"hidden_size": 16},
@@ -111,7 +111,7 @@ COMPANIONS = {
 
 
 def config_with(path, value):
-    """A configuration in which only `path` is of interest."""
+    """Return a configuration that sets the key at `path`, and the other keys that it needs."""
     top, *inner = path.split(".")
     companions = dict(COMPANIONS.get(path, {}))
     section = {"fp16": {"enabled": True}, "bf16": {"enabled": True}, "torch_autocast": {"enabled": True}}.get(top, {})
@@ -142,14 +142,14 @@ def test_published_limits(path):
 
 
 def test_every_limited_key_of_a_run_that_trains_is_in_the_table():
-    """A new key's limit must be stated by hand too, or be of a kind that the table already covers many times."""
+    """Limits with an upper bound, sets and patterns must all be in the table."""
     limited = {name for name, key in KEYS.items() if isinstance(key.limit, Range) and key.limit.high is not None}
     named = {name for name, key in KEYS.items() if isinstance(key.limit, OneOf | Pattern)}
     assert (limited | named) - set(LIMITS) == set()
 
 
 def every_path():
-    """All declared keys, at the top level and inside sections, with their fields."""
+    """Return the fields of all declared keys, at the top level and inside sections."""
     found = dict(FIELDS)
 
     def walk(path, section):
@@ -169,7 +169,7 @@ LIMITED = {path: field for path, field in PATHS.items() if key_of(field).limit i
 
 
 def outside(limit, whole):
-    """Values that `limit` excludes, of its key's type."""
+    """Return a strategy for values of the key's type outside `limit`."""
     if isinstance(limit, Items):
         return st.just([-1] if limit.kind is not str else [1])
     if isinstance(limit, Pattern):
@@ -275,7 +275,7 @@ def test_limits_in_words(limit, words):
 
 
 def mutants(limit):
-    """Limits that differ from `limit` at one end, or by one value."""
+    """Return limits that differ from `limit` at one end or by one value."""
     if isinstance(limit, OneOf):
         return [OneOf(limit.values[:-1]), OneOf((*limit.values, "poem" if isinstance(limit.values[0], str) else 4))]
     if not isinstance(limit, Range):
@@ -287,8 +287,8 @@ def mutants(limit):
 
 
 @pytest.mark.parametrize("path", LIMITS)
-def test_a_limit_that_is_changed_is_noticed(path, monkeypatch):
-    """The table above does not follow the declarations: it notices every change of one."""
+def test_a_changed_limit_fails_the_test(path, monkeypatch):
+    """The table above is independent of the declarations and detects every change."""
     field = PATHS[path]
     key = key_of(field)
     for limit in mutants(key.limit):

@@ -1,4 +1,4 @@
-"""Values that follow from others."""
+"""Derived sizes."""
 
 import pytest
 from hypothesis import given
@@ -43,7 +43,7 @@ def test_any_one_of_the_four_is_recovered(micro, steps, dp, missing):
 
 
 @given(size, size, size, st.integers(1, 10_000))
-def test_contradictions_are_refused_and_the_way_out_is_right(micro, steps, dp, train):
+def test_the_suggested_train_batch_size_agrees(micro, steps, dp, train):
     if train == micro * steps * dp:
         return
     with pytest.raises(BatchSizeError, match=f"use train_batch_size {micro * steps * dp},"):
@@ -51,7 +51,7 @@ def test_contradictions_are_refused_and_the_way_out_is_right(micro, steps, dp, t
 
 
 @given(size, size, st.integers(1, 10_000))
-def test_indivisible_train_batch_names_neighbours_that_do(micro, dp, train):
+def test_an_indivisible_train_batch_names_divisible_neighbours(micro, dp, train):
     if train % (micro * dp) == 0:
         assert batch_sizes(train, micro, None, dp) == (train, micro, train // (micro * dp), dp)
         return

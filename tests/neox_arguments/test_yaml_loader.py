@@ -1,4 +1,4 @@
-"""The grammar of configuration files."""
+"""The format of configuration files."""
 
 import re
 
@@ -47,12 +47,12 @@ def test_scalars(text, value):
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers())
-def test_every_number_that_python_writes_is_that_number(number):
+def test_every_number_printed_by_python_is_read_exactly(number):
     parsed = values(f"k: {number!r}")["k"]
     assert parsed == number and type(parsed) is type(number)
 
 
-# PyYAML writes the text 1e5 without quotes, for it is no number to it.
+# PyYAML writes the string 1e5 without quotes, because it does not read it as a number.
 text_ = st.text().filter(lambda text: not re.fullmatch(r"[-+.\d_eE]+", text))
 
 
@@ -91,7 +91,7 @@ def test_round_trip_through_yaml(config):
         ("a: \x07\n", "a.yml: cannot be parsed"),
     ],
 )
-def test_bad_files_are_named_with_their_line(text, message):
+def test_errors_in_a_file_name_file_and_line(text, message):
     with pytest.raises(ConfigError) as error:
         values(text)
     assert str(error.value).startswith(message)
