@@ -1,5 +1,6 @@
 """Save, load and verify checkpoints in GPT-NeoX's layout. A process killed at any moment damages no checkpoint."""
 
+from megatron.checkpointing.folder import check_own_folder, folder_lock
 from megatron.checkpointing.integrity import verify
 from megatron.checkpointing.layout import step_directories
 from megatron.checkpointing.load import (
@@ -21,8 +22,10 @@ __all__ = [
     "LoadedWeights",
     "Target",
     "WholeCheckpoint",
+    "check_own_folder",
     "check_unchanged",
     "find_intact",
+    "folder_lock",
     "load_checkpoint",
     "load_weights",
     "save_checkpoint",

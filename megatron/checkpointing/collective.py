@@ -34,7 +34,7 @@ def gather(value: T) -> list[T]:
 def from_rank_0(action: Callable[[], T]) -> T:
     """Run `action` on rank 0 and return its (picklable) result on every rank.
 
-    Collective. If `action` raises, every rank raises CheckpointError.
+    Collective. If `action` raises, every rank raises a UserError of the same class, or else CheckpointError.
     """
     result: Any = None
     error: Exception | None = None
@@ -43,9 +43,10 @@ def from_rank_0(action: Callable[[], T]) -> T:
             result = action()
         except Exception as caught:
             error = caught
-    outcome: tuple[T, str | None] = gather((result, describe(error) if error else None))[0]
+    kind = type(error) if isinstance(error, UserError) else CheckpointError
+    outcome: tuple[T, str | None, type[UserError]] = gather((result, describe(error) if error else None, kind))[0]
     if outcome[1] is not None:
-        raise CheckpointError(outcome[1]) from error
+        raise outcome[2](outcome[1]) from error
     return outcome[0]
 
 

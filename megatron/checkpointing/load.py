@@ -16,7 +16,7 @@ from megatron.checkpointing.layout import CONFIGS, LATEST, locate, read_latest, 
 from megatron.checkpointing.reshard import Target, load_whole
 from megatron.checkpointing.rng import restore_rng_state
 from megatron.checkpointing.save import rng_file
-from megatron.checkpointing.unchanged import check_unchanged
+from megatron.checkpointing.unchanged import Compared, check_unchanged
 from megatron.checkpointing.whole import Layout, WholeCheckpoint
 from megatron.errors import CheckpointError
 
@@ -52,8 +52,9 @@ def find_intact(load_dir: str | Path, iteration: int | None = None) -> Path | No
     """Return the verified checkpoint directory to read, or None if `load_dir` holds no checkpoint.
 
     Collective if torch.distributed is initialised. Without `iteration` this is the step in `latest`. If that step
-    is damaged, it is the newest intact step, and a warning names the damaged files. Raises CheckpointError if no
-    step is intact, or if the requested `iteration` is missing or damaged.
+    is damaged, it is the newest intact step before it, and a warning names the damaged files. Steps after `latest`
+    belong to an abandoned branch; they count only if `latest` itself is missing or unreadable. Raises CheckpointError
+    if no such step is intact, or if the requested `iteration` is missing or damaged.
     """
     load_dir, iteration = locate(Path(load_dir), iteration)
     candidates: list[Path] = collective.from_rank_0(lambda: _candidates(load_dir, iteration))
@@ -67,7 +68,8 @@ def find_intact(load_dir: str | Path, iteration: int | None = None) -> Path | No
             return path
         damage += problems
     if damage:
-        raise CheckpointError("there is no intact checkpoint to load:\n  " + "\n  ".join(damage))
+        later = "" if iteration is not None else _later_steps(load_dir)
+        raise CheckpointError("there is no intact checkpoint to load:\n  " + "\n  ".join(damage) + later)
     return None
 
 
@@ -89,9 +91,22 @@ def _candidates(load_dir: Path, iteration: int | None) -> list[Path]:
         return []
     if latest not in steps:
         state = "does not name an existing checkpoint" if names_step else "is missing"
-        logger.warning("%s %s: loading the newest intact step", load_dir / LATEST, state)
-    order = sorted(steps, key=lambda step: (step != latest, -step))
+        where = "" if latest is None else f" before step {latest}"
+        logger.warning("%s %s: loading the newest intact step%s", load_dir / LATEST, state, where)
+    order = [step for step in sorted(steps, reverse=True) if latest is None or step <= latest]
+    if not order:
+        raise CheckpointError(f"{load_dir} holds no checkpoint up to step {latest}{_later_steps(load_dir)}")
     return [steps[step] for step in order]
+
+
+def _later_steps(load_dir: Path) -> str:
+    """For a message: the steps after `latest`, which only `iteration` loads; empty where there are none."""
+    latest = read_latest(load_dir)
+    later = [step for step in step_directories(load_dir) if latest is not None and step > latest]
+    if not later:
+        return ""
+    steps = ", ".join(map(str, later))
+    return f"\nnot tried, because {load_dir / LATEST} names step {latest}: {steps}. Set iteration to load one of them"
 
 
 def load_checkpoint(
@@ -103,6 +118,7 @@ def load_checkpoint(
     load_rng: bool = True,
     finetune: bool = False,
     mup: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
     target: Target | None = None,
 ) -> LoadedCheckpoint | None:
     """Restore a DeepSpeed engine from `load_dir`. Returns None if it holds no checkpoint.
@@ -110,12 +126,13 @@ def load_checkpoint(
     Collective: every rank must call it.
     load_optimizer: with False, the optimizer and the schedule start from scratch with the saved weights.
     finetune: load only the weights and start at iteration 0.
-    mup: compared with the saved `client_state["mup"]` before anything is changed, unless finetuning.
+    mup, data: compared with the sections of the saved `client_state` before anything is changed, unless finetuning.
+    A checkpoint that does not record its data is not compared with it.
     target: the layout to reshard to if the checkpoint was saved under another layout of processes. After
     resharding, the random generators start from fresh seeds.
 
-    Raises CheckpointError if there is no intact checkpoint, if the parametrization changed (with a table of the
-    differences), or if the checkpoint does not fit the model or the number of processes.
+    Raises CheckpointError if there is no intact checkpoint, if the parametrization or the data changed (with a table
+    of the differences), or if the checkpoint does not fit the model or the number of processes.
     """
     path = find_intact(load_dir, iteration)
     if path is None:
@@ -123,8 +140,8 @@ def load_checkpoint(
     weights_only = finetune or not load_optimizer
     header = collective.on_all_ranks(lambda: _read_header(path))
     client_state = header["client_state"]
-    if mup is not None and not finetune:
-        check_unchanged(client_state.get("mup", {}), mup)
+    if not finetune:
+        _check_sections(client_state, mup, data)
     moved = target is not None and _is_of_another_layout(client_state, target)
     if moved and target is not None:
         _load_resharded(engine, path, header, target, weights_only)
@@ -141,6 +158,14 @@ def load_checkpoint(
     if load_rng and own["rng"] is not None:
         restore_rng_state(own["rng"])
     return LoadedCheckpoint(header["iteration"], path, client_state, own["rank_state"])
+
+
+def _check_sections(
+    client_state: Mapping[str, Any], mup: Mapping[str, Any] | None, data: Mapping[str, Any] | None
+) -> None:
+    saved_mup, saved_data = client_state.get("mup", {}), client_state.get("data")
+    compared = None if data is None or saved_data is None else Compared(saved_data, data)
+    check_unchanged({} if mup is None else saved_mup, mup or {}, compared)
 
 
 def load_weights(load_dir: str | Path, iteration: int | None = None) -> LoadedWeights:
@@ -231,5 +256,7 @@ def _load_engine(engine: Any, path: Path, weights_only: bool) -> None:
             # Otherwise the fp32 master weights of bf16 or fp16 would keep the values of the fresh model.
             load_module_only=weights_only,
         )
+    except CheckpointError:  # such as the refusal of another schedule, with its table
+        raise
     except Exception as error:  # DeepSpeed and torch raise many types if the model does not fit
         raise CheckpointError(f"{path} does not fit this model: {' '.join(str(error).split())}") from error

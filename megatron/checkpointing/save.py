@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shutil
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron.checkpointing import collective
-from megatron.checkpointing.integrity import FileRecord, write_bytes, write_manifest
+from megatron.checkpointing.integrity import FileRecord, verify_share, write_bytes, write_manifest
 from megatron.checkpointing.layout import (
     CONFIGS,
     LATEST,
+    MANIFEST,
     OLD_PREFIX,
     TEMPORARY_PREFIX,
     TRASH_PREFIX,
@@ -44,7 +46,7 @@ def save_checkpoint(
     client_state: plain values and tensors (consumed samples, the `mup` section ...), equal on all ranks.
     rank_state: plain values and tensors of this rank.
     config_files: YAML texts by file name, written to `configs/`.
-    keep_last_n: delete older steps once this one is complete.
+    keep_last_n: delete older steps once this one is complete. Damaged steps do not count.
 
     The files are written and fsynced in a temporary directory next to the others, listed with size and SHA-256 in
     `manifest.json`, and renamed; then `latest` is updated. If `save_dir` contained an intact checkpoint, it contains
@@ -161,12 +163,36 @@ def _tidy(save_dir: Path, temporary: Path) -> None:
 
 
 def _prune(save_dir: Path, iteration: int, keep_last_n: int) -> None:
-    """Keep this step and the `keep_last_n - 1` steps before it. Later steps, of a run that was rewound, stay."""
+    """Keep this step and the `keep_last_n - 1` intact steps before it, with the damaged ones between them.
+
+    Later steps, of a run that was rewound, stay.
+    """
     earlier = [path for step, path in step_directories(save_dir).items() if step < iteration]
-    for path in earlier[: max(0, len(earlier) - (keep_last_n - 1))]:
+    intact = 0
+    while earlier and intact < keep_last_n - 1:
+        intact += _is_intact(earlier.pop())
+    for path in earlier:
         trash = path.with_name(f"{TRASH_PREFIX}{path.name}")
         try:
             os.rename(path, trash)  # atomic: a partly deleted directory never looks like a checkpoint
             shutil.rmtree(trash)
         except OSError as error:
             logger.warning("could not delete the old checkpoint %s: %s", path, collective.describe(error))
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a step is as it was written. Each is read through once per process, then its files' sizes are checked."""
+    try:
+        written = (path / MANIFEST).stat().st_mtime_ns
+    except OSError:
+        return False
+    # A share of no file in particular: presence and size of all of them, no contents.
+    return _was_intact(path, written) and not verify_share(path, rank=-1)
+
+
+@functools.cache
+def _was_intact(path: Path, written: int) -> bool:
+    problems = verify_share(path)
+    if problems:
+        logger.warning("a damaged checkpoint does not count among those to keep:\n  %s", "\n  ".join(problems))
+    return not problems

@@ -18,7 +18,7 @@ import numpy as np
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.errors import DataError
 
-INDEX_VERSION = 1  # part of the names of cached indices; raise it when the meaning of an index changes
+INDEX_VERSION = 2  # part of the names of cached indices; raise it when the meaning of an index changes
 
 
 @dataclass(frozen=True)
@@ -87,27 +87,22 @@ class GPTDataset:
 
 
 def build_order(sizes: np.ndarray, documents: np.ndarray, num_samples: int, seq_length: int, seed: int) -> SampleOrder:
-    """Build the indices for at least `num_samples` samples by Megatron-LM's rules, with the same random draws."""
+    """Build the indices for at least `num_samples` samples.
+
+    One epoch is that of Megatron-LM, with the same random draws. Further epochs are shuffled one by one; Megatron-LM
+    shuffles all but the last one together. So the order of a longer run starts with that of a shorter one, and a run
+    can be extended. A sample that crosses the end of an epoch belongs to the next epoch.
+    """
     tokens_per_epoch = int(sizes[documents].sum(dtype=np.int64))
     num_epochs = max(1, -(-(num_samples * seq_length + 1) // tokens_per_epoch))
-    total = (num_epochs * tokens_per_epoch - 1) // seq_length
-    shuffled_together = total
-    rng = np.random.RandomState(seed)
-    # If only a small part of the last epoch is needed, mixing it with the others would show some documents less often.
-    if num_epochs > 1:
-        without_last = ((num_epochs - 1) * tokens_per_epoch - 1) // seq_length
-        per_epoch = (tokens_per_epoch - 1) // seq_length
-        if num_samples - without_last < int(0.8 * per_epoch):
-            shuffled_together = without_last
+    ends = [(epoch * tokens_per_epoch - 1) // seq_length for epoch in range(1, num_epochs + 1)]
+    total = ends[-1]
     doc_idx = np.tile(documents, num_epochs)
-    if shuffled_together < total:
-        rng.shuffle(doc_idx[: -len(documents)])
-        rng.shuffle(doc_idx[-len(documents) :])
-    else:
-        rng.shuffle(doc_idx)
     shuffle_idx = np.arange(total, dtype=np.uint32 if total < np.iinfo(np.uint32).max - 1 else np.int64)
-    rng.shuffle(shuffle_idx[:shuffled_together])
-    rng.shuffle(shuffle_idx[shuffled_together:])
+    rng = np.random.RandomState(seed)
+    for epoch, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        rng.shuffle(doc_idx[epoch * len(documents) : (epoch + 1) * len(documents)])
+        rng.shuffle(shuffle_idx[start:end])
     return SampleOrder(doc_idx, build_sample_idx(sizes[doc_idx], seq_length), shuffle_idx)
 
 

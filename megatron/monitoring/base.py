@@ -25,16 +25,25 @@ class Monitor(Protocol):
 class MonitorGroup:
     """A group of monitors. As a context manager, it closes all of them on exit, also after an exception.
 
-    An error in a monitor does not stop the training. A monitor that fails to start is dropped. One that fails later
-    is tried again at the next record. Each failing monitor is reported once, as a warning.
+    If a monitor that is `required` fails to start, its error is raised. No other error in a monitor stops the
+    training: a monitor that fails to start is dropped, and one that fails later is tried again at the next record.
+    Each kind of failure of a monitor is reported once, as a warning.
     """
 
     def __init__(self, monitors: Sequence[Monitor] = ()) -> None:
         self.monitors = list(monitors)
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
 
     def start(self, header: Mapping[str, Any]) -> None:
-        self.monitors = [monitor for monitor in self.monitors if self._attempt(monitor, "start", header)]
+        """Raises the error of a required monitor."""
+        for monitor in self.monitors:
+            if getattr(monitor, "required", False):
+                monitor.start(header)
+        self.monitors = [
+            monitor
+            for monitor in self.monitors
+            if getattr(monitor, "required", False) or self._attempt(monitor, "start", header)
+        ]
 
     def log(self, record: Record) -> None:
         for monitor in self.monitors:
@@ -45,6 +54,12 @@ class MonitorGroup:
         for monitor in self.monitors:
             if hasattr(monitor, "tick"):
                 self._attempt(monitor, "tick", step)
+
+    def say(self, message: str) -> None:
+        """Show a line or a few to whoever watches the run: monitors with a `say`."""
+        for monitor in self.monitors:
+            if hasattr(monitor, "say"):
+                self._attempt(monitor, "say", message)
 
     def close(self) -> None:
         """Close every monitor. Closing twice has no effect."""
@@ -64,8 +79,8 @@ class MonitorGroup:
             getattr(monitor, method)(*args)
         except Exception as error:
             name = type(monitor).__name__
-            if name not in self._warned:
-                self._warned.add(name)
+            if (name, method) not in self._warned:
+                self._warned.add((name, method))
                 logger.warning("%s failed to %s; training continues: %r", name, method, error)
             return False
         return True

@@ -56,6 +56,9 @@ class ConsoleMonitor:
             line = f"{self._step(step)} | {format_record(self._last)}".rstrip(" |")
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
 
+    def say(self, message: str) -> None:
+        self._print(message)
+
     def close(self) -> None:
         if self._live is not None:
             live, self._live = self._live, None

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from megatron.errors import DataError
 from megatron.files import write_whole
@@ -22,17 +23,30 @@ NONFINITE = "_nonfinite"
 class JsonlMonitor:
     """Appends to `path` and flushes each line. A killed process loses at most the line that it was writing.
 
+    A line that cannot be written is kept and written before the next one, at the latest by `close`. So a full disk
+    leaves no gap in the file once there is space again.
+
     resume_step: None starts a new run and renames the file of an earlier run to `metrics.1.jsonl`, ... A number
     continues the file: records after that step are dropped, so each step occurs once. The new header replaces the old
     one and lists the steps of all resumes under `resumed_from`. The file is rewritten atomically.
     """
 
+    required = True  # a run without its metrics is lost for every comparison
+
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
         self.path = path
         self.resume_step = resume_step
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
+        self._pending = b""
 
     def start(self, header: Mapping[str, Any]) -> None:
+        """Raises DataError where the file cannot be written."""
+        try:
+            self._start(header)
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be written, and a run needs it: {error.strerror or error}") from error
+
+    def _start(self, header: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         header, records = dict(header), []
         if self.path.exists():
@@ -43,20 +57,27 @@ class JsonlMonitor:
                 header["resumed_from"] = [*earlier[0].get("resumed_from", []), self.resume_step]
                 records = earlier[1]
         write_whole(self.path, (_line(entry) for entry in (to_plain(header), *records)))
-        self._file = self.path.open("ab")
+        self._file = FileIO(self.path, "ab")
 
     def log(self, record: Record) -> None:
         if not isinstance(record.get("step"), int):
             raise ValueError(f"a record needs an int `step`: {dict(record)}")
         if self._file is None:
             raise ValueError(f"{self.path} is not open")
-        self._file.write(_line(_encode(record)))
-        self._file.flush()
+        self._pending += _line(_encode(record))
+        self._write(self._file)
+
+    def _write(self, file: FileIO) -> None:
+        """Write what is pending; the bytes that could not be written stay so. Raises OSError."""
+        while self._pending:
+            self._pending = self._pending[file.write(self._pending) :]
 
     def close(self) -> None:
+        """Raises OSError where lines are lost."""
         if self._file is not None:
             file, self._file = self._file, None
-            file.close()
+            with file:
+                self._write(file)
 
     def _earlier(self) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
         """Header and kept records of the file to continue. None if the file must be renamed."""

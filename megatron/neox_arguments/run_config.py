@@ -232,13 +232,14 @@ class SaveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadConfig:
-    """A checkpoint to continue from. iteration: None for the latest."""
+    """A checkpoint to continue from. iteration: None for the latest. override_data: allow data other than its own."""
 
     directory: Path
     iteration: int | None
     optimizer: bool
     rng: bool
     finetune: bool
+    override_data: bool
 
 
 @dataclass(frozen=True, kw_only=True)

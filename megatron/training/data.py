@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from megatron.checkpointing.collective import from_rank_0
 from megatron.data.data_utils import Dataset, build_train_valid_test_datasets
 from megatron.data.fingerprint import corpus_fingerprint, data_prefixes
 from megatron.data.loader import GlobalBatchSampler, build_loader
@@ -16,10 +17,17 @@ from megatron.neox_arguments.run_config import BatchConfig, DataConfig
 Datasets = tuple[Dataset | None, Dataset | None, Dataset | None]
 
 
+def fingerprint(config: DataConfig) -> dict[str, Any]:
+    """Bytes and SHA-256 of the corpus. Collective: the first process reads it."""
+    prefixes = data_prefixes(config.path, config.train.paths, config.valid.paths, config.test.paths)
+    return from_rank_0(lambda: corpus_fingerprint(prefixes))
+
+
 class RunData:
     """Training, validation and test data of a run, in microbatches of this process.
 
-    Global step s always starts at sample s * batch.size. Every evaluation reads the same samples.
+    A step reads the batch.size samples that follow those of the steps before it. Every evaluation reads the same
+    samples.
     """
 
     def __init__(
@@ -51,11 +59,6 @@ class RunData:
             num_samples=samples,
             vocab_size=vocab_size,
         )
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Size in bytes and SHA-256 of the corpus."""
-        config = self._config
-        return corpus_fingerprint(data_prefixes(config.path, config.train.paths, config.valid.paths, config.test.paths))
 
     def train_batches(self, consumed_samples: int = 0) -> Iterator[dict[str, Tensor]]:
         """Iterate over training microbatches, from the given sample on. Raises ValueError without training data."""

@@ -174,7 +174,7 @@ class Scheduler(mup_schedule.Scheduler):
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the learning-rate state of the checkpoint has another format: {error}") from None
         _refuse_difference(
-            "learning-rate multipliers of the parameter groups",
+            "other learning-rate multipliers of the parameter groups",
             mults,
             self.lr_mults,
             "resume with the base shapes and muP options of the checkpoint",
@@ -187,10 +187,10 @@ class Scheduler(mup_schedule.Scheduler):
             return self.schedule
         if not self._use_checkpoint:
             _refuse_difference(
-                "learning-rate schedule",
+                "another learning-rate schedule",
                 saved,
                 asdict(self.schedule),
-                "set override_lr_scheduler to use that of the configuration, or use_checkpoint_lr_scheduler",
+                "set override_lr_scheduler to take the new one, or use_checkpoint_lr_scheduler to keep the saved one",
             )
             return self.schedule
         known = {field.name for field in fields(LearningRateSchedule)}
@@ -202,4 +202,4 @@ class Scheduler(mup_schedule.Scheduler):
 def _refuse_difference(what: str, saved: Mapping[str, Any], current: Mapping[str, Any], way_out: str) -> None:
     """Raise CheckpointError with a table of the entries that differ, if any do."""
     if rows := mup_schedule.differences(saved, current):
-        raise CheckpointError(f"the checkpoint has other {what}; {way_out}\n" + "\n".join(rows))
+        raise CheckpointError(f"the checkpoint has {what}; {way_out}:\n" + "\n".join(rows))

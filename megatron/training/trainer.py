@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import secrets
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +16,16 @@ from typing import Any
 
 import torch
 
-from megatron.checkpointing import Layout, Target, load_checkpoint, save_checkpoint, save_iterations
+from megatron.checkpointing import (
+    Layout,
+    Target,
+    check_own_folder,
+    folder_lock,
+    load_checkpoint,
+    save_checkpoint,
+    save_iterations,
+)
+from megatron.checkpointing.collective import from_rank_0
 from megatron.initialize import Runtime
 from megatron.monitoring import Monitor, MonitorGroup, ThroughputTimer, build_monitors, default_log_dir, peak_memory
 from megatron.monitoring.flops import peak_tflops
@@ -27,11 +38,19 @@ from megatron.neox_arguments.run_config import (
     WandbConfig,
 )
 from megatron.tokenizer import build_tokenizer
-from megatron.training.data import RunData
+from megatron.training.data import RunData, fingerprint
 from megatron.training.engine import build_train_module
 from megatron.training.model_from_config import model_plan
 from megatron.training.objective import masked_token
 from megatron.training.report import checkpoint_layout, flops_a_token, group_norms, mup_section, run_header
+from megatron.training.resume import (
+    Progress,
+    data_section,
+    describe_new_data,
+    describe_resume,
+    free_section,
+    nothing_to_load,
+)
 from megatron.training.train_module import TrainModule
 
 
@@ -95,8 +114,8 @@ class Trainer:
         self.config, self.runtime = config, runtime
         tokenizer = build_tokenizer(*config.tokenizer)
         plan = model_plan(config.model, tokenizer.vocab_size)
-        samples = _sample_counts(config.steps, config.batch, config.evaluation)
-        self.data = RunData(config.data, runtime, tokenizer.vocab_size, config.batch, samples)
+        self.corpus = fingerprint(config.data)
+        self.data_section = data_section(config, self.corpus)
         self.train_module: TrainModule = build_train_module(
             config.engine,
             runtime,
@@ -107,45 +126,74 @@ class Trainer:
             masked_token(config.engine.loss, tokenizer),
         )
         self.log_dir = config.logging.log_dir or default_log_dir(config.provenance.name, datetime.now())
+        self.run_id = from_rank_0(lambda: secrets.token_hex(4))
+        self.notices: list[str] = []
         self.save_steps = set() if config.save is None else _save_steps(config.save, config.steps)
-        self.step = 0 if config.load is None else self._load(config.load)
+        self.progress = Progress()
+        continued = None if config.load is None else self._load(config.load)
+        if config.save is not None and config.train:
+            check_own_folder(config.save.directory, continued)
+        samples = _sample_counts(self.progress, config.steps, config.batch, config.evaluation)
+        self.data = RunData(config.data, runtime, tokenizer.vocab_size, config.batch, samples)
+
+    @property
+    def step(self) -> int:
+        """Updates so far."""
+        return self.progress.step
 
     @property
     def tokens(self) -> int:
         """Number of tokens trained on so far."""
-        return self.step * self.config.batch.size * self.config.model.seq_length
+        return self.progress.tokens
 
     @cached_property
     def layout(self) -> Layout:
         """Layout of the checkpoints. It is computed only by runs that load or save one."""
         return checkpoint_layout(self.config.engine, self.train_module)
 
-    def _load(self, config: LoadConfig) -> int:
-        """Resume from the checkpoint, if there is one. Returns the step reached so far."""
+    def _load(self, config: LoadConfig) -> Path | None:
+        """Resume from the checkpoint, if there is one. Returns the checkpoint that this run continues."""
         module = self.train_module
         loaded = load_checkpoint(
             module.engine,
             config.directory,
             iteration=config.iteration,
             mup=mup_section(module),
+            data=None if config.override_data else self.data_section,
             load_optimizer=config.optimizer,
             load_rng=config.rng,
             finetune=config.finetune,
             target=Target(self.layout, list(module.model.global_named_parameters()), self.runtime.groups.tensor),
         )
         module.scheduler.apply()  # DeepSpeed restores ZeRO's groups after the schedule
-        return 0 if loaded is None or config.finetune else loaded.iteration
+        if loaded is None:
+            self.notices.append(nothing_to_load(config, self.config.train))
+            return None
+        if config.finetune:
+            self.notices.append(f"took the weights of {loaded.path}: a new run starts at step 0")
+            return None
+        self.progress = Progress.of(loaded)
+        self.notices.append(describe_resume(loaded, self.progress, self.config))
+        if config.override_data and (changes := describe_new_data(loaded, self.data_section)):
+            self.progress = dataclasses.replace(self.progress, consumed_samples=0)
+            self.notices.append(changes)
+        save = self.config.save
+        if save is not None and loaded.path.parent == save.directory.absolute():  # else this run is a branch
+            self.run_id = loaded.client_state.get("run", {}).get("id", self.run_id)
+        return loaded.path
 
-    def save(self, config: SaveConfig) -> None:
-        """Save a checkpoint of the current step."""
+    def save(self, config: SaveConfig) -> str:
+        """Save a checkpoint of the current step. Returns a line that says so."""
         provenance = self.config.provenance
-        save_checkpoint(
+        path = save_checkpoint(
             self.train_module.engine,
             config.directory,
             self.step,
             client_state={
-                "consumed_samples": self.step * self.config.batch.size,
+                "consumed_samples": self.progress.consumed_samples,
                 "tokens": self.tokens,
+                "data": self.data_section,
+                "run": {"id": self.run_id, "free": free_section(self.config)},
                 "mup": mup_section(self.train_module),
                 "layout": self.layout.section(),
             },
@@ -153,6 +201,7 @@ class Trainer:
             keep_last_n=config.keep_last,
             save_rng=config.rng,
         )
+        return f"saved {path}"
 
     def evaluate(self, split: str) -> float | None:
         """Loss on `valid` or `test` over `evaluation.iters` global batches, or None without such data."""
@@ -165,14 +214,14 @@ class Trainer:
         """Train to the last step, to an exit step, or until a stop is requested."""
         config, module, window = self.config, self.train_module, _Window()
         timer = self._timer()
-        batches = self.data.train_batches(self.step * config.batch.size)
+        batches = self.data.train_batches(self.progress.consumed_samples)
         train_loss = valid_loss = None
         interrupted = False
         while config.train and self.step < config.steps and not interrupted:
             norms = group_norms(module) if config.logging.param_norms and self._logs(self.step + 1) else {}
             lr = module.scheduler.get_base_lr()
             loss, asked_to_stop = module.train_step(batches, stop.requested)
-            self.step += 1
+            self.progress = self.progress.after_step(config.batch.size, config.model.seq_length)
             monitors.tick(self.step)
             window.losses.append(loss)
             interrupted = self.step < config.steps and (asked_to_stop or self.step in config.exit_steps)
@@ -187,12 +236,13 @@ class Trainer:
                 self._log(monitors, record, timer)
             if config.save is not None and (self.step in self.save_steps or interrupted):
                 with timer.paused():
-                    self.save(config.save)
+                    monitors.say(self.save(config.save))
         if not config.train:
             valid_loss = self.evaluate("valid")
         test_loss = None if interrupted else self.evaluate("test")
-        if test_loss is not None:
-            monitors.log({"step": self.step, "tokens": self.tokens, "test/loss": test_loss})
+        at_the_end = {"valid/loss": None if config.train else valid_loss, "test/loss": test_loss}
+        if measured := {name: loss for name, loss in at_the_end.items() if loss is not None}:
+            monitors.log({"step": self.step, "tokens": self.tokens, **measured})
         return TrainingResult(
             self.step,
             self.tokens,
@@ -228,10 +278,13 @@ class Trainer:
         return timer
 
 
-def _sample_counts(steps: int, batch: BatchConfig, evaluation: EvaluationConfig) -> tuple[int, int, int]:
-    """Numbers of training, validation and test samples that a run reads."""
+def _sample_counts(
+    progress: Progress, steps: int, batch: BatchConfig, evaluation: EvaluationConfig
+) -> tuple[int, int, int]:
+    """Numbers of training (from the start of the order), validation and test samples that a run reads."""
     of_one = evaluation.iters * batch.size
-    return steps * batch.size, of_one if evaluation.valid else 0, of_one if evaluation.test else 0
+    train = progress.consumed_samples + max(0, steps - progress.step) * batch.size
+    return train, of_one if evaluation.valid else 0, of_one if evaluation.test else 0
 
 
 def _save_steps(config: SaveConfig, steps: int) -> set[int]:
@@ -264,7 +317,14 @@ def train(
     watch: an additional monitor.
     stop: lets the caller request a stop, like SIGTERM.
     """
-    trainer, logging = Trainer(config, runtime), config.logging
+    with contextlib.ExitStack() as stack:
+        if config.save is not None and config.train:
+            stack.enter_context(folder_lock(config.save.directory))
+        return _train(Trainer(config, runtime), console, watch, stop or StopRequest())
+
+
+def _train(trainer: Trainer, console: bool, watch: Monitor | None, stop: StopRequest) -> TrainingResult:
+    config, runtime, logging = trainer.config, trainer.runtime, trainer.config.logging
     with (
         build_monitors(
             rank=runtime.rank,
@@ -275,10 +335,12 @@ def train(
             total_steps=config.steps,
             resume_step=trainer.step or None,
         ) as monitors,
-        (stop or StopRequest()).listening() as request,
+        stop.listening() as request,
     ):
         if watch is not None:
             monitors.monitors.append(watch)
-        corpus = trainer.data.fingerprint() if runtime.rank == 0 else {}
-        monitors.start(run_header(config, trainer.train_module.plan, runtime, corpus))
+        header = run_header(config, trainer.train_module.plan, runtime, trainer.corpus)
+        from_rank_0(lambda: monitors.start(header))
+        for notice in trainer.notices:
+            monitors.say(notice)
         return trainer.run(monitors, request)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.checkpointing import find_intact, load_weights, verify
+from megatron.checkpointing import find_intact, load_weights, step_directories, verify
 from megatron.checkpointing import integrity as integrity_module
 from megatron.checkpointing import save as save_module
 from megatron.checkpointing.integrity import write_bytes, write_torch
@@ -145,6 +145,20 @@ def test_unsafe_client_state_leaves_nothing(engine: Any, checkpoints: Path) -> N
     with pytest.raises(CheckpointError, match="model_states.pt would contain pathlib"):
         save_module.save_checkpoint(engine, checkpoints, 4, client_state={"path": Path("x")})
     assert verify(checkpoints) == [] and not (checkpoints / "global_step4").exists()
+
+
+def test_keep_last_n_counts_intact_ones(engine: Any, checkpoints: Path) -> None:
+    file = checkpoints / "global_step3" / "mp_rank_00_model_states.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    harness.save(engine, checkpoints, 4, keep_last_n=2)
+    assert sorted(step_directories(checkpoints)) == [2, 3, 4]  # 3 is damaged, so 2 is the second intact one
+    (checkpoints / "global_step4" / "rng_rank_00.pt").unlink()
+    harness.save(engine, checkpoints, 5, keep_last_n=2)
+    assert sorted(step_directories(checkpoints)) == [2, 3, 4, 5]
+    harness.save(engine, checkpoints, 6, keep_last_n=2)
+    assert sorted(step_directories(checkpoints)) == [5, 6]
 
 
 def test_keep_last_n(engine: Any, checkpoints: Path) -> None:

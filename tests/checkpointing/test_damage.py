@@ -115,6 +115,26 @@ def test_latest_wins_over_newer_steps(checkpoints: Path) -> None:
     assert find_intact(checkpoints) == checkpoints / "global_step2"
 
 
+def test_damage_never_leads_past_latest(checkpoints: Path) -> None:
+    """Step 3 is of a branch that was left: the run was wound back to 2, which is damaged."""
+    (checkpoints / "latest").write_text("global_step2")
+    flip(checkpoints / "global_step2" / FILES[2], 50)
+    assert find_intact(checkpoints) == checkpoints / "global_step1"
+    flip(checkpoints / "global_step1" / FILES[2], 50)
+    with pytest.raises(CheckpointError, match=r"latest names step 2: 3\. Set iteration"):
+        find_intact(checkpoints)
+    assert find_intact(checkpoints, 3) == checkpoints / "global_step3"
+
+
+def test_a_lost_latest_step_never_leads_past_it(checkpoints: Path) -> None:
+    (checkpoints / "latest").write_text("global_step2")
+    shutil.rmtree(checkpoints / "global_step2")
+    assert find_intact(checkpoints) == checkpoints / "global_step1"
+    shutil.rmtree(checkpoints / "global_step1")
+    with pytest.raises(CheckpointError, match="no checkpoint up to step 2"):
+        find_intact(checkpoints)
+
+
 def test_latest_without_any_step_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "latest").write_text("global_step5")
     with pytest.raises(CheckpointError, match="latest exists, but there is no checkpoint"):

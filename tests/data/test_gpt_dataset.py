@@ -63,16 +63,11 @@ def test_sample_index_counts_beyond_32_bits():
     num_samples=st.integers(1, 60),
     seed=st.integers(0, 5),
 )
-def test_order_follows_megatrons_rules(lengths, seq_length, num_samples, seed):
-    """Compare with a direct implementation of the rules: epochs, a separate last epoch, and the random draws."""
+def test_order_shuffles_epochs_one_by_one(lengths, seq_length, num_samples, seed):
+    """Compare with a direct implementation of the rules. One epoch is Megatron-LM's: documents, then samples."""
     assume(sum(lengths) >= 2)
     documents = np.arange(len(lengths), dtype=np.int32)
     order = build_order(np.array(lengths, np.int32), documents, num_samples, seq_length, seed)
-    epochs = 1
-    while (epochs * sum(lengths) - 1) // seq_length < num_samples:
-        epochs += 1
-    before_last = ((epochs - 1) * sum(lengths) - 1) // seq_length
-    apart = epochs > 1 and num_samples - before_last < int(0.8 * ((sum(lengths) - 1) // seq_length))
     rng = np.random.RandomState(seed)
 
     def shuffled(values):
@@ -80,12 +75,45 @@ def test_order_follows_megatrons_rules(lengths, seq_length, num_samples, seed):
         rng.shuffle(values)
         return values.tolist()
 
-    parts = [epochs - 1, 1] if apart else [epochs]
-    assert order.doc_idx.tolist() == [d for part in parts for d in shuffled(list(documents) * part)]
-    total = (epochs * sum(lengths) - 1) // seq_length
-    bounds = [0, before_last, total] if apart else [0, total]
-    pairs = zip(bounds[:-1], bounds[1:], strict=True)
-    assert order.shuffle_idx.tolist() == [s for first, end in pairs for s in shuffled(range(first, end))]
+    doc_idx, shuffle_idx, tokens = [], [], 0
+    while not doc_idx or len(shuffle_idx) < num_samples:
+        doc_idx += shuffled(documents)
+        tokens += sum(lengths)
+        shuffle_idx += shuffled(range(len(shuffle_idx), (tokens - 1) // seq_length))
+    assert order.doc_idx.tolist() == doc_idx
+    assert order.shuffle_idx.tolist() == shuffle_idx
+
+
+def test_one_epoch_is_ordered_as_ever():
+    """Figures of the order before epochs were shuffled one by one."""
+    order = build_order(np.array([3, 5, 4, 6], np.int32), np.arange(4, dtype=np.int32), 8, 2, seed=1)
+    assert order.doc_idx.tolist() == [3, 2, 0, 1]
+    assert order.shuffle_idx.tolist() == [2, 5, 6, 4, 0, 3, 1, 7]
+
+
+@settings(max_examples=40)
+@given(
+    lengths=st.lists(st.integers(0, 20), min_size=1, max_size=10),
+    seq_length=st.integers(1, 16),
+    counts=st.tuples(st.integers(1, 80), st.integers(0, 80)),
+)
+def test_a_longer_run_reads_what_the_shorter_one_does_first(lengths, seq_length, counts, tmp_path_factory):
+    assume(sum(lengths) >= 2)
+    indexed = make_indexed(tmp_path_factory.mktemp("d") / "x", lengths)
+    short, long = (
+        GPTDataset(indexed, np.arange(len(lengths)), count, seq_length, seed=1) for count in (counts[0], sum(counts))
+    )
+    assert contents(long)[: len(short)] == contents(short)
+
+
+def test_in_each_epoch_every_token_is_a_target_once(tmp_path):
+    """65 tokens and samples of 8 targets, so that 64 targets of an epoch are its samples, and the rest follows."""
+    indexed = make_indexed(tmp_path / "x", [13, 1, 40, 9, 2])
+    dataset = GPTDataset(indexed, np.arange(5), 24, 8, seed=3)
+    first = np.concatenate([dataset[i][1:] for i in range(8)])
+    assert sorted(first.tolist()) == sorted(set(range(65)) - {int(indexed[int(dataset.order.doc_idx[0])][0])})
+    seen = np.bincount(np.concatenate([dataset[i][1:] for i in range(24)]), minlength=65)
+    assert set(seen.tolist()) <= {2, 3}
 
 
 @settings(max_examples=40)

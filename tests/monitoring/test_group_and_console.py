@@ -75,6 +75,20 @@ def test_a_monitor_that_cannot_start_is_dropped(caplog):
     assert len(caplog.messages) == 1
 
 
+def test_a_required_monitor_that_cannot_start_is_an_error():
+    broken = Broken(("start",))
+    broken.required = True
+    with pytest.raises(ConnectionError), MonitorGroup([broken]) as group:
+        group.start({})
+    assert broken.calls == ["start", "close"]
+
+
+def test_a_message_reaches_the_console():
+    console = Console(file=io.StringIO(), width=200)
+    MonitorGroup([Recorder(), ConsoleMonitor(console=console)]).say("saved x at step 3")
+    assert console.file.getvalue() == "saved x at step 3\n"
+
+
 def test_an_exception_in_the_training_closes_all_and_propagates():
     monitors = [Broken(("close",)), Recorder(), Recorder()]
     with pytest.raises(ZeroDivisionError), MonitorGroup(monitors):

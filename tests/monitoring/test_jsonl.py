@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron.errors import DataError
-from megatron.monitoring import JsonlMonitor, read_metrics
+from megatron.monitoring import JsonlMonitor, MonitorGroup, build_monitors, read_metrics
 
 HEADER = {"config": {"lr": 1e-3, "hidden_size": 64}, "model": {"parameters": 1000}}
 
@@ -148,7 +149,7 @@ def test_a_resume_that_dies_while_rewriting_leaves_the_old_file(tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="space"):
+    with pytest.raises(DataError, match="m.jsonl cannot be written.*No space"):
         JsonlMonitor(path, 3).start(HEADER)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["m.jsonl"]
 
@@ -188,3 +189,37 @@ def test_a_record_without_a_step_is_refused(tmp_path):
     with pytest.raises(ValueError, match="step"):
         monitor.log({"train/loss": 1.0})
     monitor.close()
+
+
+def test_a_file_that_cannot_be_written_is_an_error_at_the_start(tmp_path):
+    (tmp_path / "file").touch()
+    monitor = JsonlMonitor(tmp_path / "file" / "metrics.jsonl")
+    with pytest.raises(DataError, match=r"file/metrics.jsonl cannot be written"), MonitorGroup([monitor]) as group:
+        group.start({})
+
+
+def test_records_are_kept_while_the_disk_is_full(tmp_path, caplog):
+    """A limit on the size of files stands for the full disk: it cuts a line in two."""
+    path = tmp_path / "metrics.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with build_monitors(log_dir=tmp_path, console=False) as group:
+            group.start({"name": "x"})
+            group.log({"step": 1, "loss": 0.5})
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 7, limits[1]))
+            group.log({"step": 2, "loss": 0.25})
+            group.log({"step": 3, "loss": 0.125})
+            assert [record["step"] for record in read_metrics(path)[1]] == [1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            group.log({"step": 4, "loss": 0.0625})
+            expected = [{"step": step, "loss": 2.0**-step} for step in (1, 2, 3, 4)]
+            assert read_metrics(path)[1] == expected
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, limits[1]))
+            group.log({"step": 5, "loss": 2.0**-5})
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert read_metrics(path)[1] == [*expected, {"step": 5, "loss": 2.0**-5}]  # written when it was closed
+    assert sum("JsonlMonitor" in message for message in caplog.messages) == 1

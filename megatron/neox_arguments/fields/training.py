@@ -111,6 +111,12 @@ class NeoXArgsTraining:
     no_load_optim: bool = supported(False, "Do not load the optimizer state.", transfer=FREE)
     no_load_rng: bool = supported(False, "Do not load the random state.", transfer=FREE)
     finetune: bool = supported(False, "Load only the weights and start at step 0.")
+    override_data: bool = supported(
+        False,
+        "On resume, use the data, seed, sequence length and tokenizer of this configuration if the checkpoint has"
+        " others, and read the new data from its first sample.",
+        transfer=FREE,
+    )
     batch_size: int | None = supported(
         None,
         "Former name of train_micro_batch_size_per_gpu in GPT-NeoX.",

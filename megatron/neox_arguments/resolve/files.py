@@ -68,6 +68,7 @@ def load_config(args: NeoXArgs) -> LoadConfig | None:
         optimizer=not args.no_load_optim,
         rng=not args.no_load_rng,
         finetune=args.finetune,
+        override_data=args.override_data,
     )
 
 
