@@ -16,16 +16,7 @@ from megatron.errors import ConfigError
 from megatron.neox_arguments import launcher, messages, validate
 from megatron.neox_arguments.complete import complete
 from megatron.neox_arguments.deepspeed_json import deepspeed_config
-from megatron.neox_arguments.fields import KEYS
-from megatron.neox_arguments.fields.deepspeed import NeoXArgsDeepspeedConfig, NeoXArgsDeepspeedRunner
-from megatron.neox_arguments.fields.logging import NeoXArgsLogging
-from megatron.neox_arguments.fields.model import NeoXArgsModel
-from megatron.neox_arguments.fields.mup import NeoXArgsMup
-from megatron.neox_arguments.fields.optimizer import NeoXArgsLRScheduler, NeoXArgsOptimizer
-from megatron.neox_arguments.fields.other import NeoXArgsOther, NeoXArgsParallelism, NeoXArgsTokenizer
-from megatron.neox_arguments.fields.posttraining import NeoXArgsMoE, NeoXArgsPosttraining
-from megatron.neox_arguments.fields.textgen import NeoXArgsTextgen
-from megatron.neox_arguments.fields.training import NeoXArgsTraining
+from megatron.neox_arguments.fields import KEYS, NeoXArgsKeys
 from megatron.neox_arguments.keys import SATISFIED
 from megatron.neox_arguments.merging import Merged, merge, override
 from megatron.neox_arguments.spelling import as_declared
@@ -36,22 +27,7 @@ _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 @pydantic_dataclass(frozen=True, kw_only=True, config=_STRICT)
-class NeoXArgs(
-    NeoXArgsModel,
-    NeoXArgsMup,
-    NeoXArgsOptimizer,
-    NeoXArgsLRScheduler,
-    NeoXArgsTraining,
-    NeoXArgsTokenizer,
-    NeoXArgsParallelism,
-    NeoXArgsLogging,
-    NeoXArgsTextgen,
-    NeoXArgsDeepspeedConfig,
-    NeoXArgsDeepspeedRunner,
-    NeoXArgsOther,
-    NeoXArgsPosttraining,
-    NeoXArgsMoE,
-):
+class NeoXArgs(NeoXArgsKeys):
     """All keys of a run, validated, with derived values filled in.
 
     Create one with `from_ymls`, `from_dict`, `consume_deepy_args` or `consume_neox_args`. Each raises ConfigError with

@@ -166,8 +166,9 @@ class Claims:
     def record_run(self, claim: Claim, name: str, figures: Mapping[str, Any]) -> None:
         """Store one finished run of a trial. A worker that resumes the trial does not repeat it."""
         claim.runs[name] = dict(figures)
-        if self._is_mine(claim):
-            claim.trial.set_user_attr("runs", claim.runs)
+        with self._lock():
+            if self._is_mine(claim):
+                claim.trial.set_user_attr("runs", claim.runs)
 
     def finish(
         self, claim: Claim, state: TrialState, value: float | None = None, note: Mapping[str, Any] | None = None

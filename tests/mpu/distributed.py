@@ -48,7 +48,9 @@ def _work(rank: int, size: int, folder: Path, timeout: float, function: Callable
         dist.barrier()  # no process closes its connections while another still works
         dist.destroy_process_group()
     except BaseException:
-        (folder / f"failure{rank}").write_text(f"{time.time_ns()}\n{traceback.format_exc()}")
+        report = folder / f"report{rank}"
+        report.write_text(f"{time.time_ns()}\n{traceback.format_exc()}")
+        report.rename(folder / f"failure{rank}")  # complete as soon as it has this name
         os._exit(1)  # do not wait for the process groups, which will not complete
 
 

@@ -15,7 +15,9 @@ from megatron.neox_arguments.fields.training import NeoXArgsTraining
 from megatron.neox_arguments.keys import Key, key_of
 from megatron.neox_arguments.transfer import Recipe
 
-GROUPS = (
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NeoXArgsKeys(
     NeoXArgsModel,
     NeoXArgsMup,
     NeoXArgsOptimizer,
@@ -30,7 +32,11 @@ GROUPS = (
     NeoXArgsOther,
     NeoXArgsPosttraining,
     NeoXArgsMoE,
-)
+):
+    """Every key, as GPT-NeoX groups them."""
+
+
+GROUPS = NeoXArgsKeys.__bases__
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {
     field.name: field for group in GROUPS for field in dataclasses.fields(group)
@@ -61,8 +67,8 @@ __all__ = [
     "FIELDS",
     "GROUPS",
     "KEYS",
+    "NeoXArgsKeys",
     "repeated_in",
     "section_fields",
     "shared_by",
-    *(g.__name__ for g in GROUPS),
 ]
