@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch._C._distributed_c10d import HashStore
 
+from megatron.errors import ConfigError, first_line
 from megatron.mpu import DropoutStreams, Grid, ProcessGroups
 from megatron.mpu import registry as mpu_registry
 from megatron.neox_arguments.run_config import LaunchConfig, LayoutConfig
@@ -67,18 +68,34 @@ def initialize_megatron(
     warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     skip_shared_memory_op()
     if has_gpu:
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"num_gpus: this host has {torch.cuda.device_count()} devices, too few for {local_rank + 1}"
+            )
         torch.cuda.set_device(local_rank)
     backend = distributed_backend if has_gpu or distributed_backend != "nccl" else "gloo"
     if not torch.distributed.is_initialized():
         atexit.register(shutdown)  # not at the end of a run: one process can run several on the same group
         if world_size == 1:  # in memory: needs no port, which another process could claim first
             torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    try:
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:
+        raise _unreachable(rank, error) from None
     groups = _process_groups(Grid.for_world(world_size, model_parallel_size, pipe_parallel_size))
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     runtime = Runtime(rank, world_size, local_rank, device, groups)
     seed_all(seed, groups)
     return runtime
+
+
+def _unreachable(rank: int, error: Exception) -> ConfigError:
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if "EADDRINUSE" in str(error) or rank == 0:
+        return ConfigError(f"master_port: {port} cannot be used on this host; name another one ({first_line(error)})")
+    return ConfigError(
+        f"master_addr, master_port: rank {rank} has not reached rank 0 at {address}:{port} ({first_line(error)})"
+    )
 
 
 def start_worker(launch: LaunchConfig, layout: LayoutConfig, seed: int = 1234) -> Runtime:

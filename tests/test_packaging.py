@@ -221,6 +221,10 @@ def exits(tree: ast.AST) -> Iterator[ast.AST]:
             yield node
 
 
+# A second signal ends the process from a thread of its own, whose exception the main thread would never see.
+MAY_EXIT = {"megatron/training/stop.py"}
+
+
 def test_only_entry_scripts_exit():
     """A library raises instead of exiting, so that its caller can decide."""
     found = []
@@ -230,5 +234,5 @@ def test_only_entry_scripts_exit():
             # A script can exit only under `if __name__ == "__main__":`.
             tree.body = [node for node in tree.body if "__name__ == '__main__'" not in ast.unparse(node)]
         found += [f"{path.relative_to(ROOT)}:{node.lineno}" for node in exits(tree)]
-    assert not found
+    assert {place.rpartition(":")[0] for place in found} == MAY_EXIT
     assert len(list(exits(ast.parse("import sys\ndef f():\n    sys.exit(1)\n    raise SystemExit(2)")))) == 2

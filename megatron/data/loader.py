@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from megatron.errors import ConfigError
+from megatron.signals import STOP_SIGNALS, signal_at_parents_end
 
 
 class GlobalBatchSampler(Sampler[list[int]]):
@@ -68,6 +70,17 @@ def collate(samples: list[np.ndarray]) -> dict[str, torch.Tensor]:
     return {"text": torch.from_numpy(np.stack(samples))}
 
 
+def leave_signals_to_trainer(worker_id: int) -> None:
+    """Let a loader's process outlive a signal to the whole process group: the trainer needs its data for the step.
+
+    It ends with the trainer.
+    """
+    signal.set_wakeup_fd(-1)  # the trainer's, which this process has inherited
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal_at_parents_end(signal.SIGKILL)
+
+
 def build_loader(
     dataset: object, sampler: GlobalBatchSampler, num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[dict[str, torch.Tensor]]:
@@ -84,4 +97,5 @@ def build_loader(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         generator=torch.Generator().manual_seed(0),
+        worker_init_fn=leave_signals_to_trainer,
     )

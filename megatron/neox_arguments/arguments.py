@@ -13,7 +13,7 @@ from pydantic import ConfigDict, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from megatron.errors import ConfigError
-from megatron.neox_arguments import launcher, messages, validate
+from megatron.neox_arguments import launcher, messages, ranks, validate
 from megatron.neox_arguments.complete import complete
 from megatron.neox_arguments.deepspeed_json import deepspeed_config
 from megatron.neox_arguments.fields import KEYS, NeoXArgsKeys
@@ -86,17 +86,16 @@ class NeoXArgs(NeoXArgsKeys):
     def consume_deepy_args(cls, input_args: Sequence[str] | None = None, script: str | None = None) -> NeoXArgs:
         """Parse the command line of deepy.py: [script.py] a.yml b.yml [-d FOLDER] [--key value ...].
 
-        `user_script` is set to the script on the command line (default: train.py). If `script` is given, it is used
-        instead, and the command line names no script. Raises ConfigError, or UsageRequested on --help.
+        `user_script` is set to the script on the command line (default: train.py), in the current folder or else in the
+        folder of deepy.py. If `script` is given, it is used instead, and the command line names no script. Raises
+        ConfigError, or UsageRequested on --help.
         """
         argv = sys.argv[1:] if input_args is None else input_args
         program = _program() if script else f"{_program()} [script.py]"
         line = launcher.parse_command_line(argv, _TYPES, program)
         if script is None:
             named = bool(line.files) and line.files[0].endswith(".py")
-            script = line.files.pop(0) if named else "train.py"
-        if not os.path.isfile(script):
-            raise ConfigError(f"{script}: script not found")
+            script = _script(line.files.pop(0) if named else "train.py")
         line.overrides["user_script"] = script
         return cls._build(cls._read(line.files, line.folder), line.overrides, None, "command line")
 
@@ -121,7 +120,7 @@ class NeoXArgs(NeoXArgsKeys):
             merged = cls._read(line.files, line.folder)
         merged = override(merged, line.overrides, _KNOWN, "command line")
         dry_run = (overwrite_values or {}).get("dry_run", merged.values.get("dry_run"))
-        processes = None if dry_run else launcher.launched_world_size(merged.values) or 1
+        processes = None if dry_run else ranks.launched_world_size(merged.values) or 1
         return cls._build(merged, overwrite_values, processes)
 
     def get_deepspeed_main_args(self) -> list[str]:
@@ -129,11 +128,14 @@ class NeoXArgs(NeoXArgsKeys):
 
         The configuration is passed as the user set it. Each worker resolves it with its own world size.
         """
+        return [*launcher.runner_arguments(self), *self.worker_command()]
+
+    def worker_command(self) -> list[str]:
+        """Return the script and the arguments of each worker: the encoded configuration."""
         if self.user_script is None:
             raise ConfigError(self._missing("user_script"))
         given = {key: value for key, value in self.given.items() if key != "world_size"}
         return [
-            *launcher.runner_arguments(self),
             self.user_script,
             "--deepspeed_config",
             launcher.encode(self.deepspeed_config()),
@@ -218,8 +220,17 @@ def _program() -> str:
     return os.path.basename(sys.argv[0])
 
 
+def _script(name: str) -> str:
+    """Return the path of script `name`, in the current folder or else in the launcher's. Raises ConfigError."""
+    next_to = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), name)
+    found = next((path for path in (name, next_to) if os.path.isfile(path)), None)
+    if found is None:
+        raise ConfigError(f"{name}: script not found, neither in this folder nor in {os.path.dirname(next_to)}")
+    return found
+
+
 def _world_size(argument: int | None) -> int | None:
-    return launcher.launched_world_size({}) if argument is None else argument
+    return ranks.launched_world_size({}) if argument is None else argument
 
 
 _KNOWN: dict[str, dataclasses.Field[Any]] = NeoXArgs.__dataclass_fields__

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from megatron.neox_arguments.hosts import Hosts
 from megatron.neox_arguments.run_config import (
     BatchConfig,
     DataConfig,
@@ -115,10 +116,23 @@ class GenerationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LauncherConfig:
-    """Arguments of DeepSpeed's runner. num_processes: processes per host; None for one per device."""
+    """Processes to start. command: the script and its arguments. hosts: None for this host alone.
 
-    arguments: tuple[str, ...]
+    num_processes: processes on this host; None for one per device. include, exclude: devices of this host.
+    master_port: None for a free port. runner_arguments: options of DeepSpeed's launcher, for other hosts.
+    """
+
+    command: tuple[str, ...]
+    hosts: Hosts | None
     num_processes: int | None
+    include: str | None
+    exclude: str | None
+    master_addr: str | None
+    master_port: int | None
+    launcher: str
+    force_multi: bool
+    ssh_check: bool
+    runner_arguments: tuple[str, ...]
 
 
 WorkerConfig = RunConfig | CoordinateCheckConfig | SaveBaseShapesConfig

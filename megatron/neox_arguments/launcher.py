@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron.errors import ConfigError, UserError
+from megatron.neox_arguments.hosts import Hosts, limit_hosts, read_hostfile, select_hosts
 from megatron.neox_arguments.merging import normalise, unknown_key
 from megatron.neox_arguments.messages import kinds
+from megatron.neox_arguments.ranks import first_slurm_host, slurm_hosts
 from megatron.neox_arguments.yaml_loader import parse_scalar
 
 USAGE = """\
@@ -28,6 +30,7 @@ usage: {program} config.yml [more.yml ...] [-d FOLDER] [--key value ...]
 
 All keys: configs/neox_arguments.md"""
 _SHORT = {"-H": "hostfile", "-i": "sample_input_file", "-o": "sample_output_file"}
+DEFAULT_HOSTFILE = "/job/hostfile"  # DeepSpeed's
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -129,73 +132,18 @@ def decode(text: str) -> dict[str, Any]:
     return config
 
 
-def launched_world_size(config: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> int | None:
-    """Return the number of processes that a launcher reports in the environment, or None."""
-    names = ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
-    if config.get("deepspeed_mpi"):
-        names += ["PMI_SIZE"]
-    if (config.get("deepspeed_slurm") or config.get("launcher") == "slurm") and "SLURM_PROCID" in environment:
-        names += ["SLURM_NTASKS"]
-    for name in names:
-        if name in environment:
-            try:
-                return int(environment[name])
-            except ValueError:
-                raise ConfigError(f"environment: {name}={environment[name]!r} is not a number") from None
-    return None
-
-
-def rank_environment(args: Any, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Derive RANK, LOCAL_RANK, WORLD_SIZE and MASTER_* from the environment of MPI or SLURM.
-
-    A worker sets these variables before it joins the process group. The result is empty if RANK is already set, or if
-    neither deepspeed_mpi nor deepspeed_slurm is true.
-    """
-    if "RANK" in environment or not (args.deepspeed_mpi or args.deepspeed_slurm):
-        return {}
-    sources = _SLURM_RANKS if args.deepspeed_slurm else _MPI_RANKS
-    found = {}
-    for name, candidates in sources.items():
-        value = next((environment[c] for c in candidates if c in environment), None)
-        if value is None:
-            key = "deepspeed_slurm" if args.deepspeed_slurm else "deepspeed_mpi"
-            raise ConfigError(
-                f"{key}: none of {', '.join(candidates)} is in the environment; start the processes with srun or mpirun"
-            )
-        found[name] = value
-    host = args.master_addr or first_slurm_host(environment.get("SLURM_JOB_NODELIST", ""))
-    if "MASTER_ADDR" not in environment and host:
-        found["MASTER_ADDR"] = host
-    if "MASTER_PORT" not in environment:
-        found["MASTER_PORT"] = str(args.master_port)
-    return found
-
-
-_SLURM_RANKS = {"RANK": ["SLURM_PROCID"], "LOCAL_RANK": ["SLURM_LOCALID"], "WORLD_SIZE": ["SLURM_NTASKS"]}
-_MPI_RANKS = {
-    "RANK": ["OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK"],
-    "LOCAL_RANK": ["OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"],
-    "WORLD_SIZE": ["OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE"],
-}
-
-
 def runner_arguments(args: Any, environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return the options of DeepSpeed's launcher for `args` (a NeoXArgs). Raises ConfigError."""
-    options: dict[str, Any] = {}
-    if args.hostfile:
-        if not os.path.isfile(args.hostfile):
-            raise ConfigError(f"hostfile: {args.hostfile}: file not found")
-        options["hostfile"] = args.hostfile
-    elif args.num_nodes > 1:
-        raise ConfigError(f"num_nodes: {args.num_nodes} hosts need hostfile, a file that lists them")
+    hosts = launcher_hosts(args, environment)
+    options: dict[str, Any] = {"hostfile": args.hostfile}
     options.update(include=args.include, exclude=args.exclude, master_addr=args.master_addr)
     options.update(num_nodes=args.num_nodes if args.num_nodes > 0 else None, num_gpus=args.num_gpus)
     options["master_port"] = args.master_port if args.master_port != 29500 else None
     slurm = args.deepspeed_slurm or args.launcher == "slurm"
     launcher = "slurm" if slurm else args.launcher
     options["launcher"] = launcher if launcher != "pdsh" else None
-    if args.deepspeed_slurm and not args.master_addr:
-        options["master_addr"] = first_slurm_host(environment.get("SLURM_JOB_NODELIST", ""))
+    if slurm and not args.master_addr:
+        options["master_addr"] = next(iter(hosts)) if hosts else first_slurm_host(environment)
     result = []
     for key, value in options.items():
         if value not in (None, ""):
@@ -203,11 +151,33 @@ def runner_arguments(args: Any, environment: Mapping[str, str] = os.environ) -> 
     job = [f"--{key}={value}" for key, value in (("comment", args.comment), ("account", args.account)) if value]
     if job:  # one token: argparse reads a separate value that starts with -- as an option
         result.append("--launcher_args=" + shlex.join(job))
-    flags = {"force_multi": args.force_multi, "no_ssh_check": args.no_ssh_check or args.deepspeed_slurm}
+    flags = {"force_multi": args.force_multi, "no_ssh_check": args.no_ssh_check or launcher != "pdsh"}
     return result + [f"--{key}" for key, on in flags.items() if on]
 
 
-def first_slurm_host(nodes: str) -> str | None:
-    """Return the first host of a SLURM node list such as gpu[03-07,9],login1, or None for an empty list."""
-    match = re.match(r"([^,\[\]]*)(?:\[([0-9]+)[^\]]*\])?([^,\[\]]*)", nodes)
-    return "".join(part or "" for part in match.groups()) or None if match else None
+def launcher_hosts(args: Any, environment: Mapping[str, str] = os.environ) -> Hosts | None:
+    """Return the hosts and slots that `args` (a NeoXArgs) selects, or None for this host alone.
+
+    They come from the hostfile or, with launcher slurm, from the allocation. Raises ConfigError.
+    """
+    if args.hostfile or os.path.isfile(DEFAULT_HOSTFILE):
+        hosts = read_hostfile(args.hostfile or DEFAULT_HOSTFILE)
+        return limit_hosts(select_hosts(hosts, args.include, args.exclude), args.num_nodes, args.num_gpus)
+    if args.launcher == "slurm" or args.deepspeed_slurm:
+        nodes = slurm_hosts(environment.get("SLURM_JOB_NODELIST", ""))
+        slots = range(args.num_gpus or _number("SLURM_GPUS_ON_NODE", environment, "SLURM_NTASKS_PER_NODE") or 1)
+        hosts = select_hosts({node: tuple(slots) for node in nodes}, args.include, args.exclude, "the allocation")
+        if not hosts:
+            raise ConfigError(
+                "launcher: slurm starts processes on the hosts of an allocation, and there is none "
+                "(SLURM_JOB_NODELIST); start this through sbatch or salloc, or give a hostfile"
+            )
+        return limit_hosts(hosts, args.num_nodes, None)
+    if args.num_nodes > 1:
+        raise ConfigError(f"num_nodes: {args.num_nodes} hosts need hostfile, a file that lists them")
+    return None
+
+
+def _number(name: str, environment: Mapping[str, str], other: str) -> int | None:
+    value = environment.get(name) or environment.get(other) or ""
+    return int(value) if value.isdigit() else None

@@ -6,8 +6,7 @@ import contextlib
 import dataclasses
 import json
 import secrets
-import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -51,6 +50,7 @@ from megatron.training.resume import (
     free_section,
     nothing_to_load,
 )
+from megatron.training.stop import StopRequest
 from megatron.training.train_module import TrainModule
 
 
@@ -83,28 +83,6 @@ class _Window:
         mean = sum(self.losses) / len(self.losses)
         self.losses.clear()
         return mean
-
-
-class StopRequest:
-    """A request to stop, set by SIGTERM or SIGUSR1 (Slurm's warning). The loop finishes its step, saves and returns."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[StopRequest]:
-        def note(signum: int, frame: object) -> None:
-            self.requested = True
-
-        try:
-            previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
-        except ValueError:  # outside the main thread the host program handles signals
-            previous = {}
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 class Trainer:
@@ -335,7 +313,7 @@ def _train(trainer: Trainer, console: bool, watch: Monitor | None, stop: StopReq
             total_steps=config.steps,
             resume_step=trainer.step or None,
         ) as monitors,
-        stop.listening() as request,
+        stop.listening() if config.train else contextlib.nullcontext(),  # an evaluation has nothing to save
     ):
         if watch is not None:
             monitors.monitors.append(watch)
@@ -343,4 +321,4 @@ def _train(trainer: Trainer, console: bool, watch: Monitor | None, stop: StopReq
         from_rank_0(lambda: monitors.start(header))
         for notice in trainer.notices:
             monitors.say(notice)
-        return trainer.run(monitors, request)
+        return trainer.run(monitors, stop)

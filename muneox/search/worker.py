@@ -30,7 +30,7 @@ from muneox.search.setup import Setup
 from muneox.search.stages import Stage, confirm_stage, search_stage
 
 if TYPE_CHECKING:
-    from megatron.training.trainer import StopRequest
+    from megatron.training.stop import StopRequest
 
 POLL_SECONDS = 1.0
 
@@ -133,7 +133,8 @@ def train_run(
     times. Raises TrainingError if the loss is not finite.
     """
     from megatron.initialize import start_worker
-    from megatron.training.trainer import StopRequest, train
+    from megatron.training.stop import StopRequest
+    from megatron.training.trainer import train
 
     began = time.monotonic()
     shutil.rmtree(log_dir, ignore_errors=True)  # left over from a killed worker

@@ -28,6 +28,7 @@ OURS = {
 OTHER_TYPE = {
     "optimizer_type": "adamw is a separate name",
     "lr_decay_style": "wsd is additional",
+    "launcher": "mpich is additional",
     "communication_data_type": "DeepSpeed expects a name such as fp32 instead of a bool",
 }
 OTHER_DEFAULT = {

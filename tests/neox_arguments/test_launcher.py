@@ -7,13 +7,9 @@ import pytest
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs, UsageRequested
-from megatron.neox_arguments.launcher import (
-    decode,
-    encode,
-    first_slurm_host,
-    launched_world_size,
-    rank_environment,
-)
+from megatron.neox_arguments.launcher import decode, encode
+from megatron.neox_arguments.ranks import launched_world_size, rank_environment, slurm_hosts
+from megatron.neox_arguments.resolve import launcher_config
 
 
 @pytest.fixture
@@ -161,6 +157,8 @@ RUNNER_CASES = [
         {"launcher": "slurm", "comment": "two words", "account": "me"},
         {"launcher": "slurm", "launcher_args": "'--comment=two words' --account=me"},
     ),
+    ({"launcher": "mpich"}, {"launcher": "mpich", "no_ssh_check": True}),
+    ({"launcher": "slurm"}, {"launcher": "slurm", "no_ssh_check": True, "master_addr": "n07"}),
     ({"deepspeed_slurm": True}, {"launcher": "slurm", "no_ssh_check": True, "master_addr": "n07"}),
 ]
 
@@ -191,7 +189,7 @@ def test_launcher_needs_its_hosts(folder):
 
 
 def test_ranks_from_slurm_and_mpi():
-    slurm = NeoXArgs.from_dict({"deepspeed_slurm": True})
+    slurm = NeoXArgs.from_dict({"deepspeed_slurm": True}, world_size=4)
     environment = {
         "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "n[1-2]",
     }  # fmt: skip
@@ -199,21 +197,138 @@ def test_ranks_from_slurm_and_mpi():
         "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "n1", "MASTER_PORT": "29500",
     }  # fmt: skip
     assert launched_world_size({"deepspeed_slurm": True}, environment) == 4
-    assert launched_world_size({}, environment) is None
-    assert rank_environment(slurm, {"RANK": "0"}) == {}
-    mpi = NeoXArgs.from_dict({"deepspeed_mpi": True, "master_addr": "h"})
-    names = ("RANK", "LOCAL_RANK", "SIZE")
-    found = rank_environment(mpi, {f"OMPI_COMM_WORLD_{name}": "1" for name in names})
-    assert (found["RANK"], found["WORLD_SIZE"], found["MASTER_ADDR"]) == ("1", "1", "h")
+    assert launched_world_size({}, environment) is None  # no step: a batch script has these variables too
+    set_by_torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    assert rank_environment(slurm, {**environment, **set_by_torchrun}) == {}
+    mpi = NeoXArgs.from_dict({"deepspeed_mpi": True, "master_addr": "h"}, world_size=2)
+    found = rank_environment(mpi, OPENMPI)
+    assert (found["RANK"], found["WORLD_SIZE"], found["MASTER_ADDR"]) == ("1", "2", "h")
     with pytest.raises(ConfigError, match="deepspeed_mpi: none of OMPI_COMM_WORLD_RANK"):
         rank_environment(mpi, {})
     with pytest.raises(ConfigError, match="WORLD_SIZE='x' is not a number"):
         launched_world_size({}, {"WORLD_SIZE": "x"})
 
 
+OPENMPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}
+HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+SRUN = {
+    "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2",
+}  # fmt: skip
+NODES = {"SLURM_STEP_NODELIST": "n[07-08]", "SLURM_JOB_NODELIST": "n[01-08]"}
+NOWHERE = r"(srun|mpirun) has started 2 processes, .*set master_addr"
+
+
 @pytest.mark.parametrize(
-    ("nodes", "host"),
-    [("gpu[03-07,9],login1", "gpu03"), ("a,b", "a"), ("a-1", "a-1"), ("", None), ("n[1-2]x,m", "n1x")],
+    ("environment", "ranks"),
+    [
+        ({**SRUN, **NODES}, ("1", "0", "2", "n07")),
+        ({**SRUN, "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1"}, ("1", "0", "2", "10.0.0.1")),
+        ({**SRUN, "SLURM_STEP_NUM_NODES": "1", **NODES}, ("1", "0", "2", "127.0.0.1")),
+        ({**SRUN, **NODES, "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "8"}, ("1", "0", "2", "n07")),
+        (SRUN, NOWHERE),
+        ({**SRUN, **NODES, "SLURM_STEP_ID": "4294967291"}, None),  # the batch script of sbatch
+        ({**OPENMPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, ("1", "0", "2", "127.0.0.1")),
+        (OPENMPI, NOWHERE),
+        ({**OPENMPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "1", "MASTER_ADDR": "b"}, ("1", "0", "2", "b")),
+        (HYDRA, ("1", "1", "2", "127.0.0.1")),
+        # mpirun starts its helpers through srun, whose variables every process then has
+        ({**SRUN, **NODES, **HYDRA}, ("1", "1", "2", "127.0.0.1")),
+        ({"WORLD_SIZE": "1"}, None),
+        ({}, None),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 without RANK and LOCAL_RANK: "),
+        ({"RANK": "0"}, "RANK=0 without LOCAL_RANK and WORLD_SIZE: "),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "RANK=1, WORLD_SIZE=2 without LOCAL_RANK: "),
+        ({"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "RANK=2, LOCAL_RANK=0: expected less than WORLD_SIZE=2"),
+        ({"RANK": "-1", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "RANK='-1' is not a number"),
+    ],
 )
-def test_first_slurm_host(nodes, host):
-    assert first_slurm_host(nodes) == host
+def test_ranks_are_recognised_without_a_key(environment, ranks):
+    """Variables as the manuals of Slurm, Open MPI and Hydra list them."""
+    if isinstance(ranks, str):
+        with pytest.raises(ConfigError, match=ranks):
+            rank_environment(NeoXArgs.from_dict({}, world_size=2), environment)
+        return
+    found = rank_environment(NeoXArgs.from_dict({}, world_size=2), environment)
+    complete = {**environment, **found}
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")
+    assert ranks is None and not found or tuple(complete[name] for name in names) == ranks
+    launchers = {name: value for name, value in environment.items() if name != "WORLD_SIZE"}
+    assert launched_world_size({}, launchers) == (2 if ranks else None)
+
+
+def test_a_trial_is_one_process_also_as_a_task_of_srun():
+    assert rank_environment(NeoXArgs.from_dict({}, world_size=1), {**SRUN, **NODES}) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "keys", "says"),
+    [
+        ("a\n", {}, r"hosts:1: expected `host slots=N` with N of at least 1, got 'a'"),
+        ("# nothing\n", {}, "lists no host"),
+        ("a slots=0\n", {}, "hosts:1: expected `host slots=N`"),
+        ("a slots=2\n\na slots=1\n", {}, "hosts:3: host a is listed twice"),
+        ("$(touch x) slots=2\n", {}, "hosts:1: expected `host slots=N`"),
+        ("-oProxyCommand=x slots=2\n", {}, "hosts:1: expected `host slots=N`"),
+        ("a slots=2\nb slots=2\n", {"include": "c"}, "include: host c is not in the hostfile, which has a or b"),
+        ("a slots=2\nb slots=2\n", {"include": "a:2"}, "include: a:2: host a of the hostfile has slots 0 to 1"),
+        ("a slots=2\nb slots=2\n", {"include": "a:0,0"}, "include: a:0: .* each once"),
+        ("a slots=2\n", {"exclude": "a"}, "exclude: a: leaves no slot of the hostfile"),
+        ("a slots=2\n", {"num_nodes": 2}, "num_nodes: 2, but the hostfile lists 1"),
+        ("a slots=2\n", {"num_gpus": 3}, "num_gpus: 3, but host a has 2 slots"),
+    ],
+)
+def test_hostfile_mistakes(folder, content, keys, says):
+    (folder / "hosts").write_text(content)
+    with pytest.raises(ConfigError, match=says):
+        launcher_config(NeoXArgs.from_dict({"user_script": "train.py", "hostfile": "hosts", **keys}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "hosts"),
+    [
+        ({}, {"a": (0, 1), "b": (0, 1)}),
+        ({"include": "b:1"}, {"b": (1,)}),
+        ({"include": "b@a:0"}, {"a": (0,), "b": (0, 1)}),
+        ({"exclude": "a:0@b"}, {"a": (1,)}),
+        ({"num_nodes": 1, "num_gpus": 1}, {"a": (0,)}),
+    ],
+)
+def test_hosts_are_those_of_deepspeed(folder, keys, hosts):
+    from deepspeed.launcher import runner
+
+    config = launcher_config(NeoXArgs.from_dict({"user_script": "train.py", "hostfile": "hosts", **keys}))
+    assert config.hosts == hosts
+    pool = runner.parse_inclusion_exclusion(
+        runner.fetch_hostfile("hosts"), keys.get("include", ""), keys.get("exclude", "")
+    )
+    pool = runner.apply_num_nodes_and_gpus(pool, keys.get("num_nodes", -1), keys.get("num_gpus", -1))
+    assert {host: tuple(slots) for host, slots in pool.items()} == hosts
+
+
+def test_slurm_takes_the_hosts_of_the_allocation(folder, monkeypatch):
+    args = NeoXArgs.from_dict({"user_script": "train.py", "launcher": "slurm", "num_gpus": 2})
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
+    with pytest.raises(ConfigError, match="launcher: slurm .* sbatch or salloc"):
+        launcher_config(args)
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[07-08]")
+    assert launcher_config(args).hosts == {"n07": (0, 1), "n08": (0, 1)}
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "0")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match="mpirun has started 4 launchers"):
+        launcher_config(args)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "hosts"),
+    [
+        ("gpu[03-05,9],login1", ["gpu03", "gpu04", "gpu05", "gpu9", "login1"]),
+        ("a,b", ["a", "b"]),
+        ("a-1", ["a-1"]),
+        ("", []),
+        ("n[1-2]x,m", ["n1x", "n2x", "m"]),
+        ("r[1-2]n[08-09]", ["r1n08", "r1n09", "r2n08", "r2n09"]),
+    ],
+)
+def test_slurm_hosts(nodes, hosts):
+    assert slurm_hosts(nodes) == hosts

@@ -65,6 +65,21 @@ LIMITS = {
         ["type:", "best", "Uniform"],
         "uniform, parameters or",
     ),
+    "master_addr": (
+        ["10.0.0.1", "node-1.cluster", "fe80::1%eth0", "::1"],
+        ["$(touch x)127.0.0.1", "a b", "a;b", "-oProxyCommand=x", "`x`", "a\n", ""],
+        "a host name or an IP address",
+    ),
+    "include": (
+        ["a", "a:0", "a@b:0,2", ""],
+        ["$(x)", "a:x", "a@", "a b", "a:0;b"],
+        "hosts, each with its slots where not all are meant, such as a@b:0,2",
+    ),
+    "exclude": (
+        ["b:1"],
+        ["b:", "`x`@b"],
+        "hosts, each with its slots where not all are meant, such as a@b:0,2",
+    ),
     "master_port": ([1, 29500, 65535], [0, 65536], "a number from 1 to 65535"),
     "num_nodes": ([-1, 0, 1], [-2], "a number of at least -1"),
     "mup_base_hidden_size": ([1], [0], "a number of at least 1"),

@@ -18,7 +18,8 @@ from megatron.errors import CheckpointError, ConfigError, TrainingError
 from megatron.initialize import initialize_megatron
 from megatron.monitoring import read_metrics
 from megatron.neox_arguments.resolve import run_config
-from megatron.training.trainer import StopRequest, Trainer
+from megatron.training.stop import StopRequest
+from megatron.training.trainer import Trainer
 from tests.training.harness import (
     ROOT,
     arguments,

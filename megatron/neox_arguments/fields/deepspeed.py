@@ -15,6 +15,7 @@ from megatron.neox_arguments.fields.sections import (
     TorchAutocastSection,
     ZeroSection,
 )
+from megatron.neox_arguments.hosts import ADDRESS, SELECTION
 from megatron.neox_arguments.keys import refused, supported
 from megatron.neox_arguments.limits import Range, above, at_least
 from megatron.neox_arguments.transfer import COMBINED, FAMILY, FREE, PRECISION, SEARCH, SIZE_LADDER, shifts
@@ -188,17 +189,21 @@ class NeoXArgsDeepspeedRunner:
     """Options of DeepSpeed's launcher, used by deepy.py."""
 
     hostfile: str | None = supported(None, "File with one line `host slots=N` per host.", transfer=FREE)
-    include: str | None = supported(None, "Hosts and slots to use, for example host-0@host-1:0,2.", transfer=FREE)
-    exclude: str | None = supported(None, "Hosts and slots to exclude.", transfer=FREE)
+    include: str | None = supported(
+        None, "Hosts and slots to use, for example host-0@host-1:0,2.", limit=SELECTION, transfer=FREE
+    )
+    exclude: str | None = supported(None, "Hosts and slots to exclude.", limit=SELECTION, transfer=FREE)
     num_nodes: int = supported(
         -1, "Number of hosts to use, from the top of the hostfile. -1 uses all.", limit=at_least(-1), transfer=FREE
     )
     num_gpus: int | None = supported(
         None, "Processes per host, also on CPU hosts. If unset, one per device.", limit=at_least(1), transfer=FREE
     )
-    master_port: int = supported(29500, "Port of the first host.", limit=Range(1, 65535), transfer=FREE)
-    master_addr: str | None = supported(None, "Address of the first host.", transfer=FREE)
-    launcher: Literal["pdsh", "openmpi", "mvapich", "slurm"] = supported(
+    master_port: int = supported(
+        29500, "Port of the first host. If unset, a single host uses a free port.", limit=Range(1, 65535), transfer=FREE
+    )
+    master_addr: str | None = supported(None, "Address of the first host.", limit=ADDRESS, transfer=FREE)
+    launcher: Literal["pdsh", "openmpi", "mpich", "mvapich", "slurm"] = supported(
         "pdsh", "Launcher for processes on other hosts.", transfer=FREE
     )
     force_multi: bool = supported(False, "Use the multi-node launcher even for a single remote host.", transfer=FREE)

@@ -18,6 +18,8 @@ from megatron.neox_arguments.job_configs import (
     SaveBaseShapesConfig,
     WorkerConfig,
 )
+from megatron.neox_arguments.launcher import launcher_hosts, runner_arguments
+from megatron.neox_arguments.ranks import require_one_launcher
 from megatron.neox_arguments.resolve.files import (
     data_config,
     data_is_given,
@@ -103,7 +105,20 @@ def launcher_config(args: NeoXArgs) -> LauncherConfig | DryRunConfig:
     """Resolve the launcher's job: start the workers, or describe them in a dry run."""
     if args.dry_run:
         return dry_run_config(args)
-    return LauncherConfig(arguments=tuple(args.get_deepspeed_main_args()), num_processes=args.num_gpus)
+    require_one_launcher()
+    return LauncherConfig(
+        command=tuple(args.worker_command()),
+        hosts=launcher_hosts(args),
+        num_processes=args.num_gpus,
+        include=args.include,
+        exclude=args.exclude,
+        master_addr=args.master_addr,
+        master_port=args.master_port if "master_port" in args.given else None,
+        launcher="slurm" if args.deepspeed_slurm else args.launcher,
+        force_multi=args.force_multi,
+        ssh_check=not args.no_ssh_check,
+        runner_arguments=tuple(runner_arguments(args)),
+    )
 
 
 def worker_config(args: NeoXArgs) -> WorkerConfig:

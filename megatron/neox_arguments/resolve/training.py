@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron.neox_arguments.arguments import NeoXArgs
-from megatron.neox_arguments.launcher import rank_environment
+from megatron.neox_arguments.ranks import rank_environment
 from megatron.neox_arguments.resolve.known import known
 from megatron.neox_arguments.resolve.model import optimizer_kind
 from megatron.neox_arguments.run_config import (

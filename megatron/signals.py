@@ -1,0 +1,57 @@
+"""Signals that ask a run to stop. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+"""A run that gets one of these finishes its step, saves and exits. SIGUSR1 is Slurm's warning before a time limit."""
+
+REPEAT_SECONDS = 0.5
+"""A signal so soon after the first one is the same request: a process can get it directly and from its launcher."""
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def handled_signals() -> tuple[signal.Signals, ...]:
+    """STOP_SIGNALS without SIGHUP where it is ignored: under nohup, the end of the terminal is no request."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return tuple(number for number in STOP_SIGNALS if number != signal.SIGHUP or not ignored)
+
+
+class Requests:
+    """Counts requests to stop: signals that follow the first one at once belong to it."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+
+    def is_second(self) -> bool:
+        """Note a signal that came now: whether it is a second request."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        return now - self._first > REPEAT_SECONDS
+
+
+@contextlib.contextmanager
+def blocked(numbers: set[signal.Signals]) -> Iterator[set[signal.Signals]]:
+    """Keep `numbers` pending in this thread, for `signal.sigtimedwait`; yields the mask of before."""
+    before = {signal.Signals(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, numbers)}
+    try:
+        yield before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def signal_at_parents_end(number: signal.Signals) -> None:
+    """Let the kernel send `number` to this process when the process that started it ends. Linux only."""
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+
+
+_LIBC = ctypes.CDLL(None)  # here: a forked process that has not called exec yet must not load libraries
