@@ -1,4 +1,4 @@
-"""Launcher: merge configuration files and start a script on one or more hosts with DeepSpeed's runner.
+"""Launcher: merge configuration files and start a script on one or more hosts.
 
 python deepy.py train.py configs/mup/base.yml configs/local_setup.yml [--key value ...]
 """

@@ -2,8 +2,8 @@
 
     muneox train configs/mup/base.yml configs/local_setup.yml [--key value ...]
 
-DeepSpeed's runner starts the processes on the configured hosts and devices (`num-gpus`, `hostfile`, `launcher`, ...).
-deepy.py does the same for your own script.
+The command starts the processes on the configured hosts and devices (`num-gpus`, `hostfile`, `launcher`, ...) and
+passes signals on to them (docs/clusters.md). deepy.py does the same for your own script.
 """
 
 from __future__ import annotations
