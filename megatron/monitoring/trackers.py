@@ -15,12 +15,18 @@ from megatron.monitoring.base import Record
 from megatron.monitoring.jsonl import to_plain
 from megatron.optional import import_optional
 
+# By default wandb's service writes the file of a run every 15 s, and older versions write it in blocks of 32 KiB. What
+# is not written is lost if the job is killed.
+_FLUSH_INTERVAL, _FLUSH_SECONDS = "x_transaction_log_flush_interval", 0.5
+
 
 class WandbMonitor:
     """One run on Weights & Biases, with the header as its configuration. Offline without a login.
 
     mode: `online`, `offline` or `disabled`. None uses WANDB_MODE; if that is unset, the run is online if WANDB_API_KEY
     or netrc has an API key for `host`. Offline runs are in `log_dir`/wandb, for `wandb sync`.
+    run_id: the id of the run on the server; None for a new one. A resume with the id of the run that it continues is
+    the same run there.
     Raises ConfigError at construction if the package is missing.
     """
 
@@ -34,10 +40,13 @@ class WandbMonitor:
         run_name: str | None = None,
         host: str = "https://api.wandb.ai",
         mode: str | None = None,
+        run_id: str | None = None,
     ) -> None:
         self._wandb = import_optional("wandb", "wandb", "use_wandb", otherwise="unset use_wandb")
         self._log_dir, self._host = log_dir, host
         self._identity = {"project": project, "group": group, "entity": team, "name": run_name}
+        if run_id is not None:
+            self._identity |= {"id": run_id, "resume": "allow"}
         self._mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_login(host) else "offline")
         self._run: Any = None
         self._last_step = -1
@@ -45,6 +54,8 @@ class WandbMonitor:
     def start(self, header: Mapping[str, Any]) -> None:
         # `console="off"`: otherwise wandb would redirect stdout, including the live line.
         settings = self._wandb.Settings(base_url=self._host, console="off", silent=True)
+        if hasattr(settings, _FLUSH_INTERVAL):
+            setattr(settings, _FLUSH_INTERVAL, _FLUSH_SECONDS)
         self._run = self._wandb.init(
             **self._identity,
             dir=str(self._log_dir),

@@ -270,7 +270,7 @@ def _save_steps(config: SaveConfig, steps: int) -> set[int]:
     return save_iterations(steps, config.scale, config.factor, config.extra_steps) | {steps}
 
 
-def _wandb_arguments(config: WandbConfig) -> dict[str, str | None]:
+def _wandb_arguments(config: WandbConfig, run_id: str) -> dict[str, str | None]:
     """Arguments of WandbMonitor."""
     return {
         "project": config.project,
@@ -279,6 +279,7 @@ def _wandb_arguments(config: WandbConfig) -> dict[str, str | None]:
         "run_name": config.run_name,
         "host": config.host,
         "mode": config.mode,
+        "run_id": run_id,
     }
 
 
@@ -308,7 +309,7 @@ def _train(trainer: Trainer, console: bool, watch: Monitor | None, stop: StopReq
             rank=runtime.rank,
             log_dir=trainer.log_dir,
             console=console,
-            wandb=None if logging.wandb is None else _wandb_arguments(logging.wandb),
+            wandb=None if logging.wandb is None else _wandb_arguments(logging.wandb, trainer.run_id),
             tensorboard_dir=logging.tensorboard_dir,
             total_steps=config.steps,
             resume_step=trainer.step or None,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import wandb
@@ -13,6 +16,7 @@ from megatron.errors import ConfigError
 from megatron.monitoring import build_monitors
 from megatron.monitoring.trackers import WandbMonitor, has_login
 
+ROOT = Path(__file__).resolve().parents[2]
 HOST = "https://api.wandb.ai"
 
 
@@ -70,6 +74,51 @@ def test_without_a_login_wandb_runs_offline_and_records_config_and_steps(tmp_pat
     assert (run.project, run.run_group, run.display_name, exit_code) == ("p", "g", "n", 0)
     assert [(row["_step"], row["train/loss"]) for row in history] == [(5, 2.5), (10, 2.25)]
     assert all("valid/loss" not in row for row in history)
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from megatron.monitoring.trackers import WandbMonitor
+monitor = WandbMonitor(log_dir=Path(sys.argv[1]), project="p", mode="offline", run_id=sys.argv[2])
+monitor.start({})
+for step in range(1, 141):
+    monitor.log({"step": step, "train/loss": 1 / step})
+print("logged", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_killed_run_can_be_read_and_keeps_its_id_on_resume(tmp_path, logged_out):
+    """wandb completes a step when the next one starts, so the last step of a killed run is missing."""
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), "a1"], stdout=subprocess.PIPE, cwd=ROOT)
+    assert killed.stdout.readline() == b"logged\n"
+    [path] = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and steps_in(path) != list(range(1, 140)):
+        time.sleep(0.1)
+    killed.kill()
+    killed.wait()
+    assert steps_in(path) == list(range(1, 140))
+    resumed = WandbMonitor(log_dir=tmp_path / "resumed", project="p", mode="offline", run_id="a1")
+    (tmp_path / "resumed").mkdir()
+    resumed.start({})
+    resumed.log({"step": 141, "train/loss": 0.5})
+    resumed.close()
+    wandb.teardown()
+    [second] = tmp_path.glob("resumed/wandb/offline-run-*/*.wandb")
+    ids = {record.run.run_id for file in (path, second) for record in offline_records(file) if record.HasField("run")}
+    assert ids == {"a1"}
+
+
+def steps_in(path):
+    records = (record for record in offline_records(path) if record.HasField("history"))
+    return [
+        json.loads(item.value_json)
+        for record in records
+        for item in record.history.item
+        if "_step" in (item.key, *item.nested_key)
+    ]
 
 
 def test_login_is_found_in_environment_and_netrc(tmp_path, logged_out, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,19 @@ from megatron.errors import CheckpointError
 from megatron.initialize import initialize_megatron
 from megatron.monitoring import read_metrics
 from megatron.neox_arguments.resolve import run_config
+from megatron.neox_arguments.run_config import TokenizerConfig
+from megatron.training.resume import data_section
 from megatron.training.trainer import StopRequest, Trainer
-from tests.training.harness import ROOT, arguments, configuration, losses, make_corpus, run_script, train_here
+from tests.training.harness import (
+    ROOT,
+    arguments,
+    configuration,
+    losses,
+    make_corpus,
+    run_script,
+    train_here,
+    train_processes,
+)
 
 # A rate that no number of steps changes, so that a longer run has the schedule of the shorter one.
 CONSTANT = {"lr_decay_style": "constant", "min_lr": 0, "warmup": 0, "lr_decay_iters": 1000, "do_valid": False}
@@ -82,6 +94,19 @@ def test_tokens_in_the_metrics_are_those_trained_on(saving, capsys):
     assert f"saved {folder}/global_step8" in out
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("multiprocess")
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
+def test_another_number_of_processes_keeps_the_order(saving, tmp_path, first, second):
+    """The same global batch over other data-parallel sizes: the losses of one uninterrupted process."""
+    train_here({**saving, "save": None, "load": None, "log_dir": str(tmp_path / "whole")})
+    train_processes(first, {**saving, "exit_interval": 3}, tmp_path / "first")
+    train_processes(second, saving, tmp_path / "second")
+    records, whole = (read_metrics(tmp_path / name / "metrics.jsonl")[1] for name in ("log", "whole"))
+    assert [record["tokens"] for record in records] == [record["tokens"] for record in whole]
+    assert losses(tmp_path / "log") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+
+
 def test_a_run_extended_past_an_epoch_is_the_long_run(tmp_path):
     """624 tokens are 38 samples of 16: 8 steps of 4 stay in the first epoch, 20 steps end in the third."""
     corpus = make_corpus(tmp_path / "data" / "x", documents=8, length=78)
@@ -92,10 +117,6 @@ def test_a_run_extended_past_an_epoch_is_the_long_run(tmp_path):
     train_here(parts)
     train_here(parts, train_iters=20)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 20
-
-
-def changed_tokenizer(tmp_path: Path) -> dict[str, Any]:
-    return {"tokenizer_type": "HFTokenizer", "vocab_file": str(tmp_path / "tokenizer.json")}
 
 
 @pytest.mark.parametrize(
@@ -186,3 +207,15 @@ def test_a_changed_schedule_is_a_table_not_a_model_that_does_not_fit(saving, tmp
     assert done.returncode == 1 and "does not fit" not in done.stderr
     assert "error: the checkpoint has another learning-rate schedule; set override_lr_scheduler" in done.stderr
     assert "  decay_iters: checkpoint 1000, configuration 2000\n" in done.stderr
+
+
+def test_a_tokenizer_is_known_by_its_contents(saving, tmp_path):
+    """A moved file is the same tokenizer, an edited one is another."""
+    config = run_config(arguments(saving))
+    sections = []
+    for name, content in (("a.json", "{}"), ("b.json", "{}"), ("b.json", "[]")):
+        (tmp_path / name).write_text(content)
+        tokenizer = TokenizerConfig("HFTokenizer", str(tmp_path / name), None)
+        sections.append(data_section(dataclasses.replace(config, tokenizer=tokenizer), {})["tokenizer"])
+    assert sections[0] == sections[1] != sections[2]
+    assert sections[0]["vocab_file"] == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # `{}`
