@@ -82,7 +82,7 @@ from pathlib import Path
 from megatron.monitoring.trackers import WandbMonitor
 monitor = WandbMonitor(log_dir=Path(sys.argv[1]), project="p", mode="offline", run_id=sys.argv[2])
 monitor.start({})
-for step in range(1, 141):
+for step in range(1, 401):
     monitor.log({"step": step, "train/loss": 1 / step})
 print("logged", flush=True)
 time.sleep(600)
@@ -95,15 +95,15 @@ def test_a_killed_run_can_be_read_and_keeps_its_id_on_resume(tmp_path, logged_ou
     assert killed.stdout.readline() == b"logged\n"
     [path] = tmp_path.glob("wandb/offline-run-*/*.wandb")
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and steps_in(path) != list(range(1, 140)):
+    while time.monotonic() < deadline and steps_in(path) != list(range(1, 400)):
         time.sleep(0.1)
     killed.kill()
     killed.wait()
-    assert steps_in(path) == list(range(1, 140))
+    assert steps_in(path) == list(range(1, 400))
     resumed = WandbMonitor(log_dir=tmp_path / "resumed", project="p", mode="offline", run_id="a1")
     (tmp_path / "resumed").mkdir()
     resumed.start({})
-    resumed.log({"step": 141, "train/loss": 0.5})
+    resumed.log({"step": 401, "train/loss": 0.5})
     resumed.close()
     wandb.teardown()
     [second] = tmp_path.glob("resumed/wandb/offline-run-*/*.wandb")
