@@ -29,12 +29,12 @@ def train(
     keys = {**configuration(layout, Path(folder) / "corpus", STEPS), "save": save, "load": load, **changes}
     config = run_config(NeoXArgs.from_dict(keys, world_size=layout.world_size))
     trainer = Trainer(config, initialize_megatron("gloo", config.seed, layout.tensor, layout.pipe))
-    batches = trainer.data.train_batches(trainer.step * config.batch.size)
+    batches = trainer.data.train_batches(trainer.progress.consumed_samples)
     losses, norms = [], []
     for _ in range(steps):
         losses.append(trainer.train_module.train_step(batches)[0])
         norms.append(trainer.train_module.grad_norm())
-        trainer.step += 1
+        trainer.progress = trainer.progress.after_step(config.batch.size, config.model.seq_length)
     if config.save is not None:
         trainer.save(config.save)
     if inspect is not None:
