@@ -59,6 +59,7 @@ class Run:
             240,
             "no step in time",
         )
+        assert self.process.poll() is None, self.output.read_text()
 
     def workers(self):
         """The processes of rank 0 and 1: the children of the launcher, in the order of their start."""
