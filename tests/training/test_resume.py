@@ -19,7 +19,8 @@ from megatron.monitoring import read_metrics
 from megatron.neox_arguments.resolve import run_config
 from megatron.neox_arguments.run_config import TokenizerConfig
 from megatron.training.resume import data_section
-from megatron.training.trainer import StopRequest, Trainer
+from megatron.training.stop import StopRequest
+from megatron.training.trainer import Trainer
 from tests.training.harness import (
     ROOT,
     arguments,
