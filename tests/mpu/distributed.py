@@ -34,7 +34,8 @@ def _work(rank: int, size: int, folder: Path, timeout: float, function: Callable
     # a process that hangs (in a collective that the others do not call) prints its stack and exits
     faulthandler.dump_traceback_later(timeout, exit=True)
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size}
+    os.environ.update({name: str(value) for name, value in ranks.items()}, MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     try:
         dist.init_process_group(
             "gloo",
