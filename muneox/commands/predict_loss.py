@@ -199,7 +199,7 @@ def show(forecast: Forecast, console: Console) -> None:
 
 def _target_table(forecast: Forecast) -> Table:
     level = forecast.targets[0].predicted.level
-    table = Table(forecast.x_name, "beyond the data", "prediction", f"{level:.0%} interval", "seen", "error",
+    table = Table(forecast.x_name, "beyond the data", "prediction", f"{level:.0%} interval", "actual", "error",
                   title=f"forecast of {forecast.y_name}")  # fmt: skip
     for target in forecast.targets:
         found = target.predicted
@@ -214,7 +214,7 @@ def _target_table(forecast: Forecast) -> Table:
 
 
 def _backtest_table(forecast: Forecast) -> Table:
-    table = Table("fitted", forecast.x_name, "beyond", "predicted", "seen", "error", "")
+    table = Table("fitted", forecast.x_name, "beyond", "predicted", "actual", "error", "")
     for h in forecast.held_out:
         inside = "inside" if h.inside else "[red]outside[/red]"
         row = [str(h.sizes), f"{h.x:.6g}", f"{h.extrapolation:.1f} x", f"{h.predicted.value:.4f}", f"{h.actual:.4f}"]
@@ -257,7 +257,7 @@ def check(options: argparse.Namespace, console: Console) -> int:
             inside = target["low"] <= point.y <= target["high"]
             compared, outside = compared + 1, outside + (not inside)
             console.print(
-                f"{point.name}: seen {point.y:.4f}, forecast {target['prediction']:.4f} "
+                f"{point.name}: actual {point.y:.4f}, forecast {target['prediction']:.4f} "
                 f"[{target['low']:.4f}, {target['high']:.4f}] of {content['registered']['created']}: "
                 f"{'inside' if inside else 'OUTSIDE'}, forecast off by {target['prediction'] / point.y - 1:+.2%}",
                 soft_wrap=True,

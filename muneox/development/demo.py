@@ -109,7 +109,7 @@ def summary(out: Path, seconds: float) -> None:
     CONSOLE.print(
         f"forecast {target['prediction']:.3f} nats per byte, 90 % interval {target['low']:.3f} to "
         f"{target['high']:.3f}, from models up to 1/{target['extrapolation']:.1f} of the target's size\n"
-        f"seen     {target['actual']:.3f} (unigram entropy of this text: {unigram:.3f}): "
+        f"actual   {target['actual']:.3f} (unigram entropy of this text: {unigram:.3f}): "
         f"the forecast is {target['relative_error']:+.2%} off, "
         f"{'inside' if target['inside'] else 'OUTSIDE'} its interval\n"
         f"target   {header['model']['params']:,} parameters, {last['tokens']:,} tokens\n"

@@ -53,7 +53,7 @@ def _headline(content: Mapping[str, Any]) -> str:
     )
     if "actual" in target:
         where = "inside" if target["inside"] else "OUTSIDE"
-        headline += f"; seen {target['actual']:.4f}, {target['relative_error']:+.2%} off, {where}"
+        headline += f"; actual {target['actual']:.4f}, {target['relative_error']:+.2%} off, {where}"
     error = content["backtest"].get("mean_absolute_relative_error")
     return headline + ("" if error is None else f"; held-out runs were predicted to {error:.2%}")
 
@@ -79,11 +79,11 @@ def _ladder(name: str, content: Mapping[str, Any]) -> Figure:
             {
                 "type": "scatter",
                 "mode": "markers",
-                "name": "seen",
+                "name": "actual",
                 "x": [target["x"] for target in seen],
                 "y": [target["actual"] for target in seen],
                 "marker": {"symbol": "star", "size": 12, "color": "$text"},
-                "hovertemplate": f"seen<br>{x} %{{x:.4s}}<br>{y} %{{y:.4f}}<extra></extra>",
+                "hovertemplate": f"actual<br>{x} %{{x:.4s}}<br>{y} %{{y:.4f}}<extra></extra>",
             }
         )
     steps = content.get("law") == "annealing"
@@ -183,7 +183,7 @@ def _targets(prefix: str, content: Mapping[str, Any]) -> Table:
             )
         )
     tokens = ("tokens",) if any("tokens" in target for target in content["targets"]) else ()
-    columns = ("prediction", "low", "high", "level", "beyond the data", "seen", "error", "interval")
+    columns = ("prediction", "low", "high", "level", "beyond the data", "actual", "error", "interval")
     return Table(f"{prefix}Forecast", (content.get("x", "x"), *tokens, *columns), rows)
 
 
@@ -206,7 +206,7 @@ def _backtest(prefix: str, content: Mapping[str, Any]) -> Table:
         )
         for run in content["backtest"]["held_out"]
     ]
-    head = ("fitted", content.get("x", "x"), "prediction", "low", "high", "seen", "error", "interval")
+    head = ("fitted", content.get("x", "x"), "prediction", "low", "high", "actual", "error", "interval")
     return Table(f"{prefix}Backtest: larger runs held out", head, rows, folded=True)
 
 

@@ -92,7 +92,7 @@ def _forecasts(axes: Axes, forecast: Forecast) -> None:
         axes.set_title(_headline(forecast), fontsize=10, loc="left")
     seen = [(t.x, t.actual) for t in forecast.targets if t.actual is not None]
     if seen:
-        axes.plot(*zip(*seen), "o", mfc="none", mec=DATA, mew=1.4, ms=9, zorder=6, label="seen, not fitted")
+        axes.plot(*zip(*seen), "o", mfc="none", mec=DATA, mew=1.4, ms=9, zorder=6, label="actual, not fitted")
     axes.set_ylabel(forecast.y_name, fontsize=9.5)
     axes.legend(frameon=False, fontsize=8.5)
 
@@ -143,5 +143,5 @@ def _errors(axes: Axes, forecast: Forecast) -> None:
             color=TARGET,
             label="forecast",
         )
-    axes.set_ylabel("predicted / seen − 1, %", fontsize=9.5)
+    axes.set_ylabel("predicted / actual − 1, %", fontsize=9.5)
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 0.98), borderaxespad=0)

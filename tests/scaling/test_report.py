@@ -238,7 +238,7 @@ def test_numbers_in_the_figures_match_the_inputs(read, inputs):
     assert drawn == {(p["lr"], p["loss"]): p["run"] for p in mine}
     traces = {trace["name"]: trace for trace in figures["ladder"]["data"]}
     assert traces["fitted runs"]["y"] == [point["y"] for point in FORECAST["points"]["used"]]
-    assert traces["forecast"]["y"] == [2.51234567] and traces["seen"]["y"] == [2.5]
+    assert traces["forecast"]["y"] == [2.51234567] and traces["actual"]["y"] == [2.5]
     [band] = FORECAST["bands"]
     assert traces["median"]["x"] == band["x"] and traces["median"]["y"] == band["median"]
     area = traces["90% interval of a new run"]
