@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import enum
 import signal
 import sys
 import time
@@ -24,18 +25,27 @@ def handled_signals() -> tuple[signal.Signals, ...]:
     return tuple(number for number in STOP_SIGNALS if number != signal.SIGHUP or not ignored)
 
 
+class Request(enum.Enum):
+    """A signal's place among the requests to stop."""
+
+    FIRST = 1
+    REPEATED = 2  # the first request again, by another path
+    SECOND = 3
+
+
 class Requests:
-    """Counts requests to stop: signals that follow the first one at once belong to it."""
+    """Counts requests to stop. Signals within REPEAT_SECONDS of the first one belong to the first request."""
 
     def __init__(self) -> None:
         self._first: float | None = None
 
-    def is_second(self) -> bool:
-        """Note a signal that came now: whether it is a second request."""
+    def note(self) -> Request:
+        """Note a signal that arrives now. Returns the request that it is."""
         now = time.monotonic()
         if self._first is None:
             self._first = now
-        return now - self._first > REPEAT_SECONDS
+            return Request.FIRST
+        return Request.SECOND if now - self._first > REPEAT_SECONDS else Request.REPEATED
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from megatron.signals import STOP_SIGNALS, Requests, blocked, handled_signals, signal_at_parents_end
+from megatron.signals import STOP_SIGNALS, Request, Requests, blocked, handled_signals, signal_at_parents_end
 
 GRACE_SECONDS = 5.0
 """Time that the other processes have to end by themselves once one has failed."""
@@ -92,11 +92,12 @@ class _Group:
             self.kill()
 
     def _pass_on(self, number: signal.Signals) -> None:
-        if self._requests.is_second():
+        request = self._requests.note()
+        if request is Request.SECOND:
             print(f"stopped at once by a second signal, {number.name}: this step is not saved", file=sys.stderr)
             self.code = self.code or 128 + number
             self.kill()
-        else:
+        if request is Request.FIRST:
             for pid, command in self.running.items():
                 if command.stop is not None:
                     _run(command.stop)

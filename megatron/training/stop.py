@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 
-from megatron.signals import Requests, handled_signals, signal_at_parents_end
+from megatron.signals import Request, Requests, handled_signals, signal_at_parents_end
 
 
 class StopRequest:
@@ -54,7 +54,7 @@ def _exit_on_second(reader: socket.socket, numbers: tuple[signal.Signals, ...]) 
     requests = Requests()
     with reader:
         while received := reader.recv(1):
-            if received[0] in numbers and requests.is_second():
+            if received[0] in numbers and requests.note() is Request.SECOND:
                 name = signal.Signals(received[0]).name
                 os.write(2, f"stopped at once by a second signal, {name}: this step is not saved\n".encode())
                 os._exit(128 + received[0])

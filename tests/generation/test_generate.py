@@ -193,7 +193,7 @@ def test_equal_lines_get_different_samples(run, tmp_path):
 def test_wrong_usage(home, run, monkeypatch):
     with pytest.raises(ConfigError, match="--prompt needs a text"):
         run("--prompt")
-    with pytest.raises(ConfigError, match="input-file cannot both"):
+    with pytest.raises(ConfigError, match="--prompt and text-gen-type input-file exclude each other"):
         run("--prompt", "a", "-i", "prompts.txt")
     with pytest.raises(ConfigError, match="sample_input_file"):
         run("--text-gen-type", "input-file")
@@ -208,7 +208,8 @@ def test_without_load_the_save_directory_is_sampled(home, run):
 
 
 def test_only_one_process_of_a_launch_samples(run, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
     assert run("--prompt", "a") == ""
 
 

@@ -112,7 +112,7 @@ def test_a_run_that_stopped_early_is_not_counted():
     "change, message",
     [
         ({"data_path": "data/y"}, "`data_path`, which differs: 'data/x' in .*; 'data/y' in"),
-        ({"corpus": "b" * 64}, r"runs on one corpus, and there are 2: .* a{12}.* in .* b{12}\.\.\. in"),
+        ({"corpus": "b" * 64}, r"runs on one corpus, found 2: .* a{12}.* in .* b{12}\.\.\. in"),
         ({"iters": 200}, "`train_iters`, which differs: 100 in .*; 200 in"),
         ({"mup_init_scale": 2.0}, "in muP needs .*`mup_init_scale`, which differs"),
     ],
