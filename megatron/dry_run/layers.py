@@ -39,9 +39,8 @@ class _FlashFootprint(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(
-            1, 2
-        )  # as kernels do
+        b, heads, s, d = q.shape
+        out = q.new_empty(b, s, heads, d).transpose(1, 2)  # in the kernels' layout
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
 

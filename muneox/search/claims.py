@@ -110,6 +110,12 @@ class Claim:
     runs: dict[str, dict[str, Any]]
 
 
+def all_finished(study: optuna.Study, total: int) -> bool:
+    """Whether `study` has `total` trials and every trial is finished."""
+    trials = study.get_trials(deepcopy=False)
+    return len(trials) >= total and all(trial.state.is_finished() for trial in trials)
+
+
 class Claims:
     """One worker's view of a study with `total` trials."""
 
@@ -160,8 +166,7 @@ class Claims:
 
     def is_over(self) -> bool:
         """Whether every trial of the plan is finished."""
-        trials = self.study.get_trials(deepcopy=False)
-        return len(trials) >= self.total and all(trial.state.is_finished() for trial in trials)
+        return all_finished(self.study, self.total)
 
     def record_run(self, claim: Claim, name: str, figures: Mapping[str, Any]) -> None:
         """Store one finished run of a trial. A worker that resumes the trial does not repeat it."""

@@ -18,6 +18,7 @@ from megatron.errors import ConfigError, UserError
 from megatron.neox_arguments import NeoXArgs
 from muneox.cost import Cost
 from muneox.search import outcome, progress
+from muneox.search.claims import all_finished
 from muneox.search.proxy import check_space, check_target
 from muneox.search.setup import Setup
 from muneox.search.stages import Stage, confirm_stage, ranked, search_stage
@@ -81,8 +82,7 @@ class Workers:
 
 def is_over(stage: Stage) -> bool:
     """Whether all of a stage's trials are finished."""
-    trials = stage.study.get_trials(deepcopy=False)
-    return len(trials) >= stage.total and all(trial.state.is_finished() for trial in trials)
+    return all_finished(stage.study, stage.total)
 
 
 def lead(setup: Setup) -> int:

@@ -13,7 +13,6 @@ import os
 import random
 import resource
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 
 from megatron.checkpointing import load_checkpoint, save_checkpoint
 from megatron.errors import CheckpointError
+from tests.training.harness import free_port
 
 BATCH, WIDTH = 4, 8
 MUP = {"base": {"hidden_size": 8}, "embedding_mult": 1.0, "lr_mult": {"hidden": 0.5, "vector": 1.0}}
@@ -50,12 +50,6 @@ class Schedule:
 
     def get_last_lr(self) -> list[float]:
         return [group["lr"] for group in self.optimizer.param_groups]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def initialise(rank: int = 0, world_size: int = 1, port: int | None = None) -> None:
