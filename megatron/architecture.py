@@ -10,9 +10,10 @@ from megatron.errors import ConfigError
 
 Positions = Literal["learned", "rotary", "none"]
 Norm = Literal["layernorm", "rmsnorm"]
-PlainActivation = Literal["gelu", "relu", "silu", "swish", "mish", "softsign"]
+PlainActivation = Literal["gelu", "gelu_tanh", "relu", "silu", "swish", "mish", "softsign"]
 GatedActivation = Literal["geglu", "reglu", "swiglu", "glu", "bilinear"]
 Activation = PlainActivation | GatedActivation
+RopeType = Literal["linear", "dynamic", "llama3"]
 
 GATED_ACTIVATIONS = get_args(GatedActivation)
 
@@ -80,6 +81,23 @@ class Widths:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How the rotary frequencies are stretched, so that a model reads longer contexts than it was pretrained on.
+
+    rope_type: `linear` divides every position by `factor` (Chen et al., arXiv:2306.15595). `dynamic` raises the base
+    for contexts longer than the original ones (NTK-aware scaling). `llama3` divides only the frequencies whose
+    wavelength is long (Llama 3.1). original_positions: context length of the pretraining; `linear` does not use it.
+    low_freq_factor, high_freq_factor: only of `llama3`.
+    """
+
+    rope_type: RopeType
+    factor: float
+    original_positions: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """Layer types, biases, residuals, dropout and recomputation of a GPT, independent of its size.
 
@@ -90,6 +108,7 @@ class Architecture:
     pos_emb: Positions = "rotary"
     rotary_pct: float = 1.0
     rotary_base: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     norm: Norm = "layernorm"
     norm_epsilon: float = 1e-5
     norm_bias: bool = True

@@ -29,7 +29,8 @@ def _make_block(config: GPTConfig, factors: ForwardFactors, tp: TensorParallel) 
     widths = config.widths
     rotary = None
     if config.pos_emb == "rotary":
-        rotary = RotaryEmbedding(int(widths.head_dim * config.rotary_pct), config.rotary_base)
+        dim = int(widths.head_dim * config.rotary_pct)
+        rotary = RotaryEmbedding(dim, config.rotary_base, config.rope_scaling)
     attention = Attention(
         widths.hidden_size,
         widths.num_attention_heads,

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron.neox_arguments.complete import as_dict
 from megatron.neox_arguments.fields import FIELDS, KEYS
-from megatron.neox_arguments.limits import listed
+from megatron.neox_arguments.limits import is_number, listed
 from megatron.neox_arguments.messages import shown
 
 Problem = tuple[str, str]
@@ -17,6 +17,7 @@ _OF_ONE_OPTIMIZER = {"momentum": "sgd", "nesterov": "sgd", "betas": "adam", "eps
 def problems(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield every problem of the resolved values `v` as (key, message). `given`: the keys that the user set."""
     yield from _shape(v)
+    yield from _rope_scaling(v)
     yield from _attention_config(v)
     yield from _optimizer(v)
     yield from _schedule(v)
@@ -67,6 +68,31 @@ def _shape(v: Mapping[str, Any]) -> Iterator[Problem]:
 def _near_divisor(number: int, near: int) -> int:
     """Return the divisor of `number` closest to `near`, the smaller one of a tie."""
     return next(d for distance in range(near) for d in (near - distance, near + distance) if d > 0 and number % d == 0)
+
+
+def _rope_scaling(v: Mapping[str, Any]) -> Iterator[Problem]:
+    section = v["rope_scaling"]
+    if not isinstance(section, dict):
+        return
+    kind = section.get("rope_type")
+    for key in ("rope_type", "factor"):
+        if section.get(key) is None:
+            yield "rope_scaling", f"rope_scaling.{key}: missing; add rope_type and factor"
+    if v["pos_emb"] != "rotary":
+        yield "rope_scaling", "rope_scaling: needs pos_emb: rotary"
+    if kind == "llama3" and section.get("original_max_position_embeddings") is None:
+        yield "rope_scaling", "rope_scaling.original_max_position_embeddings: missing; llama3 needs it"
+    for key in ("low_freq_factor", "high_freq_factor"):
+        if key in section and kind != "llama3":
+            yield "rope_scaling", f"rope_scaling.{key}: only rope_type llama3 uses it; remove it"
+    if kind == "linear" and "original_max_position_embeddings" in section:
+        yield (
+            "rope_scaling",
+            "rope_scaling.original_max_position_embeddings: rope_type linear does not use it; remove it",
+        )
+    low, high = section.get("low_freq_factor", 1.0), section.get("high_freq_factor", 4.0)
+    if is_number(low) and is_number(high) and low >= high:
+        yield "rope_scaling", f"rope_scaling.high_freq_factor: expected more than low_freq_factor {low}, got {high}"
 
 
 def _attention_config(v: Mapping[str, Any]) -> Iterator[Problem]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from megatron.architecture import Widths
 from megatron.errors import BaseShapeError, ConfigError
 from megatron.model.build import ModelPlan, plan_model
@@ -76,7 +74,7 @@ def gpt_config(model: ModelConfig, widths: Widths, vocab_size: int) -> GPTConfig
     if padded < vocab_size:
         raise ConfigError(f"padded-vocab-size: expected at least the vocabulary of {vocab_size}, got {padded}")
     return GPTConfig(
-        **asdict(model.architecture),
+        **vars(model.architecture),
         widths=widths,
         vocab_size=vocab_size,
         padded_vocab_size=padded,

@@ -323,6 +323,31 @@ def test_require_names_what_is_missing():
         ({"num_attention_heads": 5}, "5 does not divide hidden_size 64; use hidden_size 60 or 65, or 4 heads"),
         ({"num_kv_heads": 3}, "num_kv_heads: 3 does not divide num_attention_heads 4"),
         ({"rotary_pct": 0.2}, "of head dimension 16 is 3 dimensions"),
+        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling.rope_type: missing"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling.factor: missing"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling.rope_type"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 0.5}},
+            "rope_scaling.factor: expected a number of at least 1",
+        ),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "original_max_position_embeddings: missing"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "low_freq_factor": 2.0}}, "only rope_type llama3"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "original_max_position_embeddings": 8}},
+            "rope_type linear does not use it",
+        ),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "pos_emb": "none"}, "needs pos_emb: rotary"),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 8,
+                    "low_freq_factor": 4.0,
+                }
+            },
+            "expected more than low_freq_factor",
+        ),
         ({"num_layers": 0}, "num_layers: expected a number of at least 1, got 0"),
         ({"max_position_embeddings": 8}, "seq_length: 32 is greater than max_position_embeddings 8"),
         ({"pos_emb": "learned"}, "max_position_embeddings: pos_emb learned needs a value; use at least 32"),

@@ -22,13 +22,14 @@ OURS = {
     "mup_query_zero_init", "mup_weight_decay_mode", "mup_eps_scaling", "coord_check_widths",
     "coord_check_seeds", "coord_check_lr", "warmup_style", "dry_run", "dry_run_gpu",
     "lr_cooldown_fraction", "lr_cooldown_style",
-    "wandb_mode", "torch_autocast", "torch_compile", "optimizer_implementation", "override_data",
+    "rope_scaling", "wandb_mode", "torch_autocast", "torch_compile", "optimizer_implementation", "override_data",
 }  # fmt: skip
 # Intended differences from GPT-NeoX: key -> reason.
 OTHER_TYPE = {
     "optimizer_type": "adamw is a separate name",
     "lr_decay_style": "wsd is additional",
     "launcher": "mpich is additional",
+    "activation": "gelu_tanh is additional",
     "communication_data_type": "DeepSpeed expects a name such as fp32 instead of a bool",
 }
 OTHER_DEFAULT = {

@@ -130,6 +130,9 @@ def config_with(path, value):
     top, *inner = path.split(".")
     companions = dict(COMPANIONS.get(path, {}))
     section = {"fp16": {"enabled": True}, "bf16": {"enabled": True}, "torch_autocast": {"enabled": True}}.get(top, {})
+    if top == "rope_scaling":
+        section = {"rope_type": "llama3", "factor": 2.0, "original_max_position_embeddings": 8}
+        companions["pos_emb"] = "rotary"
     if top == "optimizer":
         section = {"type": companions.pop("optimizer.type", "Adam")}
     config = {top: _nested(section, inner, value) if inner else value, **companions}
@@ -262,7 +265,8 @@ def test_integers_in_a_list_can_be_written_as_floats(path):
 def test_a_typo_inside_a_section_names_file_line_key_and_the_nearest_key(write, path):
     name = next(name for parent, _, name in (p.rpartition(".") for p in PATHS) if parent == path and len(name) > 4)
     typo = name[:-2] + name[-1]
-    file = write(f"seed: 1\n{json.dumps(config_with(f'{path}.{typo}', True))[1:-1]}\n".replace('"seed"', "seed"))
+    pairs = [f"{key}: {json.dumps(value)}\n" for key, value in config_with(f"{path}.{typo}", True).items()]
+    file = write("seed: 1\n" + "".join(pairs))
     with pytest.raises(ConfigError) as error:
         NeoXArgs.from_ymls([file])
     [line] = [line for line in str(error.value).splitlines() if typo in line]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from megatron.neox_arguments.fields.sections import RopeScalingSection
 from megatron.neox_arguments.keys import refused, satisfied, supported
 from megatron.neox_arguments.limits import SHARE, above, at_least
 from megatron.neox_arguments.transfer import (
@@ -167,10 +168,11 @@ class NeoXArgsModel:
         transfer=FREE,
     )
     activation: Literal[
-        "gelu", "geglu", "relu", "softsign", "swish", "mish", "silu", "reglu", "swiglu", "bilinear", "glu"
+        "gelu", "gelu_tanh", "geglu", "relu", "softsign", "swish", "mish", "silu", "reglu", "swiglu", "bilinear", "glu"
     ] = supported(
         "gelu",
-        "Activation function of the MLP. geglu, swiglu, reglu, bilinear and glu are gated.",
+        "Activation function of the MLP. geglu, swiglu, reglu, bilinear and glu are gated. gelu_tanh is GELU's tanh"
+        " approximation.",
         recipe=(FAMILY, LADDER),
     )
     use_flashattn_swiglu: bool = satisfied(
@@ -221,6 +223,12 @@ class NeoXArgsModel:
     )
     rotary_pct: float = supported(1.0, "Share of the dimensions of each head that rotate.", limit=SHARE)
     rotary_emb_base: int = supported(10000, "Base of the rotary embedding's frequencies.", limit=at_least(1))
+    rope_scaling: dict[str, Any] | None = supported(
+        None,
+        "Stretch the rotary frequencies for longer contexts than those of the pretraining, as in a Hugging Face model:"
+        " {rope_type: llama3, factor: 8.0, original_max_position_embeddings: 8192}.",
+        section=RopeScalingSection,
+    )
     rotary_save_freqs_buffer: bool = refused(
         False,
         "Store the rotary frequencies in checkpoints.",

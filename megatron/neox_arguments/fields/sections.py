@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron.neox_arguments.keys import refused, supported
-from megatron.neox_arguments.limits import PROBABILITY_BELOW_ONE, SHARE, Items, Range, at_least
+from megatron.neox_arguments.limits import PROBABILITY_BELOW_ONE, SHARE, Items, Range, above, at_least
 
 _NO_NVME = "offload to NVMe is not supported; use device cpu"
 _PRECISION = "precision sets the data type; remove the key"
@@ -33,6 +33,29 @@ class OptimizerSection:
     """optimizer. Its type is declared as optimizer_type."""
 
     params: dict[str, Any] | None = supported(None, "The optimizer's hyperparameters.", section=OptimizerParams)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScalingSection:
+    """rope_scaling."""
+
+    rope_type: Literal["linear", "dynamic", "llama3"] | None = supported(
+        None,
+        "linear divides every position by factor. dynamic raises the base for contexts longer than"
+        " original_max_position_embeddings. llama3 divides only the low frequencies.",
+    )
+    factor: float | None = supported(None, "Ratio of the new context length to the original one.", limit=at_least(1))
+    original_max_position_embeddings: int | None = supported(
+        None,
+        "Context length of the pretraining. If unset, max_position_embeddings; llama3 needs a value.",
+        limit=at_least(1),
+    )
+    low_freq_factor: float = supported(
+        1.0, "llama3: wavelengths above the original context length divided by this are stretched.", limit=above(0)
+    )
+    high_freq_factor: float = supported(
+        4.0, "llama3: wavelengths below the original context length divided by this are kept.", limit=above(0)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from megatron.architecture import Architecture, Widths
+from megatron.architecture import Architecture, RopeScaling, Widths
 from megatron.errors import ConfigError
 from megatron.neox_arguments.arguments import NeoXArgs
 from megatron.neox_arguments.resolve.known import known
@@ -127,6 +127,15 @@ def _parametrization(args: NeoXArgs, widths: Widths) -> ParametrizationConfig:
     )
 
 
+def _rope_scaling(args: NeoXArgs) -> RopeScaling | None:
+    if args.rope_scaling is None:
+        return None
+    section = dict(args.rope_scaling)
+    original = section.pop("original_max_position_embeddings", None)
+    positions = original or args.max_position_embeddings or known(args.seq_length)
+    return RopeScaling(**section, original_positions=positions)
+
+
 def _architecture(args: NeoXArgs) -> Architecture:
     match args.norm, args.pos_emb:
         case ("layernorm" | "rmsnorm") as norm, ("learned" | "rotary" | "none") as positions:
@@ -137,6 +146,7 @@ def _architecture(args: NeoXArgs) -> Architecture:
         pos_emb=positions,
         rotary_pct=args.rotary_pct,
         rotary_base=args.rotary_emb_base,
+        rope_scaling=_rope_scaling(args),
         norm=norm,
         norm_epsilon=args.layernorm_epsilon if norm == "layernorm" else args.rms_norm_epsilon,
         norm_bias=args.use_bias_in_norms,
