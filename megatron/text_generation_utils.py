@@ -26,7 +26,7 @@ from megatron.neox_arguments.job_configs import GenerationConfig
 from megatron.parametrization.plan import Shape
 from megatron.sampling import Sampling, context_length, generate_tokens, stream_tokens
 from megatron.tokenizer import StreamDetokenizer, Tokenizer, build_tokenizer
-from megatron.training.model_from_config import model_plan
+from megatron.training.model_from_config import model_plan, neox_assembly
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def load_model(config: GenerationConfig, vocab_size: int, device: torch.device |
     its parameters differ.
     """
     plan = model_plan(config.model, vocab_size)
-    loaded = load_weights(config.checkpoint, config.iteration)
+    loaded = load_weights(config.checkpoint, config.iteration, neox_assembly(plan))
     _check_parametrization(loaded, plan)
     model = meta_model(plan.config.without_padding(), plan.factors)
     expected = shapes_of(model)

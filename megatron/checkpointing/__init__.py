@@ -7,9 +7,11 @@ from megatron.checkpointing.load import (
     LoadedCheckpoint,
     LoadedWeights,
     find_intact,
+    has_no_manifest,
     load_checkpoint,
     load_weights,
 )
+from megatron.checkpointing.neox import Assembly, NeoxCheckpoint, is_neox
 from megatron.checkpointing.reshard import Target
 from megatron.checkpointing.save import save_checkpoint
 from megatron.checkpointing.schedule import save_iterations
@@ -17,15 +19,19 @@ from megatron.checkpointing.unchanged import check_unchanged
 from megatron.checkpointing.whole import Layout, WholeCheckpoint
 
 __all__ = [
+    "Assembly",
     "Layout",
     "LoadedCheckpoint",
     "LoadedWeights",
+    "NeoxCheckpoint",
     "Target",
     "WholeCheckpoint",
     "check_own_folder",
     "check_unchanged",
     "find_intact",
     "folder_lock",
+    "has_no_manifest",
+    "is_neox",
     "load_checkpoint",
     "load_weights",
     "save_checkpoint",

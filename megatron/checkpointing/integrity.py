@@ -114,13 +114,21 @@ def write_torch(path: Path, state: Any) -> FileRecord:
     return record
 
 
-def load_safely(path: Path, *, map_location: Any = "cpu", mmap: bool = False, deepspeed_classes: bool = False) -> Any:
+def load_safely(
+    path: Path,
+    *,
+    map_location: Any = "cpu",
+    mmap: bool = False,
+    deepspeed_classes: bool = False,
+    numpy_arrays: bool = False,
+) -> Any:
     """Call `torch.load` with `weights_only=True`: no code in the file runs.
 
-    deepspeed_classes: whether to allow the classes of ZeRO shards (`ALLOWED_CLASSES`).
+    deepspeed_classes: whether to allow the classes of ZeRO shards (`ALLOWED_CLASSES`). numpy_arrays: whether to allow
+    NumPy arrays of numbers, which GPT-NeoX saves with the state of NumPy's generator.
     Raises CheckpointError, which names the file.
     """
-    allowed = _import_allowed() if deepspeed_classes else []
+    allowed = [*(_import_allowed() if deepspeed_classes else []), *(_numpy_allowed() if numpy_arrays else [])]
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
@@ -230,6 +238,16 @@ def _import_allowed() -> list[Any]:
 
     split = (name.rpartition(".") for name in ALLOWED_CLASSES)
     return [getattr(importlib.import_module(module), attribute) for module, _, attribute in split]
+
+
+def _numpy_allowed() -> list[Any]:
+    """What rebuilds an array of numbers, under the names that NumPy 1 and NumPy 2 write."""
+    import numpy as np
+
+    rebuild = np.zeros(0).__reduce__()[0]
+    names = [f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")]
+    dtypes = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
+    return [*((rebuild, name) for name in names), np.ndarray, np.dtype, *dtypes]
 
 
 def _render_manifest(body: Mapping[str, Any]) -> bytes:

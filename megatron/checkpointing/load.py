@@ -12,8 +12,9 @@ import torch
 
 from megatron.checkpointing import collective
 from megatron.checkpointing.integrity import load_safely, verify_share
-from megatron.checkpointing.layout import CONFIGS, LATEST, locate, read_latest, step_directories
-from megatron.checkpointing.reshard import Target, load_whole
+from megatron.checkpointing.layout import CONFIGS, LATEST, MANIFEST, locate, read_latest, step_directories
+from megatron.checkpointing.neox import Assembly, NeoxCheckpoint, is_neox, raw_tensors, saved_iteration
+from megatron.checkpointing.reshard import Target, load_neox, load_whole
 from megatron.checkpointing.rng import restore_rng_state
 from megatron.checkpointing.save import rng_file
 from megatron.checkpointing.unchanged import Compared, check_unchanged
@@ -60,6 +61,8 @@ def find_intact(load_dir: str | Path, iteration: int | None = None) -> Path | No
     candidates: list[Path] = collective.from_rank_0(lambda: _candidates(load_dir, iteration))
     damage: list[str] = []
     for path in candidates:
+        if has_no_manifest(path):  # GPT-NeoX writes none
+            return path
         share = verify_share(path, collective.rank(), collective.world_size())
         problems = sorted({problem for part in collective.gather(share) for problem in part})
         if not problems:
@@ -84,6 +87,9 @@ def _candidates(load_dir: Path, iteration: int | None) -> list[Path]:
     latest = read_latest(load_dir)
     names_step = (load_dir / LATEST).exists()
     if not steps:
+        named = load_dir if load_dir.is_dir() and is_neox(load_dir) else _named_by_latest(load_dir)
+        if named is not None:
+            return [named]
         if names_step:
             raise CheckpointError(
                 f"{load_dir / LATEST} exists, but there is no checkpoint: restore one, or delete the file"
@@ -97,6 +103,21 @@ def _candidates(load_dir: Path, iteration: int | None) -> list[Path]:
     if not order:
         raise CheckpointError(f"{load_dir} holds no checkpoint up to step {latest}{_later_steps(load_dir)}")
     return [steps[step] for step in order]
+
+
+def _named_by_latest(load_dir: Path) -> Path | None:
+    """The checkpoint of GPT-NeoX under another name than global_step{N}, as its converters write it."""
+    try:
+        name = (load_dir / LATEST).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    path = load_dir / name
+    return path if name and path.parent == load_dir and is_neox(path) else None
+
+
+def has_no_manifest(path: Path) -> bool:
+    """Whether `path` is a checkpoint of GPT-NeoX, which lists no sizes and hashes to verify."""
+    return not (path / MANIFEST).exists() and is_neox(path)
 
 
 def _later_steps(load_dir: Path) -> str:
@@ -128,6 +149,7 @@ def load_checkpoint(
     finetune: load only the weights and start at iteration 0.
     mup, data: compared with the sections of the saved `client_state` before anything is changed, unless finetuning.
     A checkpoint that does not record its data is not compared with it.
+    A checkpoint of GPT-NeoX gives its weights, which needs `finetune` and `target`.
     target: the layout to reshard to if the checkpoint was saved under another layout of processes. After
     resharding, the random generators start from fresh seeds.
 
@@ -137,6 +159,8 @@ def load_checkpoint(
     path = find_intact(load_dir, iteration)
     if path is None:
         return None
+    if collective.from_rank_0(lambda: is_neox(path)):
+        return _load_from_neox(engine, path, finetune, target)
     weights_only = finetune or not load_optimizer
     header = collective.on_all_ranks(lambda: _read_header(path))
     client_state = header["client_state"]
@@ -160,6 +184,17 @@ def load_checkpoint(
     return LoadedCheckpoint(header["iteration"], path, client_state, own["rank_state"])
 
 
+def _load_from_neox(engine: Any, path: Path, finetune: bool, target: Target | None) -> LoadedCheckpoint:
+    if not finetune or target is None or target.assembly is None:
+        raise CheckpointError(
+            f"{path} was saved by GPT-NeoX. Its weights can be loaded, but not its optimizer state and its position in "
+            "the data: set finetune: true to start a new run from its weights"
+        )
+    assembly = target.assembly
+    collective.on_all_ranks(lambda: load_neox(engine, target, NeoxCheckpoint(path, assembly)))
+    return LoadedCheckpoint(0, path, {})
+
+
 def _check_sections(
     client_state: Mapping[str, Any], mup: Mapping[str, Any] | None, data: Mapping[str, Any] | None
 ) -> None:
@@ -168,15 +203,19 @@ def _check_sections(
     check_unchanged({} if mup is None else saved_mup, mup or {}, compared)
 
 
-def load_weights(load_dir: str | Path, iteration: int | None = None) -> LoadedWeights:
+def load_weights(load_dir: str | Path, iteration: int | None = None, assembly: Assembly | None = None) -> LoadedWeights:
     """Load model weights on the CPU without an engine, for sampling, conversion and inspection.
 
     load_dir: a save directory or one of its `global_step{N}`, saved under any layout of processes. Verification and
-    fallback are those of `load_checkpoint`. Raises CheckpointError.
+    fallback are those of `load_checkpoint`.
+    assembly: how the model's parameters are made of GPT-NeoX's shards. Without it, the tensors of a checkpoint of
+    GPT-NeoX are returned as stored, under its names. Raises CheckpointError.
     """
     path = find_intact(load_dir, iteration)
     if path is None:
         raise CheckpointError(f"{load_dir} holds no checkpoint")
+    if is_neox(path):
+        return LoadedWeights(_neox_weights(path, assembly), saved_iteration(path), path, {}, _configs(path))
     header = _read_header(path)
     whole = header["client_state"].get("layout") is not None
     if not whole and len(list(path.glob("*model_states.pt"))) > 1:
@@ -187,8 +226,19 @@ def load_weights(load_dir: str | Path, iteration: int | None = None) -> LoadedWe
     weights = WholeCheckpoint(path, header).weights if whole else dict(header["module"])
     if not any(weight.numel() for weight in weights.values()):
         raise CheckpointError(f"{path} holds no parameters: its model files are empty")
-    configs = {file.name: file.read_text(encoding="utf-8") for file in sorted((path / CONFIGS).glob("*"))}
-    return LoadedWeights(weights, header["iteration"], path, header["client_state"], configs)
+    return LoadedWeights(weights, header["iteration"], path, header["client_state"], _configs(path))
+
+
+def _configs(path: Path) -> dict[str, str]:
+    return {file.name: file.read_text(encoding="utf-8") for file in sorted((path / CONFIGS).glob("*"))}
+
+
+def _neox_weights(path: Path, assembly: Assembly | None) -> dict[str, torch.Tensor]:
+    if assembly is None:
+        return dict(raw_tensors(path))
+    checkpoint = NeoxCheckpoint(path, assembly)
+    checkpoint.check_fit()
+    return {name: checkpoint.weight(name) for name in assembly.shapes}
 
 
 def _read_header(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megatron.checkpointing.neox import Assembly, NeoxCheckpoint
 from megatron.checkpointing.whole import Layout, WholeCheckpoint
 from megatron.errors import CheckpointError
 from megatron.mappings import difference_table, differences
@@ -17,11 +18,15 @@ from megatron.mpu import Communicator, global_shape, shard, shard_of
 
 @dataclass(frozen=True)
 class Target:
-    """Destination of a load: its layout, the (global name, parameter) pairs of this process, its tensor group."""
+    """Destination of a load: its layout, the (global name, parameter) pairs of this process, its tensor group.
+
+    assembly: how its parameters are made of GPT-NeoX's shards; None where no such checkpoint is loaded.
+    """
 
     layout: Layout
     parameters: Sequence[tuple[str, nn.Parameter]]
     group: Communicator
+    assembly: Assembly | None = None
 
 
 def local_part(whole: Tensor, parameter: nn.Parameter, group: Communicator) -> Tensor:
@@ -58,6 +63,16 @@ def load_whole(engine: Any, target: Target, checkpoint: WholeCheckpoint, *, opti
         _set_weight(engine.optimizer, parameter, local_part(state.weight, parameter, target.group))
         for key, x in state.moments.items():
             _set_moment(engine.optimizer, parameter, key, local_part(x, parameter, target.group))
+
+
+def load_neox(engine: Any, target: Target, checkpoint: NeoxCheckpoint) -> None:
+    """Fill the parameters of this process with the weights of GPT-NeoX. Collective under ZeRO 3.
+
+    Raises CheckpointError before anything is changed if the checkpoint belongs to another model.
+    """
+    checkpoint.check_fit()
+    for name, parameter in target.parameters:
+        _set_weight(engine.optimizer, parameter, local_part(checkpoint.weight(name), parameter, target.group))
 
 
 def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:

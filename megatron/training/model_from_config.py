@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from megatron.architecture import Widths
+from megatron.checkpointing import Assembly
 from megatron.errors import BaseShapeError, ConfigError
-from megatron.model.build import ModelPlan, plan_model
+from megatron.model.build import ModelPlan, meta_model, plan_model
 from megatron.model.config import GPTConfig
+from megatron.mpu import named_shards
 from megatron.neox_arguments.run_config import ModelConfig, ParametrizationConfig
 from megatron.parametrization.base_shapes import (
     BASE_KEYS,
@@ -97,3 +99,16 @@ def model_plan(model: ModelConfig, vocab_size: int) -> ModelPlan:
             base.num_layers,
         )
     return plan
+
+
+def neox_assembly(plan: ModelPlan) -> Assembly:
+    """How the parameters of the model are made of the shards in a checkpoint of GPT-NeoX."""
+    config = plan.config
+    model = meta_model(config, plan.factors)
+    return Assembly(
+        shapes={name: tuple(parameter.shape) for name, parameter in plan.parameters.items()},
+        shards={name: (spec.dim, spec.blocks) for name, spec in named_shards(model).items()},
+        num_heads=config.widths.num_attention_heads,
+        num_kv_heads=config.widths.num_kv_heads,
+        parallel_residual=config.parallel_residual,
+    )

@@ -39,7 +39,7 @@ from megatron.neox_arguments.run_config import (
 from megatron.tokenizer import build_tokenizer
 from megatron.training.data import RunData, fingerprint
 from megatron.training.engine import build_train_module
-from megatron.training.model_from_config import model_plan
+from megatron.training.model_from_config import model_plan, neox_assembly
 from megatron.training.objective import masked_token
 from megatron.training.report import checkpoint_layout, flops_a_token, group_norms, mup_section, run_header
 from megatron.training.resume import (
@@ -141,7 +141,12 @@ class Trainer:
             load_optimizer=config.optimizer,
             load_rng=config.rng,
             finetune=config.finetune,
-            target=Target(self.layout, list(module.model.global_named_parameters()), self.runtime.groups.tensor),
+            target=Target(
+                self.layout,
+                list(module.model.global_named_parameters()),
+                self.runtime.groups.tensor,
+                neox_assembly(module.plan),
+            ),
         )
         module.scheduler.apply()  # DeepSpeed restores ZeRO's groups after the schedule
         if loaded is None:

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from megatron.checkpointing import Layout, LoadedWeights, load_weights, step_directories, verify
+from megatron.checkpointing import Layout, LoadedWeights, has_no_manifest, load_weights, step_directories, verify
 from megatron.checkpointing.layout import locate, read_latest
 from megatron.errors import CheckpointError
 from megatron.mappings import flatten
@@ -32,8 +32,11 @@ def main(input_args: Sequence[str] | None = None) -> int:
         steps = {iteration: steps[iteration]}
     elif iteration is not None or not steps:
         raise CheckpointError(f"{args.directory} holds no checkpoint" + (f" of step {iteration}" if iteration else ""))
-    problems = {step: verify(path) for step, path in steps.items()}
+    of_neox = [step for step, path in steps.items() if has_no_manifest(path)]
+    problems = {step: [] if step in of_neox else verify(path) for step, path in steps.items()}
     console.print(_step_table(save_dir, steps, problems))
+    if of_neox:
+        console.print("saved by GPT-NeoX, which records no hashes to verify", highlight=False)
     for problem in (p for found in problems.values() for p in found):
         console.print(f"[red]damaged[/red] {problem}", soft_wrap=True, highlight=False)
     intact = [step for step, found in problems.items() if not found]
