@@ -43,6 +43,8 @@ class NeoXArgs(NeoXArgsKeys):
             args: NeoXArgs = handler(type(data)(data.args, given))
         except ValidationError as error:
             raise messages.Problems(messages.type_problems(error, _TYPES)) from None
+        if other := validate.other_runs(given):
+            raise messages.Problems(other)
         values, problems = complete({key: getattr(args, key) for key in _KNOWN}, given)
         problems += validate.problems(values, given)
         if problems:

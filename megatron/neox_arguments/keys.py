@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from megatron.neox_arguments.features import UNSUPPORTED
 from megatron.neox_arguments.limits import Limit
 from megatron.neox_arguments.transfer import FREE, MUST_MATCH, Recipe, Transfer
 
@@ -27,6 +28,7 @@ class Key:
 
     doc: description in the key reference.
     reason: refused keys: why, and what to use instead.
+    feature: refused keys: the unsupported feature of `features.UNSUPPORTED` to which the key belongs.
     neutral: refused keys: accepted values in addition to the default.
     notice: satisfied keys: the message shown to a user who sets the key.
     refuse: single values that are not supported, each with its reason.
@@ -44,6 +46,7 @@ class Key:
     doc: str
     status: str = SUPPORTED
     reason: str = ""
+    feature: str = ""
     neutral: tuple[Any, ...] = ()
     notice: str = ""
     refuse: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -74,9 +77,13 @@ def satisfied(default: Any, doc: str, notice: str) -> Any:
     return _field(default, Key(doc, SATISFIED, notice=notice, transfer=FREE))
 
 
-def refused(default: Any, doc: str, reason: str, *, neutral: tuple[Any, ...] = ()) -> Any:
-    """Declare a key that accepts only its default and `neutral` values. `reason` also names the alternative."""
-    return _field(default, Key(doc, REFUSED, reason, neutral, transfer=FREE))
+def refused(default: Any, doc: str, reason: str = "", *, neutral: tuple[Any, ...] = (), feature: str = "") -> Any:
+    """Declare a key that accepts only its default and `neutral` values.
+
+    `reason` also names the alternative. A key of an unsupported `feature` has the sentence of the feature instead.
+    """
+    reason = reason or UNSUPPORTED[feature].sentence
+    return _field(default, Key(doc, REFUSED, reason, feature, neutral, transfer=FREE))
 
 
 def key_of(field: dataclasses.Field[Any]) -> Key:

@@ -10,18 +10,9 @@ from typing import Any
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments.fields import ALIASES, KEYS
+from megatron.neox_arguments.former import GONE
 from megatron.neox_arguments.yaml_loader import ConfigFile
 
-# Former keys without an exact replacement.
-GONE = {
-    "mlp_type": "GPT-NeoX removed it; for `llama` set activation: swiglu",
-    "dropout": "use hidden_dropout and attention_dropout",
-    "mup_save": "use save_base_shapes",
-    "vocab_size": "the tokenizer sets it; to set the number of rows of the embedding use padded_vocab_size",
-    "warmup_iters": "use warmup, a share of the training steps",
-    "decay_lr_to": "use min_lr, an absolute rate instead of a share of lr",
-    "max_lr": "use lr",
-}
 OVERLAY = "overlay"  # a property of the file, not of the run
 _PRECISIONS = ("precision", "fp16.enabled", "bf16.enabled")
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from megatron.neox_arguments import validate_layout, validate_run, validate_sections
+from megatron.neox_arguments.features import UNSUPPORTED, described, requested
 from megatron.neox_arguments.fields import FIELDS, KEYS
-from megatron.neox_arguments.validate_key import out_of_range, refusal
+from megatron.neox_arguments.validate_key import out_of_range, refusal, refusal_reason
 from megatron.neox_arguments.validate_run import Problem
 
 
@@ -25,10 +26,40 @@ def problems(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem
             yield key, problem
 
 
+def other_runs(given: Mapping[str, Any]) -> list[Problem]:
+    """Return one problem for each unsupported feature without which the configuration describes another run.
+
+    They make every other problem pointless to report.
+    """
+    return [
+        (keys[0], described(keys, UNSUPPORTED[feature].sentence))
+        for feature, keys in requested(given, _features(_refused(given))).items()
+        if UNSUPPORTED[feature].other_run
+    ]
+
+
+def _refused(given: Mapping[str, Any]) -> dict[str, str]:
+    """Return the reason for each key with a refused value."""
+    reasons = {
+        name: refusal_reason(value, KEYS[name], FIELDS[name].default) for name, value in given.items() if name in KEYS
+    }
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _features(refused: Mapping[str, str]) -> dict[str, str]:
+    """Return the unsupported feature of each refused key that belongs to one."""
+    return {name: KEYS[name].feature for name in refused if KEYS[name].feature}
+
+
 def _single(given: Mapping[str, Any]) -> Iterator[Problem]:
-    for name, value in given.items():
-        if problem := refusal(name, value, KEYS[name], FIELDS[name].default):
-            yield name, problem
+    """Check each value alone. Keys that are refused for the same reason are one problem."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in _refused(given).items():
+        groups.setdefault(reason, []).append(name)
+    for reason, names in groups.items():
+        first = names[0]
+        alone = refusal(first, given[first], KEYS[first], FIELDS[first].default)
+        yield first, described(names, reason) if len(names) > 1 else alone or ""
     for name, value in given.items():
         if problem := out_of_range(name, value, KEYS[name]):
             yield name, problem

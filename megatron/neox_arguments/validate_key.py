@@ -13,12 +13,20 @@ from megatron.neox_arguments.messages import shown
 
 def refusal(path: str, value: Any, key: Key, default: Any) -> str | None:
     """Return the message for a refused key or a refused value, or None if the value is accepted."""
-    reason = None
+    reason = refusal_reason(value, key, default)
+    return f"{path}: {reason}{_got(value)}" if reason else None
+
+
+def refusal_reason(value: Any, key: Key, default: Any) -> str | None:
+    """Return why `value` is refused, or None if it is accepted."""
     if key.status == REFUSED and value != default and value not in key.neutral:
-        reason = key.reason
-    elif isinstance(value, str):
-        reason = key.refuse.get(value.lower())
-    return f"{path}: {shown(value)} is refused: {reason}" if reason else None
+        return key.reason
+    return key.refuse.get(value.lower()) if isinstance(value, str) else None
+
+
+def _got(value: Any) -> str:
+    """Describe a refused value, unless it only switches a feature on."""
+    return "" if value is True else f" (got {shown(value)})"
 
 
 def out_of_range(path: str, value: Any, key: Key) -> str | None:

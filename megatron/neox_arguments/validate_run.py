@@ -113,7 +113,7 @@ def _attention_config(v: Mapping[str, Any]) -> Iterator[Problem]:
             count += 1
     for kind in dict.fromkeys(kinds_seen):
         if kind not in ("global", "flash"):
-            yield "attention_config", f"attention_config: {kind!r} is not supported; use global or flash"
+            yield "attention_config", f"attention_config: {kind!r} is unknown; use global or flash"
     if v["attention_config"] and v["num_layers"] and count != v["num_layers"]:
         yield (
             "attention_config",

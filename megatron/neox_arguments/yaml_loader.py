@@ -101,7 +101,7 @@ def parse_config(text: str, name: str) -> ConfigFile:
             raise ConfigError(f"{name}: the file is empty; expected keys and values")
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{name}:{_line(root)}: expected keys and values (`key: value`) at the top level")
-        problems = _key_problems(root, name)
+        problems = _comma_problems(root, name) or _key_problems(root, name)
         if problems:
             raise ConfigError("\n".join(problems))
         lines = {key.value: _line(key) for key, _ in root.value}
@@ -109,13 +109,33 @@ def parse_config(text: str, name: str) -> ConfigFile:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark else name
-        raise ConfigError(f"{where}: cannot be parsed: {error.problem or error.context}") from None
+        reason = error.problem or error.context or ""
+        if reason.endswith("but found ','") and not _in_braces(text):
+            raise ConfigError(f"{where}: a comma follows the value; {_COMMAS}") from None
+        raise ConfigError(f"{where}: cannot be parsed: {reason}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: cannot be parsed: {error}") from None
     finally:
         if loader is not None:
             loader.dispose()
     return ConfigFile(name, text, values, {key: lines.get(key, 0) for key in values})
+
+
+_COMMAS = "entries that end with commas need braces {} around all of them; in a file without braces remove the commas"
+
+
+def _comma_problems(root: yaml.MappingNode, name: str) -> list[str]:
+    """Return a message if the first of the entries that end with a comma is in a file without braces.
+
+    A block pasted from a file in braces gives such entries: YAML makes the comma a part of the value.
+    """
+    if root.flow_style:
+        return []
+    for key, value in root.value:
+        plain = isinstance(value, yaml.ScalarNode) and value.style is None
+        if plain and value.value.endswith(","):
+            return [f"{name}:{_line(key)}: a comma follows the value of {key.value!r}; {_COMMAS}"]
+    return []
 
 
 def _line(node: yaml.Node) -> int:
@@ -157,8 +177,12 @@ def _key_problems(root: yaml.Node, name: str) -> list[str]:
 
 def _tabs_to_spaces(text: str) -> str:
     """Replace tabs outside strings with spaces in a flow document: JSON allows tabs as indentation, YAML does not."""
-    body = re.sub(r"^(?:\s*(?:#[^\n]*)?\n|\s*---[ \t]*\n)*\s*", "", text)
-    if "\t" not in text or not body.startswith("{"):
+    if "\t" not in text or not _in_braces(text):
         return text
     token = re.compile(r'"(?:\\.|[^"\\])*"|\'[^\']*\'|#[^\n]*|\t', re.DOTALL)
     return token.sub(lambda match: " " if match.group() == "\t" else match.group(), text)
+
+
+def _in_braces(text: str) -> bool:
+    """Whether the first thing in `text` after comments is an opening brace."""
+    return re.sub(r"^(?:\s*(?:#[^\n]*)?\n|\s*---[ \t]*\n)*\s*", "", text).startswith("{")

@@ -105,9 +105,9 @@ def another_value(field):
 @pytest.mark.parametrize("name", [n for n, key in KEYS.items() if key.status == REFUSED])
 def test_refused_key_gives_the_reason(name):
     field = FIELDS[name]
-    with pytest.raises(ConfigError, match=rf"{name}: .* is refused: ") as error:
+    with pytest.raises(ConfigError) as error:
         NeoXArgs.from_dict({name: another_value(field)})
-    assert KEYS[name].reason in str(error.value)
+    assert str(error.value).startswith(f"configuration: {name}: {KEYS[name].reason}")
     NeoXArgs.from_dict({name: field.default})
     for neutral in KEYS[name].neutral:
         NeoXArgs.from_dict({name: neutral})
@@ -118,8 +118,9 @@ REFUSED_VALUES = [(name, value) for name, key in KEYS.items() for value in key.r
 
 @pytest.mark.parametrize(("name", "value"), REFUSED_VALUES)
 def test_refused_value_gives_the_reason(name, value):
-    with pytest.raises(ConfigError, match=rf"{name}: the string '{value}' is refused: "):
+    with pytest.raises(ConfigError) as error:
         NeoXArgs.from_dict({name: value})
+    assert str(error.value).startswith(f"configuration: {name}: {KEYS[name].refuse[value]} (got the string '{value}')")
 
 
 def test_notices_name_the_satisfied_hints_that_are_set(small):

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Modules of the configuration package that declare, complete or validate values. Reads in them are not uses.
 NO_USERS = {
     *("keys.py", "limits.py", "transfer.py", "complete.py", "messages.py", "merging.py", "sizes.py", "spelling.py"),
+    *("features.py", "former.py"),
     *(
         "yaml_loader.py",
         "validate.py",

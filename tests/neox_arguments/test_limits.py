@@ -227,7 +227,7 @@ def test_a_value_of_another_type_is_one_error_that_names_the_key(path):
     problems = lines(config_with(path, value))
     assert len(problems) == 1 and problems[0].startswith(f"{path}: "), problems
     refused = key_of(field).status == REFUSED and "." in path
-    assert ("is refused" if refused else "expected ") in problems[0]
+    assert (key_of(field).reason if refused else "expected ") in problems[0]
 
 
 INTEGERS = [

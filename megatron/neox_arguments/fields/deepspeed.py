@@ -23,7 +23,7 @@ from megatron.neox_arguments.transfer import COMBINED, FAMILY, FREE, PRECISION, 
 _OWN_MONITORS = (
     "metrics are always written to metrics.jsonl; use use_wandb or tensorboard_dir for wandb and TensorBoard"
 )
-_NO_TUNING = "DeepSpeed's autotuning is not supported; remove the key"
+_NO_CURRICULUM = "curriculum learning is not supported; without the key every sample has seq_length tokens"
 _OFF: tuple[dict[str, Any], ...] = ({}, {"enabled": False})
 
 
@@ -117,11 +117,9 @@ class NeoXArgsDeepspeedConfig:
         None, "DeepSpeed's zero_optimization section.", section=ZeroSection, transfer=FREE
     )
     curriculum_learning: dict[str, Any] | None = refused(
-        None, "DeepSpeed's curriculum learning.", "curriculum learning is not supported; remove the key", neutral=_OFF
+        None, "DeepSpeed's curriculum learning.", _NO_CURRICULUM, neutral=_OFF
     )
-    curriculum_seqlen: int = refused(
-        0, "Current sequence length of the curriculum.", "curriculum learning is not supported; remove the key"
-    )
+    curriculum_seqlen: int = refused(0, "Current sequence length of the curriculum.", _NO_CURRICULUM)
     steps_per_print: int = supported(
         10, "Number of steps between DeepSpeed's log lines.", limit=at_least(1), to_deepspeed=True, transfer=FREE
     )
@@ -135,7 +133,9 @@ class NeoXArgsDeepspeedConfig:
     communication_data_type: str | None = supported(
         None, "Data type in which gradients are communicated: fp32, fp16 or bf16.", to_deepspeed=True, transfer=FREE
     )
-    autotuning: dict[str, Any] | None = refused(None, "DeepSpeed's autotuning section.", _NO_TUNING, neutral=_OFF)
+    autotuning: dict[str, Any] | None = refused(
+        None, "DeepSpeed's autotuning section.", feature="autotuning", neutral=_OFF
+    )
     activation_checkpointing: dict[str, Any] | None = refused(
         None,
         "DeepSpeed's activation_checkpointing section.",
@@ -143,12 +143,12 @@ class NeoXArgsDeepspeedConfig:
         neutral=({},),
     )
     sparse_attention: dict[str, Any] | None = refused(
-        None, "Sparse attention.", "sparse attention is not supported; remove the key", neutral=({},)
+        None, "Sparse attention.", neutral=({},), feature="sparse_attention"
     )
     data_efficiency: dict[str, Any] | None = refused(
         None,
         "DeepSpeed's data sampling.",
-        "not supported, because the data order must be resumable; remove the key",
+        "not supported, because the data order must be resumable; without the key the samples have a random order",
         neutral=_OFF,
     )
     tensorboard: dict[str, Any] | None = refused(None, "DeepSpeed's TensorBoard monitor.", _OWN_MONITORS, neutral=_OFF)
@@ -157,14 +157,17 @@ class NeoXArgsDeepspeedConfig:
     elasticity: dict[str, Any] | None = refused(
         None,
         "Elastic training.",
-        "the batch size cannot change during training; remove the key",
+        "elastic training is not supported; without the key the batch size is the same at every step",
         neutral=_OFF,
     )
     comms_logger: dict[str, Any] | None = supported(
         None, "DeepSpeed's comms_logger section.", section=CommsLoggerSection, to_deepspeed=True, transfer=FREE
     )
     compression_training: dict[str, Any] | None = refused(
-        None, "DeepSpeed's compression.", "compression is not supported; remove the key", neutral=({},)
+        None,
+        "DeepSpeed's compression.",
+        "compression is not supported; without the key the weights are neither pruned nor quantised",
+        neutral=({},),
     )
     checkpoint: dict[str, Any] | None = supported(
         None, "DeepSpeed's checkpoint section.", section=CheckpointSection, to_deepspeed=True, transfer=FREE
@@ -207,7 +210,7 @@ class NeoXArgsDeepspeedRunner:
         "pdsh", "Launcher for processes on other hosts.", transfer=FREE
     )
     force_multi: bool = supported(False, "Use the multi-node launcher even for a single remote host.", transfer=FREE)
-    autotuning_run: str | None = refused(None, "DeepSpeed's autotuner.", _NO_TUNING)
+    autotuning_run: str | None = refused(None, "DeepSpeed's autotuner.", feature="autotuning")
     no_ssh_check: bool = supported(False, "Do not test the ssh connection before launching.", transfer=FREE)
     comment: str | None = supported(None, "Comment of the job (launcher slurm only).", transfer=FREE)
     account: str | None = supported(None, "Account of the job (launcher slurm only).", transfer=FREE)

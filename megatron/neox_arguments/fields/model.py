@@ -31,10 +31,7 @@ _INIT = Literal[
     "small_init",
     "single_residual_scaled_normal",
 ]
-_NO_TE = "Transformer Engine is not supported; remove the key to use PyTorch's layers"
-_NO_MAMBA = "Mamba layers are not supported yet; remove the key"
-_NO_RWKV = "RWKV layers are not supported yet; remove the key"
-_NO_ONLINE = "online training (reinforcement learning) is not supported; remove the key"
+_NO_SHARING = "layers cannot share weights; without the key every layer has its own weights, which is another model"
 _SDPA = "scaled_dot_product_attention fuses scale, mask and softmax on devices that support it"
 
 
@@ -98,8 +95,8 @@ class NeoXArgsModel:
             refuse={
                 "non_parametric_layernorm": "not supported yet; use layernorm",
                 "scalenorm": "not supported yet; use rmsnorm",
-                "te_rmsnorm": "Transformer Engine is not supported; use rmsnorm",
-                "te_layernorm": "Transformer Engine is not supported; use layernorm",
+                "te_rmsnorm": "Transformer Engine is not supported; rmsnorm is the same function",
+                "te_layernorm": "Transformer Engine is not supported; layernorm is the same function",
             },
             recipe=(FAMILY, LADDER),
         )
@@ -147,18 +144,18 @@ class NeoXArgsModel:
     sparsity_config: dict[str, Any] | None = refused(
         None,
         "Layout of sparse attention.",
-        "sparse attention is not supported; remove the key",
         neutral=({},),
+        feature="sparse_attention",
     )
     num_unique_layers: int | None = refused(
         None,
         "Number of layers with separate weights.",
-        "sharing weights between layers is not supported; remove the key",
+        _NO_SHARING,
     )
     param_sharing_style: str = refused(
         "grouped",
         "Order of the layers that share weights.",
-        "sharing weights between layers is not supported; remove the key",
+        _NO_SHARING,
     )
     make_vocab_size_divisible_by: int = supported(
         128,
@@ -209,7 +206,7 @@ class NeoXArgsModel:
     apply_query_key_layer_scaling: bool = refused(
         False,
         "Divide attention scores by the layer number.",
-        "not supported, because the softmax is computed in fp32; remove the key",
+        "not needed, because the softmax is computed in fp32; the scores are the same without the key",
     )
     use_cpu_initialization: bool = satisfied(
         False,
@@ -244,7 +241,7 @@ class NeoXArgsModel:
         "Initialisation of the output projections of attention and MLP.",
         transfer=must_match("the two models use different initialisation formulas"),
     )
-    gmlp_attn_dim: int = refused(64, "Width of gMLP's attention.", "gMLP layers are not supported; remove the key")
+    gmlp_attn_dim: int = refused(64, "Width of gMLP's attention.", feature="gmlp")
     gpt_j_residual: bool = supported(False, "Parallel residual: x + attention(norm1(x)) + mlp(norm2(x)).")
     gpt_j_tied: bool = supported(False, "With gpt_j_residual: attention and MLP share one norm.")
     use_bias_in_norms: bool = supported(True, "Use a bias in LayerNorm.")
@@ -253,32 +250,34 @@ class NeoXArgsModel:
     soft_prompt_tuning: dict[str, Any] | None = refused(
         None,
         "Train a soft prompt only.",
-        "soft prompts are not supported; remove the key",
+        "soft prompts are not supported; without the key all weights are trained",
         neutral=({}, {"enabled": False}),
     )
-    mamba_selective_scan_fusion: bool = refused(False, "Fused selective scan.", _NO_MAMBA)
-    mamba_causal_conv_fusion: bool = refused(False, "Fused causal convolution.", _NO_MAMBA)
-    mamba_inner_func_fusion: bool = refused(False, "Fused Mamba block.", _NO_MAMBA)
-    mamba_selective_fp32_params: bool = refused(True, "Keep Mamba's A and D in fp32.", _NO_MAMBA)
-    mamba_use_bias_in_conv: bool = refused(True, "Bias in Mamba's convolution.", _NO_MAMBA)
-    mamba_use_bias_in_linears: bool = refused(False, "Biases in Mamba's linear layers.", _NO_MAMBA)
+    mamba_selective_scan_fusion: bool = refused(False, "Fused selective scan.", feature="mamba")
+    mamba_causal_conv_fusion: bool = refused(False, "Fused causal convolution.", feature="mamba")
+    mamba_inner_func_fusion: bool = refused(False, "Fused Mamba block.", feature="mamba")
+    mamba_selective_fp32_params: bool = refused(True, "Keep Mamba's A and D in fp32.", feature="mamba")
+    mamba_use_bias_in_conv: bool = refused(True, "Bias in Mamba's convolution.", feature="mamba")
+    mamba_use_bias_in_linears: bool = refused(False, "Biases in Mamba's linear layers.", feature="mamba")
     output_layer_parallelism: Literal["column"] = satisfied(
         "column", "How the readout is sharded.", "the readout is always sharded over the vocabulary"
     )
-    serve_model_weights: bool = refused(False, "Serve weights to an inference process.", _NO_ONLINE)
-    weight_server_port: int | list[int] = refused(6000, "Port of the weight server.", _NO_ONLINE)
-    online_dataserver_ips: str | list[str] = refused("localhost", "Hosts of the online data server.", _NO_ONLINE)
-    online_dataserver_ports: int | list[int] = refused(10000, "Ports of the online data server.", _NO_ONLINE)
-    te_columnparallel: bool = refused(False, "Transformer Engine column-parallel layers.", _NO_TE)
-    te_rowparallel: bool = refused(False, "Transformer Engine row-parallel layers.", _NO_TE)
-    te_layernorm_mlp: bool = refused(False, "Transformer Engine fused norm and MLP.", _NO_TE)
-    te_mha: bool = refused(False, "Transformer Engine attention.", _NO_TE)
-    te_fp8_format: Literal["e4m3", "hybrid"] = refused("hybrid", "FP8 format.", _NO_TE)
-    te_fp8_wgrad: bool = refused(True, "Weight gradients in FP8.", _NO_TE)
-    te_fp8_amax_history_len: int = refused(1, "Length of the FP8 amax history.", _NO_TE)
-    te_fp8_amax_compute_algo: str = refused("most_recent", "How the FP8 amax is chosen.", _NO_TE)
-    te_fp8_margin: int = refused(0, "Margin of the FP8 scale.", _NO_TE)
-    te_fp8_mha: bool = refused(False, "FP8 attention.", _NO_TE)
-    dim_att: int | None = refused(None, "Attention width of RWKV.", _NO_RWKV)
-    head_size: int | None = refused(None, "Head size of RWKV.", _NO_RWKV)
-    ffn_dim: int | None = refused(None, "MLP width of RWKV.", _NO_RWKV)
+    serve_model_weights: bool = refused(False, "Serve weights to an inference process.", feature="preferences")
+    weight_server_port: int | list[int] = refused(6000, "Port of the weight server.", feature="preferences")
+    online_dataserver_ips: str | list[str] = refused(
+        "localhost", "Hosts of the online data server.", feature="preferences"
+    )
+    online_dataserver_ports: int | list[int] = refused(10000, "Ports of the online data server.", feature="preferences")
+    te_columnparallel: bool = refused(False, "Transformer Engine column-parallel layers.", feature="transformer_engine")
+    te_rowparallel: bool = refused(False, "Transformer Engine row-parallel layers.", feature="transformer_engine")
+    te_layernorm_mlp: bool = refused(False, "Transformer Engine fused norm and MLP.", feature="transformer_engine")
+    te_mha: bool = refused(False, "Transformer Engine attention.", feature="transformer_engine")
+    te_fp8_format: Literal["e4m3", "hybrid"] = refused("hybrid", "FP8 format.", feature="transformer_engine")
+    te_fp8_wgrad: bool = refused(True, "Weight gradients in FP8.", feature="transformer_engine")
+    te_fp8_amax_history_len: int = refused(1, "Length of the FP8 amax history.", feature="transformer_engine")
+    te_fp8_amax_compute_algo: str = refused("most_recent", "How the FP8 amax is chosen.", feature="transformer_engine")
+    te_fp8_margin: int = refused(0, "Margin of the FP8 scale.", feature="transformer_engine")
+    te_fp8_mha: bool = refused(False, "FP8 attention.", feature="transformer_engine")
+    dim_att: int | None = refused(None, "Attention width of RWKV.", feature="rwkv")
+    head_size: int | None = refused(None, "Head size of RWKV.", feature="rwkv")
+    ffn_dim: int | None = refused(None, "MLP width of RWKV.", feature="rwkv")

@@ -41,9 +41,7 @@ class NeoXArgsOptimizer:
         transfer=must_match("each optimizer has its own scaling rules and optimum"),
         recipe=(FAMILY, LADDER),
     )
-    use_bnb_optimizer: bool = refused(
-        False, "Use the 8-bit Adam of bitsandbytes.", "bitsandbytes is not supported; use optimizer type adam"
-    )
+    use_bnb_optimizer: bool = refused(False, "Use the 8-bit Adam of bitsandbytes.", feature="bitsandbytes")
     zero_stage: int | list[int] | Literal["all"] | None = supported(
         None,
         "ZeRO stage. Same as zero_optimization.stage. Stages 2 and 3 cannot be combined with a pipeline.",

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from megatron.neox_arguments.keys import refused
 
-_PRETRAIN = "only pretraining is supported (no DPO, KTO, reward models or reinforcement learning); remove the key"
+_NO_LABELS = "label masks of fine-tuning are not supported yet; without the key every token is trained on"
 _NO_MOE = "mixtures of experts are not supported yet; remove the key"
 
 
@@ -13,42 +13,56 @@ _NO_MOE = "mixtures of experts are not supported yet; remove the key"
 class NeoXArgsPosttraining:
     """Preference training: labels, preferences and rewards."""
 
-    train_label_data_paths: list[Any] | None = refused(None, "Labels of the training data.", _PRETRAIN)
-    train_reward_data_paths: list[Any] | None = refused(None, "Rewards of the training data.", _PRETRAIN)
-    test_label_data_paths: list[Any] | None = refused(None, "Labels of the test data.", _PRETRAIN)
-    test_reward_data_paths: list[Any] | None = refused(None, "Rewards of the test data.", _PRETRAIN)
-    valid_label_data_paths: list[Any] | None = refused(None, "Labels of the validation data.", _PRETRAIN)
-    valid_reward_data_paths: list[Any] | None = refused(None, "Rewards of the validation data.", _PRETRAIN)
-    pos_train_data_paths: list[Any] | None = refused(None, "Preferred training texts.", _PRETRAIN)
-    neg_train_data_paths: list[Any] | None = refused(None, "Rejected training texts.", _PRETRAIN)
-    pos_train_label_data_paths: list[Any] | None = refused(None, "Labels of preferred training texts.", _PRETRAIN)
-    neg_train_label_data_paths: list[Any] | None = refused(None, "Labels of rejected training texts.", _PRETRAIN)
-    pos_valid_data_paths: list[Any] | None = refused(None, "Preferred validation texts.", _PRETRAIN)
-    neg_valid_data_paths: list[Any] | None = refused(None, "Rejected validation texts.", _PRETRAIN)
-    pos_valid_label_data_paths: list[Any] | None = refused(None, "Labels of preferred validation texts.", _PRETRAIN)
-    neg_valid_label_data_paths: list[Any] | None = refused(None, "Labels of rejected validation texts.", _PRETRAIN)
-    pos_test_data_paths: list[Any] | None = refused(None, "Preferred test texts.", _PRETRAIN)
-    neg_test_data_paths: list[Any] | None = refused(None, "Rejected test texts.", _PRETRAIN)
-    pos_test_label_data_paths: list[Any] | None = refused(None, "Labels of preferred test texts.", _PRETRAIN)
-    neg_test_label_data_paths: list[Any] | None = refused(None, "Labels of rejected test texts.", _PRETRAIN)
+    train_label_data_paths: list[Any] | None = refused(None, "Labels of the training data.", _NO_LABELS)
+    train_reward_data_paths: list[Any] | None = refused(None, "Rewards of the training data.", feature="preferences")
+    test_label_data_paths: list[Any] | None = refused(None, "Labels of the test data.", _NO_LABELS)
+    test_reward_data_paths: list[Any] | None = refused(None, "Rewards of the test data.", feature="preferences")
+    valid_label_data_paths: list[Any] | None = refused(None, "Labels of the validation data.", _NO_LABELS)
+    valid_reward_data_paths: list[Any] | None = refused(None, "Rewards of the validation data.", feature="preferences")
+    pos_train_data_paths: list[Any] | None = refused(None, "Preferred training texts.", feature="preferences")
+    neg_train_data_paths: list[Any] | None = refused(None, "Rejected training texts.", feature="preferences")
+    pos_train_label_data_paths: list[Any] | None = refused(
+        None, "Labels of preferred training texts.", feature="preferences"
+    )
+    neg_train_label_data_paths: list[Any] | None = refused(
+        None, "Labels of rejected training texts.", feature="preferences"
+    )
+    pos_valid_data_paths: list[Any] | None = refused(None, "Preferred validation texts.", feature="preferences")
+    neg_valid_data_paths: list[Any] | None = refused(None, "Rejected validation texts.", feature="preferences")
+    pos_valid_label_data_paths: list[Any] | None = refused(
+        None, "Labels of preferred validation texts.", feature="preferences"
+    )
+    neg_valid_label_data_paths: list[Any] | None = refused(
+        None, "Labels of rejected validation texts.", feature="preferences"
+    )
+    pos_test_data_paths: list[Any] | None = refused(None, "Preferred test texts.", feature="preferences")
+    neg_test_data_paths: list[Any] | None = refused(None, "Rejected test texts.", feature="preferences")
+    pos_test_label_data_paths: list[Any] | None = refused(
+        None, "Labels of preferred test texts.", feature="preferences"
+    )
+    neg_test_label_data_paths: list[Any] | None = refused(None, "Labels of rejected test texts.", feature="preferences")
     pack_impl: Literal["packed", "pack_until_overflow", "unpacked"] = refused(
         "packed", "How documents are packed into samples.", "documents are packed end to end; use packed"
     )
-    dataset_impl: Literal["gpt2", "pairwise", "online"] = refused(
-        "gpt2", "Type of the dataset.", "only the packed token dataset is supported; use gpt2"
+    dataset_impl: Literal["gpt2", "pairwise", "online"] = refused("gpt2", "Type of the dataset.", feature="preferences")
+    train_impl: Literal["normal", "dpo", "rm", "kto", "reinforce"] = refused(
+        "normal", "Training objective.", feature="preferences"
     )
-    train_impl: Literal["normal", "dpo", "rm", "kto", "reinforce"] = refused("normal", "Training objective.", _PRETRAIN)
-    dpo_fp32: bool = refused(True, "Compute DPO in fp32.", _PRETRAIN)
-    dpo_reference_free: bool = refused(False, "Use DPO without a reference model.", _PRETRAIN)
-    dpo_beta: float = refused(0.1, "Beta of DPO.", _PRETRAIN)
-    kto_fp32: bool = refused(True, "Compute KTO in fp32.", _PRETRAIN)
-    kto_desirable_weight: float = refused(1.0, "Weight of desirable texts in KTO.", _PRETRAIN)
-    kto_undesirable_weight: float = refused(1.0, "Weight of undesirable texts in KTO.", _PRETRAIN)
-    kto_beta: float = refused(0.1, "Beta of KTO.", _PRETRAIN)
-    fp32_reinforce: bool = refused(True, "Compute REINFORCE in fp32.", _PRETRAIN)
-    kl_impl: Literal["abs", "mse", "kl", "full"] = refused("mse", "Divergence penalty of REINFORCE.", _PRETRAIN)
-    kl_div_beta: float = refused(0.1, "Weight of the divergence penalty.", _PRETRAIN)
-    reinforce_leave_one_out: bool = refused(False, "Use the leave-one-out baseline of REINFORCE.", _PRETRAIN)
+    dpo_fp32: bool = refused(True, "Compute DPO in fp32.", feature="preferences")
+    dpo_reference_free: bool = refused(False, "Use DPO without a reference model.", feature="preferences")
+    dpo_beta: float = refused(0.1, "Beta of DPO.", feature="preferences")
+    kto_fp32: bool = refused(True, "Compute KTO in fp32.", feature="preferences")
+    kto_desirable_weight: float = refused(1.0, "Weight of desirable texts in KTO.", feature="preferences")
+    kto_undesirable_weight: float = refused(1.0, "Weight of undesirable texts in KTO.", feature="preferences")
+    kto_beta: float = refused(0.1, "Beta of KTO.", feature="preferences")
+    fp32_reinforce: bool = refused(True, "Compute REINFORCE in fp32.", feature="preferences")
+    kl_impl: Literal["abs", "mse", "kl", "full"] = refused(
+        "mse", "Divergence penalty of REINFORCE.", feature="preferences"
+    )
+    kl_div_beta: float = refused(0.1, "Weight of the divergence penalty.", feature="preferences")
+    reinforce_leave_one_out: bool = refused(
+        False, "Use the leave-one-out baseline of REINFORCE.", feature="preferences"
+    )
     allow_chopped: bool = refused(
         True,
         "Allow a sample to begin or end inside a document.",
