@@ -68,6 +68,7 @@ ENTRY_POINTS = {
     "muneox.commands.sweep",
     "muneox.commands.train",
     "muneox.commands.transfer",
+    "muneox.development.compare_gpt_neox",
     "muneox.development.layouts",
     "muneox.search.lead",
     "muneox.search.proxy",

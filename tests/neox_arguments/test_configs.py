@@ -9,16 +9,28 @@ from pathlib import Path
 
 import pytest
 
+from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.fields import FIELDS, KEYS
+from megatron.neox_arguments.keys import REFUSED
+from megatron.neox_arguments.transfer import FREE
 from megatron.neox_arguments.yaml_loader import load_config
+from muneox.development.compare_gpt_neox import DEPARTURES, combination, compare, configuration_files, differing
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = ROOT / "configs" / "local_setup.yml"
+OVERLAYS = {"local_setup_wandb.yml", "slurm_local.yml"}  # used instead of local_setup.yml
 SPACES = {"space.yml", "space_pairwise.yml"}  # search spaces, not configurations
+GPT_NEOX_KEYS = {
+    row["key"] for row in csv.DictReader((Path(__file__).parent / "gpt_neox_keys.csv").open(encoding="utf-8"))
+}
 FILES = sorted(path for path in (ROOT / "configs").rglob("*.yml") if path != LOCAL and path.name not in SPACES)
 
 
-@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT / "configs")) for path in FILES])
+MODELS = [path for path in FILES if path.name not in OVERLAYS]
+
+
+@pytest.mark.parametrize("path", MODELS, ids=[str(path.relative_to(ROOT / "configs")) for path in MODELS])
 def test_every_configuration_parses_with_the_local_setup(path):
     values = {key.replace("-", "_"): value for key, value in load_config(path).values.items()}
     local = {key.replace("-", "_"): value for key, value in load_config(LOCAL).values.items()}
@@ -148,58 +160,136 @@ def test_deepspeed_accepts_its_configuration(neox_style, precision):
         assert scaling.initial_scale_power == 12
 
 
-PUBLISHED = list(csv.DictReader((Path(__file__).parent / "gpt_neox_configs.csv").open(encoding="utf-8")))
-NO_MLP_BIAS = dict.fromkeys(
-    ("llama2/13B", "llama2/70B", "llama2/7B", "llama2/codellama_34B", "llama2/codellama_7B")
-    + ("llemma/34B", "llemma/7B", "mistral/7B"),
-    False,
-)
-# Intended differences from GPT-NeoX's files: values of the published models, as stated in the first lines of each file.
-DEPARTURES = {
-    "use_bias_in_mlp": NO_MLP_BIAS,
-    "rotary_emb_base": {"llama2/70B": 10000},
-    "intermediate_size": {
-        "llama2/codellama_34B": 66048,  # 22016 by GPT-NeoX's formula for gated MLPs
-        "llama2/codellama_7B": 33024,  # 11008
-        "llemma/34B": 66048,
-        "llemma/7B": 33024,
-        "mistral/7B": 43008,  # 14336
+# What GPT-NeoX's own code derives from its files with 64 processes, without the fields that have their defaults.
+# Made by `python tools/compare_gpt_neox.py CHECKOUT --record` from commit ea7aefd.
+DERIVED = json.loads((Path(__file__).parent / "gpt_neox_derived.json").read_text(encoding="utf-8"))
+SHIPPED = [
+    name
+    for name in DERIVED
+    if name.startswith("configs/") and all((ROOT / file).is_file() for file in combination(name))
+]
+# Keys that do not change what a step computes, but which steps are computed, evaluated and saved.
+CADENCE = {
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "seed", "num_workers",
+    "eval_interval", "eval_iters", "checkpoint_factor", "checkpoint_scale", "extra_save_iters", "finetune",
+    "override_lr_scheduler", "log_interval", "keep_last_n_checkpoints",
+    "model_parallel_size", "pipe_parallel_size", "make_vocab_size_divisible_by", "zero_stage",
+    "checkpoint_activations", "checkpoint_num_layers", "text_gen_type", "maximum_tokens", "temperature", "num_samples",
+    "global_num_gpus", "launcher", "deepspeed_slurm", "comment", "use_wandb", "wandb_project",
+}  # fmt: skip
+# The data and tokenizer files of somebody's machine.
+PLACES = {
+    "data_path", "vocab_file", "merge_file",
+    *(f"{part}_data_{what}" for part in ("train", "valid", "test") for what in ("paths", "weights")),
+}  # fmt: skip
+# Intended differences from GPT-NeoX's files: values of the published models, which the first line of each file states.
+PUBLISHED = {
+    **{
+        f"configs/llama2/{name}.yml": {"use_bias_in_mlp": False}
+        for name in ("7B", "13B", "70B", "codellama_7B", "codellama_34B")
     },
-    "mlp_multiple_of": {"mistral/7B": 256},
-    "min_lr": {"llemma/7B": 3.3e-6},  # from the removed keys decay_lr_to 0.033 and warmup_iters 500
-    "warmup": {"llemma/7B": 0.0104},
+    "configs/mistral/7B.yml": {"use_bias_in_mlp": False, "intermediate_size": 43008, "mlp_multiple_of": 256},
+    "configs/pythia/1B.yml": {"precision": "bfloat16"},
 }
+PUBLISHED["configs/llama2/70B.yml"]["rotary_emb_base"] = 10000
+PUBLISHED["configs/llama2/codellama_7B.yml"]["intermediate_size"] = 33024  # 11008 by GPT-NeoX's formula
+PUBLISHED["configs/llama2/codellama_34B.yml"]["intermediate_size"] = 66048  # 22016
+LOCAL_TOKENIZER = {"configs/local_setup.yml", "configs/local_setup_wandb.yml", "configs/slurm_local.yml"}
 
 
-@pytest.mark.parametrize("row", PUBLISHED, ids=[row["name"] for row in PUBLISHED])
-def test_a_file_with_gpt_neox_name_has_gpt_neox_values(row):
-    """Keys that affect the trained model equal those in GPT-NeoX's file of the same name. An empty cell is null."""
-    name = row["name"]
-    args = NeoXArgs.from_ymls([ROOT / "configs" / f"{name}.yml"])
+def first_line_of(name):
+    return (ROOT / name).read_text(encoding="utf-8").splitlines()[0]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_file_with_gpt_neox_name_trains_the_same_run(name):
+    """Every key that affects the trained model equals what GPT-NeoX derives from its file of the same name."""
+    files = combination(name)
+    args = NeoXArgs.from_ymls([ROOT / file for file in files], {"global_num_gpus": 64})
+    checked = {key for key, facts in KEYS.items() if facts.transfer is not FREE} | CADENCE
+    checked -= PLACES | DEPARTURES.keys() - {"optimizer_type"}
+    if LOCAL_TOKENIZER & set(files):
+        checked -= {"tokenizer_type"}
+    published = PUBLISHED.get(name, {})
     differing = {}
-    for path, cell in list(row.items())[1:]:
-        key, *inner = path.split(".")
-        found = getattr(args, key)
-        for part in inner:
-            found = (found or {}).get(part)
-        expected = json.loads(cell) if cell else None
-        expected = DEPARTURES.get(path, {}).get(name, expected)
-        if name == "pythia/1B" and path == "fp16.initial_scale_power":
-            expected = None  # bfloat16 does not scale the loss
-        if found != expected:
-            differing[path] = (found, expected)
+    for key in checked & GPT_NEOX_KEYS:
+        theirs = DERIVED[name].get(key, FIELDS[key].default)
+        if key == "sliding_window_width" and getattr(args, key) is None:
+            assert "without its sliding window" in first_line_of(name) or theirs is None
+            continue
+        expected = published.get(key, theirs.lower() if key == "optimizer_type" else theirs)
+        if getattr(args, key) != expected:
+            differing[key] = (getattr(args, key), expected)
     assert differing == {}
-    head = (ROOT / "configs" / f"{name}.yml").read_text(encoding="utf-8").split("\n\n")[0]
-    assert ("has no biases" in head or "MLP has no biases" in head) == (name in NO_MLP_BIAS)
+    for key in ("betas", "eps"):
+        ours, theirs = args.optimizer["params"], DERIVED[name]["optimizer"]["params"]
+        assert ours.get(key) == theirs.get(key)
+    if published:
+        assert "GPT-NeoX" in first_line_of(name)
 
 
-def test_the_table_covers_the_published_files():
-    assert len(PUBLISHED) >= 30
-    assert {row["name"] for row in PUBLISHED} >= {str(path.relative_to(ROOT / "configs"))[:-4] for path in FILES} - {
-        "mup/base", "mup/target", "mup/demo",
-    }  # fmt: skip
-    for name, words in (("mistral/7B", "sliding window"), ("llama2/70B", "rotary-emb-base is 10000")):
-        assert words in (ROOT / "configs" / f"{name}.yml").read_text(encoding="utf-8").split("\n\n")[0]
+def test_files_that_gpt_neox_refuses_state_their_differences():
+    """Its llemma files have keys that it removed. The values of the files here follow from them."""
+    small, large = (NeoXArgs.from_ymls([ROOT / f"configs/llemma/{size}.yml"]) for size in ("7B", "34B"))
+    assert (small.min_lr, small.warmup) == (3.3e-6, 0.0104)  # decay_lr_to 0.033 and warmup_iters 500
+    assert (large.lr, large.min_lr, large.warmup, large.train_iters) == (5e-5, 1.65e-6, 0.042, 12000)
+    assert (small.intermediate_size, large.intermediate_size) == (33024, 66048)
+    assert not small.use_bias_in_mlp and not large.use_bias_in_mlp
+    for size in ("7B", "34B"):
+        assert "Unlike GPT-NeoX's file: no MLP biases" in first_line_of(f"configs/llemma/{size}.yml")
+
+
+def test_the_record_covers_the_shipped_files():
+    own = {"configs/mup/base.yml", "configs/mup/target.yml", "configs/mup/demo.yml"}
+    refused_there = {"configs/llemma/7B.yml", "configs/llemma/34B.yml"}
+    assert {str(path.relative_to(ROOT)) for path in [*FILES, LOCAL]} - own - refused_there == set(SHIPPED)
+    assert len(DERIVED) == 68 and len(SHIPPED) >= 40
+    for name in ("local_setup", "local_setup_wandb", "slurm_local"):
+        assert "nlike GPT-NeoX's file it names the corpus" in first_line_of(f"configs/{name}.yml") or (
+            "nlike GPT-NeoX's file, it names the corpus" in first_line_of(f"configs/{name}.yml")
+        )
+
+
+# Fields that both sides derive from others, so that a resolved configuration does not contain them.
+_DERIVED_ONLY = {"is_pipe_parallel", "world_size", "dynamic_loss_scale", "batch_size", "clip_grad", "sparsity_config"}
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_a_resolved_configuration_of_gpt_neox_gives_equal_fields(name):
+    """What its launcher passes to its workers is refused here for a feature, or gives the same value in every field."""
+    theirs = {key: value for key, value in DERIVED[name].items() if key not in _DERIVED_ONLY}
+    if set(theirs.get("deepspeed_extra_args") or {}) == {"bf16"}:  # added by GPT-NeoX to its own configuration
+        del theirs["deepspeed_extra_args"]
+    if name == "configs/pythia/1B.yml":
+        theirs["precision"] = "bfloat16"
+    layers = {"rwkv": "rwkv", "mamba": "mamba", "gmlp": "gmlp", "sparse": "sparse"}
+    if any(word in name for word in layers):
+        return  # refused by attention_config, which the record omits
+    try:
+        ours = NeoXArgs.from_dict(theirs)
+    except ConfigError as error:
+        key = str(error).removeprefix("configuration: ").split(":")[0].split(".")[0]
+        assert KEYS[key].status == REFUSED or KEYS[key].refuse, str(error)
+        return
+    full = {key: DERIVED[name].get(key, FIELDS[key].default) for key in GPT_NEOX_KEYS}
+    full |= {"precision": theirs["precision"]} if name == "configs/pythia/1B.yml" else {}
+    assert differing(name, full, ours) == {}
+
+
+def test_the_comparison_reports_what_differs(write, capsys):
+    path = Path(write('{"hidden_size": 64, "num_layers": 2, "train_micro_batch_size_per_gpu": 4}', "configs.yml"))
+    checkout = path.parent
+    (checkout / "configs").mkdir()
+    path.rename(checkout / "configs" / "a.yml")
+    (checkout / "configs" / "b.yml").write_text('{"te_mha": true}')
+    theirs = {"hidden_size": 64, "num_layers": 3, "world_size": None, "train_batch_size": 256}
+    lines, wrong = compare(checkout, {"configs/a.yml": theirs, "configs/b.yml": "ValueError: no lr"})
+    assert wrong == 1
+    assert lines[0] == "differs       configs/a.yml: num_layers: 3 in GPT-NeoX, 2 here"
+    assert lines[1].startswith("refused here  configs/b.yml: configs/b.yml:1: te_mha: Transformer Engine")
+    assert lines[2] == "2 configurations: 1 load in GPT-NeoX, 1 here; 1 fields differ"
+    with pytest.raises(ConfigError, match="expected a checkout of GPT-NeoX"):
+        configuration_files(checkout / "configs")
 
 
 def test_published_shapes():
