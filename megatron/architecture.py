@@ -14,6 +14,7 @@ PlainActivation = Literal["gelu", "gelu_tanh", "relu", "silu", "swish", "mish", 
 GatedActivation = Literal["geglu", "reglu", "swiglu", "glu", "bilinear"]
 Activation = PlainActivation | GatedActivation
 RopeType = Literal["linear", "dynamic", "llama3"]
+Router = Literal["sinkhorn", "topk"]
 
 GATED_ACTIVATIONS = get_args(GatedActivation)
 
@@ -98,6 +99,33 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixtureOfExperts:
+    """Experts in place of the MLP in every `interval`-th block, the first one included.
+
+    num_experts: MLPs per such block. top_k: experts per token. normalize: whether the weights of a token's experts are
+    divided by their sum. jitter: the router's input is multiplied by numbers from [1 - jitter, 1 + jitter] in training.
+    balance_coeff, z_coeff: weights of the balancing loss and of the router's z-loss of each block.
+    """
+
+    num_experts: int
+    top_k: int = 1
+    interval: int = 1
+    router: Router = "sinkhorn"
+    normalize: bool = False
+    jitter: float = 0.0
+    balance_coeff: float = 0.0
+    z_coeff: float = 0.0
+
+    def in_block(self, index: int) -> bool:
+        """Whether the block with this index, counted from 0, has experts."""
+        return index % self.interval == 0
+
+    def blocks(self, num_layers: int) -> int:
+        """Number of blocks with experts."""
+        return sum(map(self.in_block, range(num_layers)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """Layer types, biases, residuals, dropout and recomputation of a GPT, independent of its size.
 
@@ -114,6 +142,7 @@ class Architecture:
     norm_bias: bool = True
     qk_norm: bool = False
     activation: Activation = "gelu"
+    experts: MixtureOfExperts | None = None
     attention_bias: bool = True
     mlp_bias: bool = True
     parallel_residual: bool = False

@@ -108,13 +108,20 @@ class ParameterPlan(ScaledParameter):
         if self.init_method == "zeros" or self.init_std == 0.0:
             return torch.zeros(self.shape)
         weight = torch.empty(self.shape)
-        draw_(weight, self.init_method, self.init_std, generator)
+        for matrix in self._matrices(weight):
+            draw_(matrix, self.init_method, self.init_std, generator)
         for part, factor in self.parts:
             if factor == 0.0:
                 part.of(weight).zero_()  # a product with 0 would leave negative zeros
             else:
                 part.of(weight).mul_(factor)
         return weight
+
+    def _matrices(self, weight: Tensor) -> Iterable[Tensor]:
+        """The matrices of a weight. Dimensions before fan-in and fan-out count them, for example experts."""
+        dims = self.infshape.fan_in_dim, self.infshape.fan_out_dim
+        stacked = min(dim for dim in dims if dim is not None) if None not in dims else 0
+        return weight.flatten(0, stacked - 1).unbind() if stacked else (weight,)
 
     def normalised(self, weight: Tensor) -> Tensor:
         """Return the drawn entries of a weight, with parts divided by their factor. Their std is init_std."""

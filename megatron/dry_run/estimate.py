@@ -50,8 +50,8 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def kind_of(layer: str) -> str:
-    return "block" if layer.startswith("layers.") else layer
+def is_block(layer: str) -> bool:
+    return layer.startswith("layers.")
 
 
 def _held_bytes(layer: str, costs: Mapping[str, LayerCost]) -> int:
@@ -65,13 +65,14 @@ def activation_bytes(layers: Sequence[str], costs: Mapping[str, LayerCost], chec
     readout holds several copies of the logits. With recomputation, every span of blocks keeps only its input, and the
     activations of one span at a time are in memory.
     """
-    blocks = [layer for layer in layers if kind_of(layer) == "block"]
-    others = sum(_held_bytes(layer, costs) for layer in layers if kind_of(layer) != "block")
-    block = costs["block"]
+    blocks = [layer for layer in layers if is_block(layer)]
+    others = sum(_held_bytes(layer, costs) for layer in layers if not is_block(layer))
+    saved = [costs[block].saved_bytes for block in blocks]
     if not checkpoint_every:
-        return float(others + len(blocks) * block.saved_bytes)
-    spans = -(-len(blocks) // checkpoint_every)
-    return float(others + spans * block.output_bytes + min(checkpoint_every, len(blocks)) * block.saved_bytes)
+        return float(others + sum(saved))
+    spans = range(0, len(blocks), checkpoint_every)
+    inputs = sum(costs[blocks[start]].output_bytes for start in spans)
+    return float(others + inputs + max((sum(saved[start : start + checkpoint_every]) for start in spans), default=0))
 
 
 def memory(part: RankPart, costs: Mapping[str, LayerCost], run: Run) -> Memory:
@@ -123,11 +124,11 @@ def traffic(part: RankPart, costs: Mapping[str, LayerCost], run: Run) -> Traffic
     """
     entries: dict[tuple[str, str], tuple[int, float]] = {}
     for layer in part.layers:
-        cost = costs[kind_of(layer)]
-        again = 2 if run.checkpoint_every and kind_of(layer) == "block" else 1
+        cost = costs[layer]
+        again = 2 if run.checkpoint_every and is_block(layer) else 1
         _add_counts(entries, cost.forward, run.microbatches * again)
         _add_counts(entries, cost.backward, run.microbatches)
-    hidden = costs["block"].output_bytes
+    hidden = costs["final_norm"].output_bytes
     neighbours = (part.pipe > 0) + (part.pipe < run.grid.pipe - 1)
     _add(entries, ("pipe", "send"), run.microbatches * neighbours, float(run.microbatches * neighbours * hidden))
     size, replicas = part.parameters * run.element_bytes, run.grid.data

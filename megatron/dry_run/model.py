@@ -103,7 +103,10 @@ def _check(plan: ModelPlan, name: str, parameter: torch.nn.Parameter, groups: Pr
 def layer_costs(
     plan: ModelPlan, grid: Grid, microbatch: int, dtype: torch.dtype, sequence_parallel: bool
 ) -> dict[str, LayerCost]:
-    """Costs by kind of layer: embedding, block, final_norm, and readout (including the loss)."""
+    """Costs by name of the layer; those of the readout include the loss. Equal blocks are measured once.
+
+    Experts are measured with equal shares of the tokens.
+    """
     config = plan.config
     tp = TensorParallel(ProcessGroups.described(grid, 0).tensor, sequence_parallel)
     layers = dict(layer_list(config, plan.factors, tp))
@@ -113,8 +116,13 @@ def layer_costs(
         hidden = torch.empty(microbatch, length, config.widths.hidden_size, dtype=dtype)
         embedding = cast(Embedding, layers["embedding"]().to(dtype))
         costs = {"embedding": measure(embedding, tokens)}
-        for kind, name in (("block", "layers.0"), ("final_norm", "final_norm")):
-            costs[kind] = measure(layers[name]().to(dtype), hidden.detach())
+        of_kind: dict[bool, LayerCost] = {}  # keyed by whether the block has experts
+        for i in range(config.widths.num_layers):
+            kind, name = config.experts is not None and config.experts.in_block(i), f"layers.{i}"
+            if kind not in of_kind:
+                of_kind[kind] = measure(layers[name]().to(dtype), hidden.detach())
+            costs[name] = of_kind[kind]
+        costs["final_norm"] = measure(layers["final_norm"]().to(dtype), hidden.detach())
         readout = layers["readout"]().to(dtype)
         weight = embedding.word_embeddings.weight.detach() if config.tied_readout else None
 

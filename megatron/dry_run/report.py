@@ -72,13 +72,14 @@ def report(result: DryRun) -> str:
     most = max(rank.memory.total for rank in result.ranks)
     tflops = run.flops_per_step / step.total / grid.world_size / 1e12
     config = result.plan.config
+    active = "" if config.experts is None else f", {result.plan.num_active_parameters:,} active per token"
     text = io.StringIO()
     console = Console(file=text, width=160)
     console.print(
         f"layout: tensor {grid.tensor} x pipe {grid.pipe} x data {grid.data} = {grid.world_size} processes, "
         f"ZeRO {run.zero_stage}\n"
         f"parameters: {result.parameters:,} ({result.stored:,} stored, with the vocabulary of {config.vocab_size:,} "
-        f"({result.vocabulary}) padded to {config.padded_vocab_size:,})\n"
+        f"({result.vocabulary}) padded to {config.padded_vocab_size:,}){active}\n"
         f"checked: the shards of {len(result.ranks)} ranks make up the model, and every width multiplier equals the "
         "global one",
         highlight=False,

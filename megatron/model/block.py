@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from megatron.model.attention import Attention, KeyValueCache
-from megatron.model.mlp import MLP
 from megatron.mpu import SERIAL, TensorParallel
 
 
 class Block(nn.Module):
     """Pre-norm block. Sequential: x + a(n1 x), then x + f(n2 x). Parallel (GPT-J): x + a(n1 x) + f(n2 x).
 
+    mlp: an MLP, or a mixture of experts, [b, s, h] -> [b, s, h].
     residual_mult: multiplies each branch (depth-muP, CompleteP).
     post_attention_norm: None for a shared norm, where both branches of a parallel block read n1.
     """
@@ -19,7 +19,7 @@ class Block(nn.Module):
     def __init__(
         self,
         attention: Attention,
-        mlp: MLP,
+        mlp: nn.Module,
         input_norm: nn.Module,
         post_attention_norm: nn.Module | None,
         *,

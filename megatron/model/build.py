@@ -36,6 +36,14 @@ class ModelPlan:
         return sum(torch.Size(plan.shape).numel() for plan in self.parameters.values())
 
     @property
+    def num_active_parameters(self) -> int:
+        """Number of parameters that one token uses: of the experts of a block only `top_k`."""
+        experts = self.config.experts
+        unused = 0 if experts is None else experts.num_experts - experts.top_k
+        stacks = (torch.Size(plan.shape) for plan in self.parameters.values() if ".experts." in plan.name)
+        return self.num_parameters - sum(unused * shape[1:].numel() for shape in stacks)
+
+    @property
     def num_non_embedding_parameters(self) -> int:
         """Number of parameters without token embedding, position embedding and untied readout."""
         outside = ("embedding.", "readout.")

@@ -14,6 +14,7 @@ from megatron.model.config import GPTConfig
 from megatron.model.embedding import Embedding, Readout
 from megatron.model.layers import make_norm
 from megatron.model.mlp import MLP
+from megatron.model.moe import MoE
 from megatron.model.rotary import RotaryEmbedding
 from megatron.mpu import SERIAL, TensorParallel
 from megatron.parametrization.widths import ForwardFactors
@@ -25,7 +26,15 @@ def _make_hidden_norm(config: GPTConfig, tp: TensorParallel) -> nn.Module:
     return make_norm(config.norm, config.widths.hidden_size, config.norm_epsilon, config.norm_bias, tp)
 
 
-def _make_block(config: GPTConfig, factors: ForwardFactors, tp: TensorParallel) -> Block:
+def _make_mlp(config: GPTConfig, factors: ForwardFactors, index: int, tp: TensorParallel) -> nn.Module:
+    """The MLP of a block, or its router and experts."""
+    hidden_size, ffn_hidden_size = config.widths.hidden_size, config.widths.ffn_hidden_size
+    if config.experts is None or not config.experts.in_block(index):
+        return MLP(hidden_size, ffn_hidden_size, config.activation, config.mlp_bias, tp)
+    return MoE(config.experts, hidden_size, ffn_hidden_size, config.activation, router_mult=factors.logits, tp=tp)
+
+
+def _make_block(config: GPTConfig, factors: ForwardFactors, index: int, tp: TensorParallel) -> Block:
     widths = config.widths
     rotary = None
     if config.pos_emb == "rotary":
@@ -45,7 +54,7 @@ def _make_block(config: GPTConfig, factors: ForwardFactors, tp: TensorParallel) 
     shared = config.parallel_residual and config.shared_norm
     return Block(
         attention,
-        MLP(widths.hidden_size, widths.ffn_hidden_size, config.activation, config.mlp_bias, tp),
+        _make_mlp(config, factors, index, tp),
         _make_hidden_norm(config, tp),
         None if shared else _make_hidden_norm(config, tp),
         parallel_residual=config.parallel_residual,
@@ -89,7 +98,7 @@ def layer_list(
 ) -> list[tuple[str, LayerFactory]]:
     """The model as a list of (global name, factory) from tokens to logits. A pipeline can split it at any layer."""
     blocks: list[tuple[str, LayerFactory]] = [
-        (f"layers.{i}", partial(_make_block, config, factors, tp)) for i in range(config.widths.num_layers)
+        (f"layers.{i}", partial(_make_block, config, factors, i, tp)) for i in range(config.widths.num_layers)
     ]
     return [
         ("embedding", partial(make_embedding, config, factors, tp)),
@@ -107,7 +116,7 @@ class GPT(nn.Module):
         self.config = config
         self.factors = factors
         self.embedding = make_embedding(config, factors, tp)
-        self.layers = nn.ModuleList(_make_block(config, factors, tp) for _ in range(config.widths.num_layers))
+        self.layers = nn.ModuleList(_make_block(config, factors, i, tp) for i in range(config.widths.num_layers))
         self.final_norm = _make_hidden_norm(config, tp)
         self.readout = _make_readout(config, factors, tp)
 

@@ -39,6 +39,17 @@ GATED: dict[GatedActivation, Callable[[Tensor], Tensor]] = {
 }
 
 
+def gate_or_activate(activation: Activation) -> Callable[[Tensor], Tensor]:
+    """The function between the matrices of an MLP: [.., f] -> [.., f], or [.., up half then gate half] -> [.., f]."""
+    gated = {name: partial(_gate, function) for name, function in GATED.items()}
+    return (PLAIN | gated)[activation]
+
+
+def _gate(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    up, gate = x.chunk(2, dim=-1)
+    return function(gate) * up
+
+
 class MLP(nn.Module):
     """[b, s, h] -> [b, s, ffn] -> [b, s, h]. The first matrix of a gated MLP holds the up half, then the gate half."""
 
@@ -46,19 +57,12 @@ class MLP(nn.Module):
         self, hidden_size: int, ffn_hidden_size: int, activation: Activation, bias: bool, tp: TensorParallel = SERIAL
     ) -> None:
         super().__init__()
-        self.activation = (PLAIN | GATED)[activation]
-        self.gated = activation in GATED
-        blocks = 2 if self.gated else 1
+        self.activation = gate_or_activate(activation)
+        blocks = 2 if activation in GATED else 1
         matrix, output_matrix = Declaration(Role.HIDDEN), Declaration(Role.HIDDEN, "output_matrix")
         self.dense_h_to_4h = column_linear(hidden_size, blocks * ffn_hidden_size, bias, matrix, tp, blocks)
         self.dense_4h_to_h = row_linear(ffn_hidden_size, hidden_size, bias, output_matrix, tp)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.dense_h_to_4h(x)
-        if self.gated:
-            up, gate = x.chunk(2, dim=-1)
-            x = self.activation(gate) * up
-        else:
-            x = self.activation(x)
-        y: Tensor = self.dense_4h_to_h(x)
+        y: Tensor = self.dense_4h_to_h(self.activation(self.dense_h_to_4h(x)))
         return y

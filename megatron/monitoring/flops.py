@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from megatron.architecture import MixtureOfExperts
+
 # Dense matrix multiplication in bf16 with fp32 accumulation (fp16 for V100 and T4, which have no bf16),
 # without sparsity, in TFLOP/s, from the vendors' data sheets. If a sheet gives only the figure with sparsity,
 # half of it is used. Keys are parts of the device name that the driver reports. The longest matching key is used:
@@ -52,6 +54,7 @@ def flops_per_token(
     gated: bool,
     vocab_size: int,
     seq_length: int,
+    experts: MixtureOfExperts | None = None,
 ) -> float:
     """Floating-point operations per training token: forward and backward, three times the forward matrices.
 
@@ -59,11 +62,15 @@ def flops_per_token(
     whole sequence, although the causal mask lets a kernel skip half of them. Look-ups, norms, activations and the
     recomputation of activation checkpointing do not count. For multi-head attention this gives 6 N + 12 L H Q T,
     where N is the number of parameters of all matrices that multiply (with the readout, without the embedding).
+    experts: a token uses `top_k` of them and the router, in the blocks that have experts.
     gated: the MLP has three matrices, gate, up and down (SwiGLU), instead of two.
     """
     attention_width = num_attention_heads * head_dim
     qkv_and_output = hidden_size * (2 * attention_width + 2 * num_kv_heads * head_dim)
     mlp = (3 if gated else 2) * hidden_size * ffn_hidden_size
     scores_and_values = 2 * seq_length * attention_width
-    multiply_adds = num_layers * (qkv_and_output + mlp + scores_and_values) + hidden_size * vocab_size
+    mlps = num_layers * mlp
+    if experts is not None:
+        mlps += experts.blocks(num_layers) * ((experts.top_k - 1) * mlp + hidden_size * experts.num_experts)
+    multiply_adds = num_layers * (qkv_and_output + scores_and_values) + mlps + hidden_size * vocab_size
     return 3.0 * 2.0 * multiply_adds

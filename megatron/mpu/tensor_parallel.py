@@ -8,6 +8,12 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron.mpu.collectives import (
+    copy_to_region,
+    gather_from_sequence,
+    reduce_from_region,
+    reduce_scatter_to_sequence,
+)
 from megatron.mpu.communicator import SINGLE, Communicator
 from megatron.mpu.random import DropoutStreams
 
@@ -29,6 +35,19 @@ class TensorParallel:
     def cuts_sequence(self) -> bool:
         """Whether hidden states outside the tensor-parallel regions are [b, s / n, h]."""
         return self.sequence_parallel and self.group.size > 1
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Enter a tensor-parallel region: [.., s, h], or this rank's slice of s -> [.., s, h].
+
+        The gradients of the ranks are summed, so each rank must use the result for its own part of the work.
+        """
+        return gather_from_sequence(x, self.group) if self.sequence_parallel else copy_to_region(x, self.group)
+
+    def leave(self, y: Tensor) -> Tensor:
+        """Leave a tensor-parallel region: the sum of y [.., s, h] over the ranks, or this rank's slice of s of it."""
+        if self.sequence_parallel:
+            return reduce_scatter_to_sequence(y, self.group)
+        return reduce_from_region(y, self.group)
 
     def inside(self) -> AbstractContextManager[None]:
         """Context for dropout on activations that differ between the ranks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+_CAPACITY = "no token is dropped, so experts have no capacity; remove the key"
 _ROUTER = "GPT-NeoX removed it with its former mixture of experts; its present one has the keys moe_*"
 
 # Former keys without an exact replacement under another name; `Key.aliases` has the others.
@@ -13,7 +14,7 @@ GONE = {
     "decay_lr_to": "use min_lr, an absolute rate instead of a share of lr",
     "detect_nvlink_pairs": "GPT-NeoX removed it; CUDA_VISIBLE_DEVICES sets the order of devices",
     "dropout": "use hidden_dropout and attention_dropout",
-    "enable_expert_tensor_parallelism": _ROUTER,
+    "enable_expert_tensor_parallelism": "every expert is split over the tensor-parallel ranks (model_parallel_size); remove the key",
     "expert_interval": "use moe_expert_interval",
     "geglu": "use activation: geglu",
     "genfile": "use sample_output_file",
@@ -23,13 +24,12 @@ GONE = {
     "max_lr": "use lr",
     "max_tokens": "use maximum_tokens",
     "mlp_type": "GPT-NeoX removed it; for `llama` set activation: swiglu",
-    "moe_eval_capacity_factor": _ROUTER,
-    "moe_expert_parallel_size": _ROUTER,
+    "moe_eval_capacity_factor": _CAPACITY,
+    "moe_expert_parallel_size": "every expert is split over the tensor-parallel ranks (model_parallel_size); remove the key",
     "moe_glu": "use activation: swiglu or geglu, which also applies to the experts",
-    "moe_loss_coeff": _ROUTER,
-    "moe_min_capacity": _ROUTER,
-    "moe_token_dropping": _ROUTER,
-    "moe_train_capacity_factor": _ROUTER,
+    "moe_min_capacity": _CAPACITY,
+    "moe_token_dropping": _CAPACITY,
+    "moe_train_capacity_factor": _CAPACITY,
     "moe_type": _ROUTER,
     "moe_use_residual": _ROUTER,
     "mup_save": "use save_base_shapes",

@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron.neox_arguments.complete import as_dict
 from megatron.neox_arguments.fields import FIELDS, KEYS
+from megatron.neox_arguments.keys import SUPPORTED
 from megatron.neox_arguments.limits import is_number, listed
 from megatron.neox_arguments.messages import shown
 
@@ -19,6 +20,7 @@ def problems(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem
     yield from _shape(v)
     yield from _rope_scaling(v)
     yield from _attention_config(v)
+    yield from _experts(v, given)
     yield from _optimizer(v)
     yield from _schedule(v)
     yield from _data(v)
@@ -119,6 +121,33 @@ def _attention_config(v: Mapping[str, Any]) -> Iterator[Problem]:
             "attention_config",
             f"attention_config: describes {count} layers, but num_layers is {v['num_layers']}",
         )
+
+
+def _experts(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
+    experts, top_k = v["moe_num_experts"], v["moe_top_k"]
+    if experts == 1:
+        for key in given:
+            if key.startswith("moe_") and v[key] != FIELDS[key].default and KEYS[key].status == SUPPORTED:
+                yield key, f"{key}: has no effect without experts; set moe_num_experts to at least 2, or remove the key"
+        return
+    if top_k > experts:
+        yield "moe_top_k", f"moe_top_k: {top_k} is greater than moe_num_experts {experts}; use at most {experts}"
+    if v["moe_normalize_expert_weights"] and top_k == 1:
+        yield (
+            "moe_normalize_expert_weights",
+            "moe_normalize_expert_weights: the weight of a single expert is then always 1, so the router learns"
+            " nothing; set moe_top_k to at least 2, or remove the key",
+        )
+    if v["moe_router_type"] != "sinkhorn":
+        return
+    if v["moe_aux_loss_coeff"]:
+        yield (
+            "moe_aux_loss_coeff",
+            "moe_aux_loss_coeff: a sinkhorn router balances the experts itself; remove the key, or set"
+            " moe_router_type: topk",
+        )
+    if v["moe_jitter_eps"]:
+        yield "moe_jitter_eps", "moe_jitter_eps: a sinkhorn router has no jitter; set moe_router_type: topk"
 
 
 def _optimizer(v: Mapping[str, Any]) -> Iterator[Problem]:

@@ -134,9 +134,15 @@ def base_widths(loaded: BaseShapeFiles, target: Widths, heads: int, kv_heads: in
         hidden_size=size("embedding.word_embeddings.weight", 1, target.hidden_size),
         num_attention_heads=heads,
         num_kv_heads=kv_heads,
-        ffn_hidden_size=size("layers.0.mlp.dense_4h_to_h.weight", 1, target.ffn_hidden_size),
+        ffn_hidden_size=size(*_down_projection(loaded), target.ffn_hidden_size),
         num_layers=1 + max(blocks),
     )
+
+
+def _down_projection(loaded: BaseShapeFiles) -> tuple[str, int]:
+    """Name of the last matrix of the first MLP, or of its experts, and the dimension of its fan-in."""
+    experts = "layers.0.mlp.experts.dense_4h_to_h"
+    return (experts, 2) if experts in loaded.shapes else ("layers.0.mlp.dense_4h_to_h.weight", 1)
 
 
 def check_base_shapes(

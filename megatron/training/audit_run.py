@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from megatron.initialize import Runtime
 from megatron.model.block import Block
 from megatron.model.gpt import GPT
+from megatron.model.moe import expert_layers
 from megatron.neox_arguments.job_configs import AuditConfig
 from megatron.neox_arguments.run_config import BatchConfig, ScheduleConfig
 from megatron.parametrization.audit import audit_parameters, notes
@@ -43,12 +44,17 @@ def _factor_rows(model: GPT) -> list[AuditRow]:
     x = torch.ones(1, 2, model.config.widths.hidden_size)
     weight = torch.rand(model.config.padded_vocab_size, x.shape[-1])  # the weight of the readout can be zero
     logits = F.linear(x, weight)[..., : model.config.vocab_size]
-    return [
+    rows = [
         factor_row("embedding", expected.embedding, measured_gain(model.embedding, tokens, raw)),
         factor_row("attention scale", expected.attention, measured_attention_scale(block.attention.core, head_dim)),
         factor_row("residual branch", expected.residual, measured_gain(block._branch, x, x)),
         factor_row("logits", expected.logits, measured_gain(lambda x: model.readout(x, weight), x, logits)),
     ]
+    for layer in expert_layers(model)[:1]:
+        layer.router.weight.data = torch.rand_like(layer.router.weight)  # it can be zero, as the readout
+        scores = F.linear(x, layer.router.weight)
+        rows.append(factor_row("router", expected.logits, measured_gain(layer.router, x, scores)))
+    return rows
 
 
 def run_audit(config: AuditConfig, runtime: Runtime) -> ModelAudit:

@@ -16,6 +16,7 @@ import torch
 from megatron.architecture import Widths
 from megatron.initialize import Runtime, seed_all
 from megatron.model.build import plan_model
+from megatron.model.moe import expert_layers, route_by_position
 from megatron.neox_arguments.job_configs import CoordinateCheckConfig
 from megatron.neox_arguments.run_config import BatchConfig, ScheduleConfig
 from megatron.parametrization.plan import Parametrization
@@ -110,6 +111,8 @@ class CoordinateCheck:
         module = build_train_module(
             self.config.engine, self.runtime, plan, self.schedule, self.batch_sizes, seed, self.masked_token
         )
+        for layer in expert_layers(module.model):
+            layer.route = route_by_position
         coordinates = gpt_coordinates(module, self.batch)
         records = []
         for t in range(CHECKED_STEPS[-1] + 1):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from megatron.model.attention import CoreAttention
 from megatron.model.embedding import Readout
+from megatron.model.moe import Router
 from megatron.training.objective import Batch
 from megatron.training.train_module import TrainModule
 from mup.records import Coordinates, Sizes
@@ -63,6 +64,6 @@ def gpt_coordinates(module: TrainModule, batch: Batch) -> Coordinates:
         keep=lambda name: bool(name) and not name.endswith(FUSED),
         kind=lambda name: _kind(model.global_name(name)),
         extra=_inside_attention,
-        outputs=lambda module: isinstance(module, Readout),
+        outputs=lambda module: isinstance(module, Readout | Router),
         pool=_pool_over_processes,
     )

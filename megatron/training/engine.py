@@ -13,6 +13,7 @@ from megatron.initialize import Runtime, dropout_streams
 from megatron.model.build import ModelPlan, materialise
 from megatron.model.compilation import compile_layers
 from megatron.model.gpt import GPT
+from megatron.model.moe import expert_layers
 from megatron.mpu import TensorParallel, global_grad_norm, sync_partial_grads_in_backward
 from megatron.neox_arguments.run_config import BatchConfig, EngineConfig, LayoutConfig, OptimizerConfig, ScheduleConfig
 from megatron.parametrization.groups import parameter_groups
@@ -93,6 +94,14 @@ def _deepspeed_config(config: EngineConfig, batch: BatchConfig, optimizer_clips:
     return {**config.deepspeed, **sizes, **clipping}
 
 
+def _gradient_scale(engine: Any) -> float:
+    """Factor of the engine on the gradients of the loss of a microbatch: loss scale / number of microbatches."""
+    scale = engine._get_optimizer_loss_scale() or 1.0
+    if engine.torch_autocast_z0_gradscaler:
+        scale *= engine.torch_autocast_z0_gradscaler.get_scale()
+    return float(scale) / int(engine.gradient_accumulation_steps())
+
+
 def build_train_module(
     config: EngineConfig,
     runtime: Runtime,
@@ -141,6 +150,8 @@ def build_train_module(
             dist_init_required=False,
         )
     check_overflow_by_norm(engine.optimizer)
+    for layer in expert_layers(model):
+        layer.gradient_scale = partial(_gradient_scale, engine)
     scheduler = Scheduler(
         engine.optimizer,
         learning_rate_schedule(schedule),

@@ -12,6 +12,7 @@ from megatron.checkpointing import Layout
 from megatron.initialize import Runtime
 from megatron.model.build import ModelPlan, forward_section, meta_model
 from megatron.model.gpt import layer_list
+from megatron.model.moe import expert_layers
 from megatron.monitoring.flops import flops_per_token
 from megatron.mpu import Communicator, TensorParallel, counts_here, named_shards
 from megatron.neox_arguments.run_config import EngineConfig, RunConfig
@@ -63,6 +64,7 @@ def flops_a_token(plan: ModelPlan) -> float:
         gated=config.gated,
         vocab_size=config.vocab_size,
         seq_length=config.seq_length,
+        experts=config.experts,
     )
 
 
@@ -76,6 +78,7 @@ def run_header(config: RunConfig, plan: ModelPlan, runtime: Runtime, corpus: Map
             "head_dim": plan.config.widths.head_dim,
             "vocab_size": plan.config.vocab_size,
             "params": plan.num_parameters,
+            **({} if plan.config.experts is None else {"params_active": plan.num_active_parameters}),
             "params_non_embedding": plan.num_non_embedding_parameters,
             "flops_per_token": flops_a_token(plan),
         },
@@ -89,6 +92,22 @@ def run_header(config: RunConfig, plan: ModelPlan, runtime: Runtime, corpus: Map
         "world_size": runtime.world_size,
         "device": torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else "cpu",
     }
+
+
+def router_losses(module: TrainModule) -> dict[str, float]:
+    """Balancing loss and z-loss of the routers since the last call, without coefficients, averaged over the layers.
+
+    Empty for a model without experts. Collective.
+    """
+    config, groups = module.plan.config, module.runtime.groups
+    if config.experts is None:
+        return {}
+    total = torch.zeros(2, device=module.runtime.device)
+    for layer in expert_layers(module.model):
+        total += layer.take_losses()
+    layers = config.experts.blocks(config.widths.num_layers)
+    balance, z = (module.runtime.mean(total) * groups.pipe.size / layers).tolist()  # every layer is on one stage
+    return {"train/balance_loss": balance, "train/router_z_loss": z}
 
 
 def group_norms(module: TrainModule) -> dict[str, float]:

@@ -41,7 +41,14 @@ from megatron.training.data import RunData, fingerprint
 from megatron.training.engine import build_train_module
 from megatron.training.model_from_config import model_plan, neox_assembly
 from megatron.training.objective import masked_token
-from megatron.training.report import checkpoint_layout, flops_a_token, group_norms, mup_section, run_header
+from megatron.training.report import (
+    checkpoint_layout,
+    flops_a_token,
+    group_norms,
+    mup_section,
+    router_losses,
+    run_header,
+)
 from megatron.training.resume import (
     Progress,
     data_section,
@@ -216,6 +223,7 @@ class Trainer:
             if self._logs(self.step) or record:
                 train_loss = window.close()
                 record |= {"train/loss": train_loss, "lr": lr, "grad_norm": module.grad_norm(), **norms}
+                record |= router_losses(module)
                 self._log(monitors, record, timer)
             if config.save is not None and (self.step in self.save_steps or interrupted):
                 with timer.paused():

@@ -41,8 +41,25 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "use_bias_in_mlp": False,
     },
     "parallel residual, q-k norm": {"no_weight_tying": True, "gpt_j_residual": True, "use_qk_layernorm": True},
+    "MoE, top-k, SwiGLU": {
+        "no_weight_tying": True,
+        "activation": "swiglu",
+        "mlp_multiple_of": 4,
+        "moe_num_experts": 4,
+        "moe_top_k": 2,
+        "moe_router_type": "topk",
+        "moe_normalize_expert_weights": True,
+        "moe_aux_loss_coeff": 0.1,
+        "moe_z_loss_coeff": 0.01,
+    },
+    "MoE, sinkhorn, interval 2": {
+        "no_weight_tying": False,
+        "moe_num_experts": 4,
+        "moe_expert_interval": 2,
+        "moe_z_loss_coeff": 0.1,
+    },
 }
-_UNTIED, _TIED, _LLAMA, _PARALLEL = MODELS
+_UNTIED, _TIED, _LLAMA, _PARALLEL, _TOPK, _SINKHORN = MODELS
 
 
 @dataclass(frozen=True)
@@ -89,6 +106,16 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(_LLAMA, data=2, zero=3),
     Layout(_PARALLEL, tensor=2),
     Layout(_PARALLEL, tensor=2, sequence_parallel=True),
+    Layout(_TOPK, tensor=2),
+    Layout(_TOPK, tensor=2, sequence_parallel=True),
+    Layout(_TOPK, pipe=2),
+    Layout(_TOPK, data=2, zero=1),
+    Layout(_TOPK, data=2, zero=2),
+    Layout(_TOPK, data=2, zero=3),
+    Layout(_TOPK, tensor=2, mup=False),
+    Layout(_SINKHORN, tensor=2),
+    Layout(_SINKHORN, pipe=2),
+    Layout(_SINKHORN, data=2),
     Layout(_UNTIED, tensor=4),
     Layout(_UNTIED, pipe=4),
     Layout(_UNTIED, data=4),
@@ -108,6 +135,11 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(_LLAMA, tensor=2, data=2, zero=1),
     Layout(_PARALLEL, tensor=2, pipe=2),
     Layout(_PARALLEL, tensor=4, sequence_parallel=True, mup=False),
+    Layout(_TOPK, tensor=2, pipe=2, sequence_parallel=True),
+    Layout(_TOPK, tensor=2, data=2, zero=1),
+    Layout(_TOPK, pipe=2, data=2, zero=1),
+    Layout(_SINKHORN, data=4, zero=2),
+    Layout(_SINKHORN, tensor=2, pipe=2),
 )
 
 

@@ -16,6 +16,7 @@ from tests.mpu.distributed import run
 pytestmark = pytest.mark.xdist_group("multiprocess")
 
 LLAMA = "Llama, GQA, SwiGLU"
+TOPK = "MoE, top-k, SwiGLU"
 LAYOUTS = {
     "tp1": Layout(LLAMA),
     "tp2": Layout(LLAMA, tensor=2),
@@ -24,6 +25,8 @@ LAYOUTS = {
     "tp2pp2": Layout(LLAMA, tensor=2, pipe=2),
 }
 QUICK = ("tp1", "tp2", "pp2")
+EXPERTS = {"experts-tp1": Layout(TOPK), "experts-tp2": Layout(TOPK, tensor=2), "experts-pp2": Layout(TOPK, pipe=2)}
+EVERY = {**LAYOUTS, **EXPERTS}
 BASE_KEYS = ("mup_base_hidden_size", "mup_base_num_attention_heads", "mup_base_num_kv_heads")
 
 
@@ -35,12 +38,13 @@ def _arguments(layout: Layout, folder: Path, **changes: Any) -> Any:
 
 
 def save(layout: Layout, folder: str, name: str) -> str:
-    """Save the files of the base model, which has 8 heads of 4 and 4 key-value heads, divisible by four ranks."""
+    """Save the files of the base model. Llama's has 8 heads of 4 and 4 key-value heads, divisible by four ranks."""
     from megatron.initialize import initialize_megatron
     from megatron.neox_arguments.resolve import save_base_shapes_config
     from megatron.training.save_base_shapes import run_save_base_shapes
 
-    base = {"hidden_size": 32, "num_attention_heads": 8, "num_kv_heads": 4, **dict.fromkeys(BASE_KEYS)}
+    heads = {"num_attention_heads": 8, "num_kv_heads": 4} if layout.model == LLAMA else {"num_attention_heads": 2}
+    base = {"hidden_size": 32, **heads, **dict.fromkeys(BASE_KEYS)}
     args = _arguments(layout, Path(folder), save_base_shapes=True, base_shapes_file=f"{folder}/{name}", **base)
     runtime = initialize_megatron("gloo", 1, layout.tensor, layout.pipe)
     return str(run_save_base_shapes(save_base_shapes_config(args), runtime))
@@ -73,11 +77,11 @@ def multipliers(layout: Layout, folder: str, names: list[str]) -> dict[str, dict
 def check(names: tuple[str, ...], folder: Path) -> None:
     make_corpus(folder / "corpus")
     for name in names:
-        files = run(LAYOUTS[name].world_size, save, LAYOUTS[name], str(folder), name)
-        assert len(set(files)) == LAYOUTS[name].world_size
+        files = run(EVERY[name].world_size, save, EVERY[name], str(folder), name)
+        assert len(set(files)) == EVERY[name].world_size
     expected = multipliers_here = None
     for name in names:
-        results = run(LAYOUTS[name].world_size, multipliers, LAYOUTS[name], str(folder), list(names))
+        results = run(EVERY[name].world_size, multipliers, EVERY[name], str(folder), list(names))
         for result in results:
             for found in result.values():
                 expected = expected or found["infshapes"]
@@ -89,11 +93,18 @@ def check(names: tuple[str, ...], folder: Path) -> None:
                     assert held.setdefault(parameter, mult) == mult
         multipliers_here = multipliers_here or held
         assert held == multipliers_here  # every parameter is on a rank, with the multiplier of one process
-    assert expected and expected["layers.0.mlp.dense_4h_to_h.weight"][2] == 2.0
+    assert expected
+    last = [name for name in expected if name.startswith("layers.0.mlp.") and "dense_4h_to_h" in name]
+    assert [expected[name][2] for name in last] == [2.0]
 
 
 def test_two_processes(tmp_path: Path) -> None:
     check(QUICK, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_with_experts(tmp_path: Path) -> None:
+    check(tuple(EXPERTS), tmp_path)
 
 
 @pytest.mark.slow

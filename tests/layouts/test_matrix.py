@@ -15,6 +15,7 @@ from tests.mpu.distributed import run
 pytestmark = pytest.mark.xdist_group("multiprocess")
 
 TIED, LLAMA = "GPT, tied, learned positions", "Llama, GQA, SwiGLU"
+TOPK, SINKHORN = "MoE, top-k, SwiGLU", "MoE, sinkhorn, interval 2"
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,10 @@ def test_two_processes_train_like_one(corpus: Path) -> None:
         Layout(TIED, pipe=2),
         Layout(LLAMA, data=2, zero=3),
         Layout(TIED, data=2, zero=1),
+        Layout(TOPK, tensor=2, sequence_parallel=True),
+        Layout(TOPK, pipe=2),
+        Layout(TOPK, data=2, zero=1),
+        Layout(SINKHORN, tensor=2),
     ]
     assert [row.layout.name for row in compare(chosen, corpus, steps=4) if not row.passed] == []
 
@@ -80,10 +85,27 @@ def _with_local_norm(layout: Layout, folder: str, steps: int) -> object:
     return train(layout, folder, steps)
 
 
-@pytest.mark.parametrize("mutation", [_without_partial_gradients, _with_local_norm])
-def test_the_comparison_detects_mutations(mutation: object, corpus: Path) -> None:
-    layout = Layout(LLAMA, tensor=2, sequence_parallel=True)
-    losses, norms = run(1, train, Layout(LLAMA), str(corpus.parent), 4)[0]
+def _with_a_router_loss_per_rank(layout: Layout, folder: str, steps: int) -> object:
+    """Run `train`, but let every tensor-parallel rank add the whole gradient of the router's losses."""
+    from megatron.model import moe
+
+    whole = moe._with_loss
+    moe._with_loss = lambda y, loss, scale: whole(y, loss * layout.tensor, scale)
+    return train(layout, folder, steps)
+
+
+@pytest.mark.parametrize(
+    ("mutation", "model"),
+    [
+        (_without_partial_gradients, LLAMA),
+        (_with_local_norm, LLAMA),
+        (_without_partial_gradients, TOPK),
+        (_with_a_router_loss_per_rank, TOPK),
+    ],
+)
+def test_the_comparison_detects_mutations(mutation: object, model: str, corpus: Path) -> None:
+    layout = Layout(model, tensor=2, sequence_parallel=True)
+    losses, norms = run(1, train, Layout(model), str(corpus.parent), 4)[0]
     wrong_losses, wrong_norms = run(2, mutation, layout, str(corpus.parent), 4)[0]  # type: ignore[arg-type]
     apart = [abs(a - b) / b for a, b in zip([*wrong_losses, *wrong_norms], [*losses, *norms], strict=True)]
     assert max(apart) > 10 * TOLERANCE

@@ -19,6 +19,7 @@ from tests.mpu.distributed import run
 pytestmark = pytest.mark.xdist_group("multiprocess")
 
 UNTIED, TIED, LLAMA = "GPT, untied", "GPT, tied, learned positions", "Llama, GQA, SwiGLU"
+TOPK = "MoE, top-k, SwiGLU"
 slow = pytest.mark.slow
 
 
@@ -51,6 +52,8 @@ def assert_same_states(a: Path, b: Path) -> None:
 PAIRS = [
     pytest.param(Layout(UNTIED, tensor=2), Layout(UNTIED, data=2, zero=1), id="tp2-to-dp2-zero1"),
     pytest.param(Layout(TIED, pipe=2), Layout(TIED), id="pp2-to-one"),
+    pytest.param(Layout(TOPK, tensor=2), Layout(TOPK, pipe=2), id="experts-tp2-to-pp2"),
+    pytest.param(Layout(TOPK, data=2, zero=3), Layout(TOPK, tensor=2), id="experts-zero3-to-tp2", marks=slow),
     pytest.param(Layout(TIED, tensor=2, pipe=2), Layout(TIED, tensor=2, pipe=2), id="tp2pp2-again", marks=slow),
     pytest.param(Layout(LLAMA, tensor=2, zero=1), Layout(LLAMA, tensor=2, zero=1), id="tp2zero1-again", marks=slow),
     pytest.param(
@@ -104,10 +107,11 @@ def _train_bf16(layout: Layout, folder: str, steps: int, load: str | None, save:
     train(layout, folder, steps, load, save, precision="bfloat16")
 
 
-def test_weights_load_without_an_engine_from_any_layout(folder: Path, tmp_path: Path) -> None:
-    layout = Layout(LLAMA, tensor=2)
+@pytest.mark.parametrize("model", [LLAMA, TOPK])
+def test_weights_load_without_an_engine_from_any_layout(model: str, folder: Path, tmp_path: Path) -> None:
+    layout = Layout(model, tensor=2)
     run(2, train, layout, str(folder), 1, None, str(tmp_path / "tp2"))
-    run(1, train, Layout(LLAMA), str(folder), 1, None, str(tmp_path / "one"))
+    run(1, train, Layout(model), str(folder), 1, None, str(tmp_path / "one"))
     sharded, plain = (load_weights(tmp_path / name).weights for name in ("tp2", "one"))
     assert sharded.keys() == plain.keys()
     for name, weight in sharded.items():

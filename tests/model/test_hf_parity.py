@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron.architecture import MixtureOfExperts
 from megatron.model import GPT
+from megatron.model.moe import balance_loss
 from megatron.sampling import generate_tokens
 from tests.model.helpers import VOCAB, build, config, tokens
 
@@ -61,6 +63,23 @@ def llama(state: State, kv_heads: int, tied: bool) -> State:
         ours[f"{here}.mlp.dense_4h_to_h.weight"] = state[f"{theirs}.mlp.down_proj.weight"]
         for norm in ("input_layernorm", "post_attention_layernorm"):
             ours[f"{here}.{norm}.weight"] = state[f"{theirs}.{norm}.weight"]
+    return ours
+
+
+def mixtral(state: State, kv_heads: int) -> State:
+    """Map the names of MixtralForCausalLM (since transformers 5) to ours: as Llama, with the stacks of the experts."""
+    mlps = {
+        f"model.layers.{i}.mlp.{x}_proj.weight": torch.empty(0) for i in range(LAYERS) for x in ("up", "gate", "down")
+    }
+    ours = llama({**state, **mlps}, kv_heads, tied=False)
+    for i in range(LAYERS):
+        theirs, here = f"model.layers.{i}.mlp", f"layers.{i}.mlp"
+        for name in ("dense_h_to_4h", "dense_4h_to_h"):
+            del ours[f"{here}.{name}.weight"]
+        ours[f"{here}.router.weight"] = state[f"{theirs}.gate.weight"]
+        gate, up = state[f"{theirs}.experts.gate_up_proj"].chunk(2, dim=1)
+        ours[f"{here}.experts.dense_h_to_4h"] = torch.cat((up, gate), dim=1)
+        ours[f"{here}.experts.dense_4h_to_h"] = state[f"{theirs}.experts.down_proj"]
     return ours
 
 
@@ -165,3 +184,57 @@ def test_llama(tied, kv_heads):
         )
     )
     assert_same(model, oracle, lambda state: llama(state, kv_heads, tied))
+
+
+NEEDS_5 = pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="another layout of the experts")
+
+
+@NEEDS_5
+@pytest.mark.parametrize("k", [2, 3])
+def test_mixtral(k):
+    kv_heads = 2
+    oracle = transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(
+            vocab_size=VOCAB,
+            hidden_size=HIDDEN,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=kv_heads,
+            intermediate_size=FFN,
+            num_local_experts=4,
+            num_experts_per_tok=k,
+            max_position_embeddings=LENGTH,
+            rms_norm_eps=1e-6,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            sliding_window=None,
+        )
+    ).eval()
+    randomise(oracle)
+    model = build(
+        config(
+            hidden_size=HIDDEN,
+            num_layers=LAYERS,
+            num_kv_heads=kv_heads,
+            ffn_hidden_size=FFN,
+            padded_vocab_size=VOCAB,
+            norm="rmsnorm",
+            norm_epsilon=1e-6,
+            activation="swiglu",
+            attention_bias=False,
+            mlp_bias=False,
+            tied_readout=False,
+            experts=MixtureOfExperts(num_experts=4, top_k=k, router="topk", normalize=True),
+        )
+    )
+    assert_same(model, oracle, lambda state: mixtral(state, kv_heads))
+
+
+@NEEDS_5
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_the_balancing_loss_of_mixtral(k):
+    """Transformers sums f over the k choices instead of averaging it: its loss is k times ours."""
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    logits = torch.randn(1, 20, 4, generator=torch.Generator().manual_seed(2))
+    theirs = load_balancing_loss_func((logits[0],), num_experts=4, top_k=k)
+    torch.testing.assert_close(balance_loss(logits, logits.topk(k, -1).indices), theirs / k)

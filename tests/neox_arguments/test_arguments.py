@@ -162,10 +162,10 @@ def test_accepted_spellings_of_numbers_and_words(small):
 
 
 def test_all_problems_come_in_one_message(small):
-    wrong = {"num_attention_heads": 5, "hidden_dropout": 1.5, "moe_num_experts": 8, "min_lr": 1.0}
+    wrong = {"num_attention_heads": 5, "hidden_dropout": 1.5, "te_mha": True, "min_lr": 1.0}
     text = message({**small, **wrong})
     assert [line.split(": ")[1] for line in text.splitlines()] == [
-        "moe_num_experts", "hidden_dropout", "num_attention_heads", "min_lr",
+        "te_mha", "hidden_dropout", "num_attention_heads", "min_lr",
     ]  # fmt: skip
 
 

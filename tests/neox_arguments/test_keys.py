@@ -22,6 +22,7 @@ OURS = {
     "mup_query_zero_init", "mup_weight_decay_mode", "mup_eps_scaling", "coord_check_widths",
     "coord_check_seeds", "coord_check_lr", "warmup_style", "dry_run", "dry_run_gpu",
     "lr_cooldown_fraction", "lr_cooldown_style",
+    "moe_normalize_expert_weights", "moe_aux_loss_coeff", "moe_z_loss_coeff",
     "rope_scaling", "wandb_mode", "torch_autocast", "torch_compile", "optimizer_implementation", "override_data",
 }  # fmt: skip
 # Intended differences from GPT-NeoX: key -> reason.

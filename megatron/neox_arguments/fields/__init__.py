@@ -6,10 +6,11 @@ from typing import Any
 from megatron.neox_arguments.fields.deepspeed import NeoXArgsDeepspeedConfig, NeoXArgsDeepspeedRunner
 from megatron.neox_arguments.fields.logging import NeoXArgsLogging
 from megatron.neox_arguments.fields.model import NeoXArgsModel
+from megatron.neox_arguments.fields.moe import NeoXArgsMoE
 from megatron.neox_arguments.fields.mup import NeoXArgsMup
 from megatron.neox_arguments.fields.optimizer import NeoXArgsLRScheduler, NeoXArgsOptimizer
 from megatron.neox_arguments.fields.other import NeoXArgsOther, NeoXArgsParallelism, NeoXArgsTokenizer
-from megatron.neox_arguments.fields.posttraining import NeoXArgsMoE, NeoXArgsPosttraining
+from megatron.neox_arguments.fields.posttraining import NeoXArgsPosttraining
 from megatron.neox_arguments.fields.textgen import NeoXArgsTextgen
 from megatron.neox_arguments.fields.training import NeoXArgsTraining
 from megatron.neox_arguments.keys import Key, key_of

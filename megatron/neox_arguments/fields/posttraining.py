@@ -1,4 +1,4 @@
-"""Keys of preference training and mixtures of experts, which are not supported yet."""
+"""Keys of preference training, which is not supported."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -6,7 +6,6 @@ from typing import Any, Literal
 from megatron.neox_arguments.keys import refused
 
 _NO_LABELS = "label masks of fine-tuning are not supported yet; without the key every token is trained on"
-_NO_MOE = "mixtures of experts are not supported yet; remove the key"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +67,3 @@ class NeoXArgsPosttraining:
         "Allow a sample to begin or end inside a document.",
         "documents are packed end to end; remove the key",
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeoXArgsMoE:
-    """Mixtures of experts."""
-
-    moe_num_experts: int = refused(1, "Number of experts per expert layer.", _NO_MOE)
-    moe_expert_interval: int = refused(1, "Number of layers between expert layers.", _NO_MOE)
-    moe_top_k: int = refused(1, "Number of experts per token.", _NO_MOE)
-    moe_router_type: Literal["sinkhorn", "topk"] = refused("sinkhorn", "Type of the router.", _NO_MOE)
-    moe_lbl_in_fp32: bool = refused(False, "Compute the load-balancing loss in fp32.", _NO_MOE)
-    moe_jitter_eps: float | None = refused(None, "Noise added to the router's input.", _NO_MOE)

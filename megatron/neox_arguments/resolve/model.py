@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from megatron.architecture import Architecture, RopeScaling, Widths
+from megatron.architecture import Architecture, MixtureOfExperts, RopeScaling, Widths
 from megatron.errors import ConfigError
 from megatron.neox_arguments.arguments import NeoXArgs
 from megatron.neox_arguments.resolve.known import known
@@ -136,6 +136,21 @@ def _rope_scaling(args: NeoXArgs) -> RopeScaling | None:
     return RopeScaling(**section, original_positions=positions)
 
 
+def _experts(args: NeoXArgs) -> MixtureOfExperts | None:
+    if args.moe_num_experts == 1:
+        return None
+    return MixtureOfExperts(
+        num_experts=args.moe_num_experts,
+        top_k=args.moe_top_k,
+        interval=args.moe_expert_interval,
+        router=args.moe_router_type,
+        normalize=args.moe_normalize_expert_weights,
+        jitter=args.moe_jitter_eps or 0.0,
+        balance_coeff=args.moe_aux_loss_coeff,
+        z_coeff=args.moe_z_loss_coeff,
+    )
+
+
 def _architecture(args: NeoXArgs) -> Architecture:
     match args.norm, args.pos_emb:
         case ("layernorm" | "rmsnorm") as norm, ("learned" | "rotary" | "none") as positions:
@@ -152,6 +167,7 @@ def _architecture(args: NeoXArgs) -> Architecture:
         norm_bias=args.use_bias_in_norms,
         qk_norm=args.use_qk_layernorm,
         activation=args.activation,
+        experts=_experts(args),
         attention_bias=args.use_bias_in_attn_linear,
         mlp_bias=args.use_bias_in_mlp,
         parallel_residual=args.gpt_j_residual,
