@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 _CAPACITY = "no token is dropped, so experts have no capacity; remove the key"
+_SPLIT = "model_parallel_size splits every expert over the tensor-parallel ranks; remove the key"
 _ROUTER = "GPT-NeoX removed it with its former mixture of experts; its present one has the keys moe_*"
 
 # Former keys without an exact replacement under another name; `Key.aliases` has the others.
@@ -14,7 +15,7 @@ GONE = {
     "decay_lr_to": "use min_lr, an absolute rate instead of a share of lr",
     "detect_nvlink_pairs": "GPT-NeoX removed it; CUDA_VISIBLE_DEVICES sets the order of devices",
     "dropout": "use hidden_dropout and attention_dropout",
-    "enable_expert_tensor_parallelism": "every expert is split over the tensor-parallel ranks (model_parallel_size); remove the key",
+    "enable_expert_tensor_parallelism": _SPLIT,
     "expert_interval": "use moe_expert_interval",
     "geglu": "use activation: geglu",
     "genfile": "use sample_output_file",
@@ -25,7 +26,7 @@ GONE = {
     "max_tokens": "use maximum_tokens",
     "mlp_type": "GPT-NeoX removed it; for `llama` set activation: swiglu",
     "moe_eval_capacity_factor": _CAPACITY,
-    "moe_expert_parallel_size": "every expert is split over the tensor-parallel ranks (model_parallel_size); remove the key",
+    "moe_expert_parallel_size": _SPLIT,
     "moe_glu": "use activation: swiglu or geglu, which also applies to the experts",
     "moe_min_capacity": _CAPACITY,
     "moe_token_dropping": _CAPACITY,

@@ -125,9 +125,10 @@ def _attention_config(v: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _experts(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
     experts, top_k = v["moe_num_experts"], v["moe_top_k"]
-    if experts == 1:
+    if experts < 2:
         for key in given:
-            if key.startswith("moe_") and v[key] != FIELDS[key].default and KEYS[key].status == SUPPORTED:
+            sets = key.startswith("moe_") and v[key] != FIELDS[key].default and KEYS[key].status == SUPPORTED
+            if sets and experts == 1:
                 yield key, f"{key}: has no effect without experts; set moe_num_experts to at least 2, or remove the key"
         return
     if top_k > experts:

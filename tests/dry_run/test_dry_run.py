@@ -115,6 +115,43 @@ def test_memory_is_within_a_tenth_of_the_memory_used_on_a_gpu(name: str, tmp_pat
     assert result.ranks[0].memory.total / 2**30 == pytest.approx(peak, rel=0.1)
 
 
+EXPERTS = {"moe_num_experts": 8, "moe_top_k": 2, "moe_router_type": "topk", "moe_expert_interval": 2}
+
+
+def test_experts_count_in_total_active_and_in_flops() -> None:
+    """Closed forms: blocks 0 and 2 have 8 experts of 8 h^2 without biases and a router of 8 h; 1 and 3 have an MLP."""
+    result, dense = of(**EXPERTS), of()
+    mlp, biases, router = 8 * HIDDEN**2, 5 * HIDDEN, 8 * HIDDEN
+    assert result.parameters == dense.parameters + 2 * (7 * mlp - biases + router)
+    active = dense.parameters + 2 * (mlp - biases + router)
+    assert result.plan.num_active_parameters == active
+    extra = 6 * 2 * (mlp + router) * result.tokens_per_step
+    assert result.run.flops_per_step == dense.run.flops_per_step + extra
+    text = report(result)
+    assert f"parameters: {result.parameters:,}" in text and f", {active:,} active per token" in text
+    assert "active" not in report(dense)
+
+
+def test_every_rank_holds_a_part_of_every_expert() -> None:
+    ranks = of(**EXPERTS, pipe_parallel_size=0, world_size=2).ranks
+    whole = of(**EXPERTS, pipe_parallel_size=0, model_parallel_size=1, world_size=1).ranks[0].part
+    assert ranks[0].part.parameters == ranks[1].part.parameters
+    assert sum(rank.part.sharded for rank in ranks) == whole.sharded
+    assert ranks[0].part.replicated == whole.replicated > 2 * 8 * HIDDEN  # routers are replicated
+
+
+def test_blocks_with_experts_keep_more_activations_and_sum_the_gradients_of_the_logits() -> None:
+    flat = {"pipe_parallel_size": 0, "world_size": 2}
+    ranks = [of(**flat, **changes).ranks[0] for changes in ({}, EXPERTS, {**EXPERTS, "moe_expert_interval": 1})]
+    kept = [rank.memory.activations for rank in ranks]
+    assert kept[0] < kept[1] < kept[2] and kept[2] - kept[1] == pytest.approx(kept[1] - kept[0])
+    logits = 4 * MICRO * SEQUENCE * 8
+    calls, size = ([rank.traffic.entries["tensor", "all_reduce"][i] for rank in ranks] for i in (0, 1))
+    assert calls[1] == calls[0] + 2 * STEPS and size[1] == size[0] + 2 * STEPS * logits
+    spans = of(**flat, **EXPERTS, checkpoint_activations=True, checkpoint_num_layers=1).ranks[0]
+    assert spans.memory.activations < kept[1]
+
+
 def test_memory_follows_zero_and_precision() -> None:
     first = of().ranks[0]
     held = first.part.parameters

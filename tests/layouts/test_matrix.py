@@ -99,7 +99,7 @@ def _with_a_router_loss_per_rank(layout: Layout, folder: str, steps: int) -> obj
     [
         (_without_partial_gradients, LLAMA),
         (_with_local_norm, LLAMA),
-        (_without_partial_gradients, TOPK),
+        pytest.param(_without_partial_gradients, TOPK, marks=pytest.mark.slow),
         (_with_a_router_loss_per_rank, TOPK),
     ],
 )

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from megatron.architecture import MixtureOfExperts
+from megatron.model.moe import MoE
 from megatron.monitoring import ThroughputTimer, flops_per_token, peak_tflops
 
 
@@ -50,6 +52,22 @@ def test_agrees_with_torchs_count(kv_heads, gated):
         h = (h @ matrix(hidden, ffn)) * (h @ matrix(hidden, ffn) if gated else 1) @ matrix(ffn, hidden)
         (h @ matrix(hidden, 1000)).sum().backward()
     assert counter.get_total_flops() == flops_per_token(**facts) * batch * seq
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_experts_agree_with_torchs_count(k):
+    """The products of a layer with experts, as torch counts them, in place of those of an MLP."""
+    experts = MixtureOfExperts(num_experts=4, top_k=k, router="topk")
+    layer = MoE(experts, 64, 256, "swiglu", router_mult=1.0)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(2, 32, 64, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        layer(x).sum().backward()
+    dense = flops_per_token(**shape(gated=True, num_layers=1))
+    with_experts = flops_per_token(**shape(gated=True, num_layers=1), experts=experts)
+    mlp = 6 * 3 * 64 * 256
+    assert counter.get_total_flops() == (with_experts - dense + mlp) * 2 * 32
 
 
 @pytest.mark.parametrize(

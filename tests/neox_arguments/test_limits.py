@@ -82,6 +82,10 @@ LIMITS = {
     ),
     "master_port": ([1, 29500, 65535], [0, 65536], "a number from 1 to 65535"),
     "num_nodes": ([-1, 0, 1], [-2], "a number of at least -1"),
+    "moe_num_experts": ([1, 8], [0, -1], "a number of at least 1"),
+    "moe_top_k": ([1, 4], [0], "a number of at least 1"),
+    "moe_jitter_eps": ([0, 0.01, 1], [-0.1, 1.1], "a number from 0 to 1"),
+    "moe_aux_loss_coeff": ([0, 0.01], [-0.1], "a number of at least 0"),
     "mup_base_hidden_size": ([1], [0], "a number of at least 1"),
     "mup_init_scale": ([1e-6, 1], [0, -1], "a number above 0"),
     "mup_attn_temp": ([1], [0], "a number above 0"),
@@ -122,6 +126,10 @@ COMPANIONS = {
     "optimizer.params.momentum": {"optimizer.type": "SGD"},
     "seq_length": {"pos_emb": "rotary"},
     "checkpoint_factor": {"checkpoint_scale": "log"},
+    **dict.fromkeys(
+        ("moe_top_k", "moe_expert_interval", "moe_jitter_eps", "moe_aux_loss_coeff", "moe_z_loss_coeff"),
+        {"moe_num_experts": 8, "moe_router_type": "topk"},
+    ),
 }
 
 

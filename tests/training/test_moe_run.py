@@ -37,7 +37,7 @@ def steps(corpus, tmp_path, count=3, **changes):
 
 
 @pytest.mark.parametrize("router", ["topk", "sinkhorn"])
-@pytest.mark.parametrize("zero", [0, 1])
+@pytest.mark.parametrize("zero", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_microbatches_do_not_change_the_training(corpus, tmp_path, router, zero):
     changes = {"moe_router_type": router, "zero_optimization": {"stage": zero}}
     changes |= {"moe_aux_loss_coeff": 0.0} if router == "sinkhorn" else {}
