@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ MOE = {"moe_num_experts": 4, "moe_top_k": 2, "moe_router_type": "topk", "moe_aux
 @pytest.mark.skipif(grouped._grouped_mm is None, reason="torch has no grouped product")
 def test_one_kernel_gives_the_products_and_gradients_of_single_ones(monkeypatch: pytest.MonkeyPatch):
     generator = torch.Generator("cuda").manual_seed(0)
-    options = {"device": "cuda", "dtype": torch.bfloat16, "generator": generator, "requires_grad": True}
+    options: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16, "generator": generator, "requires_grad": True}
     x, weight = torch.randn(300, 64, **options), torch.randn(5, 96, 64, **options)
     counts = torch.tensor([100, 0, 37, 163, 0], device="cuda")
     cotangent = torch.randn(300, 96, device="cuda", dtype=torch.bfloat16, generator=generator)

@@ -151,7 +151,7 @@ def test_the_router_is_multiplied_by_the_factor_of_the_readout():
 # --- experts ---
 
 
-def token_by_token(experts: Experts, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, kind: str):
+def token_by_token(experts, x, weights, chosen, kind):
     """sum_k weight_k * down_k(act(up_k x)), one token and one expert at a time."""
     rows = []
     for t in range(x.shape[1]):
