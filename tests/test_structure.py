@@ -59,6 +59,7 @@ def test_the_check_sees_circles_in_functions_and_under_type_checking():
 # They create a NeoXArgs, vary it, or compare two of them key by key. What they start receives what it resolves to.
 ENTRY_POINTS = {
     "deepy",
+    "megatron.gpt_neox",  # GPT-NeoX's functions
     "megatron.training",  # pretrain(neox_args), which GPT-NeoX's users call
     "muneox.analysis.make_proxy",
     "muneox.analysis.transfer",

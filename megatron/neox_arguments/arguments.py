@@ -15,8 +15,8 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from megatron.errors import ConfigError
 from megatron.neox_arguments import launcher, messages, ranks, validate
 from megatron.neox_arguments.complete import complete
-from megatron.neox_arguments.deepspeed_json import deepspeed_config
 from megatron.neox_arguments.fields import KEYS, NeoXArgsKeys
+from megatron.neox_arguments.interface import GptNeoxInterface
 from megatron.neox_arguments.keys import SATISFIED
 from megatron.neox_arguments.merging import Merged, merge, override
 from megatron.neox_arguments.spelling import as_declared
@@ -26,12 +26,13 @@ _WORKER_OPTIONS = ("megatron_config", "deepspeed_config", "deepspeed", "local_ra
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-@pydantic_dataclass(frozen=True, kw_only=True, config=_STRICT)
-class NeoXArgs(NeoXArgsKeys):
+@pydantic_dataclass(kw_only=True, config=_STRICT)
+class NeoXArgs(GptNeoxInterface, NeoXArgsKeys):
     """All keys of a run, validated, with derived values filled in.
 
     Create one with `from_ymls`, `from_dict`, `consume_deepy_args` or `consume_neox_args`. Each raises ConfigError with
-    one line per problem. A key that is null has its default. Instances are frozen; `replace` creates a changed copy.
+    one line per problem. A key that is null has its default. `replace` creates a changed copy. An assignment to a key
+    changes the object in the same way: it is always valid and resolved.
     """
 
     @model_validator(mode="wrap")
@@ -103,9 +104,11 @@ class NeoXArgs(NeoXArgsKeys):
 
     @classmethod
     def consume_neox_args(
-        cls, input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None
+        cls, overwrite_values: Mapping[str, Any] | None = None, input_args: Sequence[str] | None = None
     ) -> NeoXArgs:
         """Parse the command line of a worker: the arguments that deepy.py passes, or files and overrides.
+
+        The order of the parameters is GPT-NeoX's. The name of the worker's script is accepted before the arguments.
 
         The world size comes from the launcher's environment (WORLD_SIZE, MPI or SLURM), and is 1 without a launcher. A
         dry run takes it from the configuration.
@@ -113,7 +116,7 @@ class NeoXArgs(NeoXArgsKeys):
         argv = sys.argv[1:] if input_args is None else input_args
         line = launcher.parse_command_line(argv, _TYPES, _program(), _WORKER_OPTIONS)
         if "megatron_config" in line.passed:
-            if line.files:
+            if line.files and not (len(line.files) == 1 and line.files[0].endswith(".py")):
                 raise ConfigError(
                     f"command line: {line.files[0]}: cannot be combined with --megatron_config; remove one"
                 )
@@ -140,7 +143,7 @@ class NeoXArgs(NeoXArgsKeys):
         return [
             self.user_script,
             "--deepspeed_config",
-            launcher.encode(self.deepspeed_config()),
+            launcher.encode(self.deepspeed_config),
             "--megatron_config",
             launcher.encode(given),
         ]
@@ -174,10 +177,6 @@ class NeoXArgs(NeoXArgsKeys):
             for name, key in KEYS.items()
             if key.status == SATISFIED and getattr(self, name) != _KNOWN[name].default
         ]
-
-    def deepspeed_config(self) -> dict[str, Any]:
-        """Return the DeepSpeed configuration, without optimizer and scheduler: the trainer builds both."""
-        return deepspeed_config(self)
 
     @classmethod
     def _read(cls, paths: Sequence[str | os.PathLike[str]], folder: str | None = None) -> Merged:

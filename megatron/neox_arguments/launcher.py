@@ -18,14 +18,14 @@ from megatron.neox_arguments.hosts import Hosts, limit_hosts, read_hostfile, sel
 from megatron.neox_arguments.merging import normalise, unknown_key
 from megatron.neox_arguments.messages import kinds
 from megatron.neox_arguments.ranks import first_slurm_host, slurm_hosts
-from megatron.neox_arguments.yaml_loader import parse_scalar
+from megatron.neox_arguments.yaml_loader import CONFIG_SUFFIXES, parse_scalar
 
 USAGE = """\
 usage: {program} config.yml [more.yml ...] [-d FOLDER] [--key value ...]
 
   config.yml            YAML or JSON files to merge; the suffix .yml is optional
   -d, --conf_dir FOLDER folder of the configuration files
-  --key value           override any key: --lr 3e-4, --use-mup, --optimizer.params.eps=1e-9
+  --key value           override any key: --lr 3e-4, --use-mup, --optimizer.params.eps=1e-9; lists: --eval-tasks a b
   -H hostfile, -i sample_input_file, -o sample_output_file
 
 All keys: configs/neox_arguments.md"""
@@ -92,6 +92,14 @@ def _value(option: str, inline: str | None, rest: list[str]) -> str:
     return rest.pop(0)
 
 
+def _following(rest: list[str]) -> list[str]:
+    """Take the further values of a list from `rest`: up to the next option or configuration file."""
+    taken = []
+    while rest and not rest[0].startswith("-") and not rest[0].endswith(CONFIG_SUFFIXES):
+        taken.append(rest.pop(0))
+    return taken
+
+
 def _passed(name: str, inline: str | None, rest: list[str]) -> str:
     if name == "deepspeed" and inline is None:  # a bare flag
         return ""
@@ -111,7 +119,10 @@ def _override(option: str, wanted: Any, inline: str | None, rest: list[str]) -> 
         return None
     if str in accepted and not accepted & {int, list, dict}:
         return text
-    return parse_scalar(text)
+    value = parse_scalar(text)
+    if accepted == {list} and inline is None and not isinstance(value, list):
+        return [value, *map(parse_scalar, _following(rest))]
+    return value
 
 
 def encode(config: Mapping[str, Any]) -> str:
@@ -135,7 +146,7 @@ def decode(text: str) -> dict[str, Any]:
 def runner_arguments(args: Any, environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return the options of DeepSpeed's launcher for `args` (a NeoXArgs). Raises ConfigError."""
     hosts = launcher_hosts(args, environment)
-    options: dict[str, Any] = {"hostfile": args.hostfile}
+    options: dict[str, Any] = {"hostfile": None if missing_hostfile(args) else args.hostfile}
     options.update(include=args.include, exclude=args.exclude, master_addr=args.master_addr)
     options.update(num_nodes=args.num_nodes if args.num_nodes > 0 else None, num_gpus=args.num_gpus)
     options["master_port"] = args.master_port if args.master_port != 29500 else None
@@ -147,7 +158,7 @@ def runner_arguments(args: Any, environment: Mapping[str, str] = os.environ) -> 
     result = []
     for key, value in options.items():
         if value not in (None, ""):
-            result += [f"--{key}", str(value)]
+            result.append(f"--{key}={value}")
     job = [f"--{key}={value}" for key, value in (("comment", args.comment), ("account", args.account)) if value]
     if job:  # one token: argparse reads a separate value that starts with -- as an option
         result.append("--launcher_args=" + shlex.join(job))
@@ -158,9 +169,11 @@ def runner_arguments(args: Any, environment: Mapping[str, str] = os.environ) -> 
 def launcher_hosts(args: Any, environment: Mapping[str, str] = os.environ) -> Hosts | None:
     """Return the hosts and slots that `args` (a NeoXArgs) selects, or None for this host alone.
 
-    They come from the hostfile or, with launcher slurm, from the allocation. Raises ConfigError.
+    They come from the hostfile or, with launcher slurm, from the allocation. A hostfile that does not exist is ignored
+    (see `missing_hostfile`) unless the configuration needs other hosts. Raises ConfigError.
     """
-    if args.hostfile or os.path.isfile(DEFAULT_HOSTFILE):
+    needs_file = args.num_nodes > 1 or args.include or args.exclude or args.force_multi
+    if (args.hostfile or os.path.isfile(DEFAULT_HOSTFILE)) and not (missing_hostfile(args) and not needs_file):
         hosts = read_hostfile(args.hostfile or DEFAULT_HOSTFILE)
         return limit_hosts(select_hosts(hosts, args.include, args.exclude), args.num_nodes, args.num_gpus)
     if args.launcher == "slurm" or args.deepspeed_slurm:
@@ -176,6 +189,11 @@ def launcher_hosts(args: Any, environment: Mapping[str, str] = os.environ) -> Ho
     if args.num_nodes > 1:
         raise ConfigError(f"num_nodes: {args.num_nodes} hosts need hostfile, a file that lists them")
     return None
+
+
+def missing_hostfile(args: Any) -> bool:
+    """Whether `args` (a NeoXArgs) names a hostfile that does not exist. As in DeepSpeed, this host is then used."""
+    return bool(args.hostfile) and not os.path.exists(args.hostfile)
 
 
 def _number(name: str, environment: Mapping[str, str], other: str) -> int | None:

@@ -11,7 +11,7 @@ import yaml
 
 from megatron.errors import ConfigError
 
-_SUFFIXES = (".yml", ".yaml", ".json")
+CONFIG_SUFFIXES = (".yml", ".yaml", ".json")
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,8 +51,8 @@ def find_config(name: str, folder: str | None = None) -> Path:
     If `configs/...` does not exist in the current folder, the file of that name in this project is used.
     """
     path = Path(folder, name) if folder else Path(name)
-    candidates = [path, *(path.with_name(path.name + suffix) for suffix in _SUFFIXES)]
-    if path.suffix in _SUFFIXES:
+    candidates = [path, *(path.with_name(path.name + suffix) for suffix in CONFIG_SUFFIXES)]
+    if path.suffix in CONFIG_SUFFIXES:
         candidates = [path]
     if path.parts[:1] == ("configs",):
         candidates += [SHIPPED_CONFIGS.joinpath(*candidate.parts[1:]) for candidate in candidates]

@@ -49,7 +49,7 @@ def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str,
     parser.add_argument("--brief", action="store_true", help="one row for the same parameter of all blocks")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the audit as JSON, for the report")
     options, rest = parser.parse_known_args(input_args)
-    neox_args = NeoXArgs.consume_neox_args(rest, overwrite_values)
+    neox_args = NeoXArgs.consume_neox_args(overwrite_values, rest)
     config = audit_config(neox_args)
     from megatron.initialize import start_worker
     from megatron.training.audit_run import run_audit

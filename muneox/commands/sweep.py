@@ -153,7 +153,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(input_args)
     if options.workers < 1:
         raise ConfigError(f"--workers: expected an integer >= 1, got {options.workers}")
-    args = NeoXArgs.consume_neox_args(rest).replace(world_size=1)
+    args = NeoXArgs.consume_neox_args(input_args=rest).replace(world_size=1)
     args.require("lr", "train_iters", "hidden_size", "num_attention_heads", "seq_length")
     wanted = jobs(args, parse_grid(options.grid), options.widths, options.seeds, options.out)
     todo = [job for job in wanted if not job.is_finished()]

@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
 def parse(input_args: Sequence[str], overwrite_values: dict[str, Any] | None = None) -> Setup:
     """Parse the command line and load the files that it names. Raises ConfigError."""
     options, rest = parser().parse_known_args(list(input_args))
-    args = NeoXArgs.consume_neox_args(rest, overwrite_values).replace(world_size=1)  # a trial is one process
+    args = NeoXArgs.consume_neox_args(overwrite_values, rest).replace(world_size=1)  # a trial is one process
     space = load_space(options.space, args)
     trials = options.trials
     if space.sampler == "grid":

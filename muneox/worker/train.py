@@ -16,7 +16,7 @@ from megatron.neox_arguments.resolve import dry_run_config, worker_config
 
 def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
     """Run one worker. Returns the exit code: 1 if a coordinate check fails, otherwise 0."""
-    neox_args = NeoXArgs.consume_neox_args(input_args, overwrite_values)
+    neox_args = NeoXArgs.consume_neox_args(overwrite_values, input_args)
     # torch and DeepSpeed load only if the configuration is valid
     if neox_args.dry_run:
         from megatron.dry_run.main import print_dry_run

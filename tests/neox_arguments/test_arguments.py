@@ -1,7 +1,6 @@
 """NeoXArgs: merging, overrides, derived values, immutability and error messages."""
 
 import copy
-import dataclasses
 import json
 import pickle
 import subprocess
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.fields import NeoXArgsDeepspeedConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 shared_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
@@ -70,10 +70,38 @@ def test_from_ymls_keeps_the_text_of_its_files(write):
     assert "config_files" not in args.to_dict() and args.replace(seed=1).config_files == args.config_files
 
 
-def test_result_is_frozen_and_variants_are_new_objects(small):
+def test_an_assignment_resolves_and_validates_again(small):
     args = NeoXArgs.from_dict(small)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        args.hidden_size = 128
+    args.update_value("train_micro_batch_size_per_gpu", 8)
+    args.wandb_group = "group"
+    assert (args.train_batch_size, args.wandb_group, args.given["wandb_group"]) == (8, "group", "group")
+    before = args.to_dict()
+    with pytest.raises(ConfigError, match="num_attention_heads: 4 does not divide hidden_size 66"):
+        args.hidden_size = 66
+    with pytest.raises(AttributeError, match="did you mean 'hidden_size'"):
+        args.hiden_size = 128
+    assert args.to_dict() == before
+    same = NeoXArgs.from_dict({**small, "train_micro_batch_size_per_gpu": 8, "wandb_group": "group"})
+    assert args == same and args != NeoXArgs.from_dict(small)
+
+
+def test_the_properties_of_gpt_neox(small, monkeypatch):
+    args = NeoXArgs.from_dict({**small, "bf16": {"enabled": True}})
+    assert NeoXArgs.validate_keys() and str(args.params_dtype) == "torch.bfloat16"
+    assert set(args.all_config) == set(args.megatron_config) | set(args.deepspeed_runner) | set(
+        NeoXArgsDeepspeedConfig.__dataclass_fields__
+    )
+    assert args.megatron_config["hidden_size"] == 64 and "train_batch_size" not in args.megatron_config
+    assert "hostfile" in args.deepspeed_runner and "seed" not in args.deepspeed_runner
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    args.configure_distributed_args()
+    args.update_value("seed", 7)
+    assert (args.rank, args.local_rank, args.world_size, args.train_batch_size) == (1, 0, 2, 8)
+
+
+def test_variants_are_new_objects(small):
+    args = NeoXArgs.from_dict(small)
     wider = args.replace(hidden_size=128, lr=1e-2)
     assert (args.hidden_size, args.lr) == (64, 1e-3)
     assert (wider.hidden_size, wider.lr) == (128, 1e-2)
@@ -224,7 +252,7 @@ def test_world_size_precedence(small, monkeypatch):
 def test_precision(small, keys, precision):
     args = NeoXArgs.from_dict({**small, **keys})
     assert args.precision == precision
-    config = args.deepspeed_config()
+    config = args.deepspeed_config
     assert [key for key in ("fp16", "bf16") if key in config] == {
         "fp32": [], "fp16": ["fp16"], "bfloat16": ["bf16"]
     }[precision]  # fmt: skip
@@ -480,8 +508,9 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 sys.dont_write_bytecode = True
 from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.fields import NeoXArgsDeepspeedConfig
 args = NeoXArgs.from_ymls([{str(ROOT / "configs" / "125M.yml")!r}], {{"save": "out", "log_dir": "logs"}})
-args.deepspeed_config(), args.replace(lr=1.0, user_script="train.py").get_deepspeed_main_args()
+args.deepspeed_config, args.replace(lr=1.0, user_script="train.py").get_deepspeed_main_args()
 heavy = {{"torch", "deepspeed", "numpy", "transformers", "wandb", "matplotlib"}} & set(sys.modules)
 assert not heavy, heavy
 """
@@ -492,7 +521,7 @@ assert not heavy, heavy
 
 def test_null_on_the_command_line_restores_the_default(tmp_path):
     (tmp_path / "a.yml").write_text("save: checkpoints\neval-interval: 7\n")
-    args = NeoXArgs.consume_neox_args([str(tmp_path / "a.yml"), "--save", "null", "--eval-interval=null"])
+    args = NeoXArgs.consume_neox_args(input_args=[str(tmp_path / "a.yml"), "--save", "null", "--eval-interval=null"])
     assert args.save is None and args.eval_interval == 1000
 
 

@@ -145,7 +145,7 @@ def test_deepspeed_accepts_its_configuration(neox_style, precision):
     from deepspeed.runtime.config import DeepSpeedConfig
 
     args = neox_style.replace(precision=precision) if precision else neox_style
-    config = args.deepspeed_config()
+    config = args.deepspeed_config
     assert not {"optimizer", "scheduler"} & set(config) and config["zero_allow_untested_optimizer"] is True
     read = DeepSpeedConfig(config)
     assert (read.train_batch_size, read.train_micro_batch_size_per_gpu) == (4, 4)

@@ -108,7 +108,7 @@ def test_deepspeed_gets_an_integer_for_a_number_written_as_a_float(write, small)
     section = "{stage: 1, reduce_bucket_size: 5e8, allgather_bucket_size: 2.0e+8, offload_param: {buffer_size: 1e8}}"
     path = write(f"train_batch_size: 4\nzero_optimization: {section}\nflops_profiler: {{profile_step: 5.0}}\n")
     args = NeoXArgs.from_ymls([path], {"zero_optimization.stage3_max_live_parameters": 1e9})
-    zero = args.deepspeed_config()["zero_optimization"]
+    zero = args.deepspeed_config["zero_optimization"]
     expected = {
         "reduce_bucket_size": 500_000_000,
         "allgather_bucket_size": 200_000_000,
@@ -118,12 +118,12 @@ def test_deepspeed_gets_an_integer_for_a_number_written_as_a_float(write, small)
     assert repr(args.zero_optimization["offload_param"]["buffer_size"]) == "100000000"
     assert repr(args.zero_reduce_bucket_size) == "500000000" and repr(args.flops_profiler["profile_step"]) == "5"
     extra = NeoXArgs.from_dict({**small, "deepspeed_extra_args": {"flops_profiler": {"profile_step": 7.0}}})
-    assert repr(extra.deepspeed_config()["flops_profiler"]["profile_step"]) == "7"
+    assert repr(extra.deepspeed_config["flops_profiler"]["profile_step"]) == "7"
 
 
 def test_other_deepspeed_options_are_passed_on(small):
     extra = {"memory_breakdown": True, "timers": {"throughput": {"synchronized": False}}, "log_level": "warning"}
-    config = NeoXArgs.from_dict({**small, "deepspeed_extra_args": extra}).deepspeed_config()
+    config = NeoXArgs.from_dict({**small, "deepspeed_extra_args": extra}).deepspeed_config
     assert {key: config[key] for key in extra} == extra
     from deepspeed.runtime.config import DeepSpeedConfig
 
@@ -135,7 +135,7 @@ def test_a_section_in_extra_args_sets_the_key_of_that_name(small):
     section = {"enabled": True, "verbose": True}
     extra = {**small, "deepspeed_extra_args": {"comms_logger": section}}
     args = NeoXArgs.from_dict(extra)
-    assert args.comms_logger == section and args.deepspeed_config()["comms_logger"] == section
+    assert args.comms_logger == section and args.deepspeed_config["comms_logger"] == section
     assert NeoXArgs.from_dict(args.to_dict()) == args == NeoXArgs.from_dict({**extra, "comms_logger": section})
     assert "disagrees with deepspeed_extra_args.comms_logger" in problem({**extra, "comms_logger": {"enabled": False}})
 
@@ -208,7 +208,7 @@ def test_every_supported_value_reaches_deepspeed(small):
             for field in dataclasses.fields(key.section)
             if key_of(field).status != REFUSED and key_of(field).section is None and field.default is not None
         }
-        config = NeoXArgs.from_dict({**small, name: written}).deepspeed_config()
+        config = NeoXArgs.from_dict({**small, name: written}).deepspeed_config
         assert DeepSpeedConfig(config).train_batch_size == 4
 
 

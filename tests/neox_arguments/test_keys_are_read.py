@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Modules of the configuration package that declare, complete or validate values. Reads in them are not uses.
 NO_USERS = {
     *("keys.py", "limits.py", "transfer.py", "complete.py", "messages.py", "merging.py", "sizes.py", "spelling.py"),
-    *("features.py", "former.py"),
+    *("features.py", "former.py", "interface.py"),
     *(
         "yaml_loader.py",
         "validate.py",
@@ -238,4 +238,4 @@ def test_keys_of_deepspeed_reach_its_configuration(small, name):
         value = not now if isinstance(now, bool) else now + 1
     other = NeoXArgs.from_dict({**base, name: value})
     assert FIELDS[name].default != value
-    assert other.deepspeed_config() != default.deepspeed_config()
+    assert other.deepspeed_config != default.deepspeed_config

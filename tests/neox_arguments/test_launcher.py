@@ -7,7 +7,7 @@ import pytest
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs, UsageRequested
-from megatron.neox_arguments.launcher import decode, encode
+from megatron.neox_arguments.launcher import decode, encode, launcher_hosts
 from megatron.neox_arguments.ranks import launched_world_size, rank_environment, slurm_hosts
 from megatron.neox_arguments.resolve import launcher_config
 
@@ -33,7 +33,7 @@ def deepy(line):
 
 
 def worker(line):
-    return NeoXArgs.consume_neox_args(shlex.split(line))
+    return NeoXArgs.consume_neox_args(input_args=shlex.split(line))
 
 
 def test_files_folder_and_script(folder):
@@ -115,7 +115,7 @@ def test_worker_resolves_the_configuration_of_deepy_with_its_world_size(folder, 
     line = deepy("train.py configs/base.yml configs/local.yml --lr 2e-3").get_deepspeed_main_args()
     assert line[0] == "train.py"
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
-    passed = NeoXArgs.consume_neox_args(["--local_rank=0", *line[1:], "--deepspeed"])
+    passed = NeoXArgs.consume_neox_args(input_args=["--local_rank=0", *line[1:], "--deepspeed"])
     direct = worker("configs/base.yml configs/local.yml --lr 2e-3 --user-script train.py")
     assert passed == direct and passed.config_files == direct.config_files
     assert passed.gradient_accumulation_steps == 8 // ranks and passed.log_dir == "run # 1"
@@ -129,7 +129,7 @@ def test_worker_without_a_launcher_has_world_size_1(folder):
 
 
 def test_overwrite_values_take_precedence(folder):
-    args = NeoXArgs.consume_neox_args(["configs/base.yml", "--lr", "1"], overwrite_values={"lr": 2.0})
+    args = NeoXArgs.consume_neox_args(input_args=["configs/base.yml", "--lr", "1"], overwrite_values={"lr": 2.0})
     assert args.lr == 2.0
 
 
@@ -182,8 +182,10 @@ def expected_spelling(keys):
 
 def test_launcher_needs_its_hosts(folder):
     base = {"user_script": "train.py"}
-    with pytest.raises(ConfigError, match="hostfile: gone: file not found"):
-        NeoXArgs.from_dict({**base, "hostfile": "gone"}).get_deepspeed_main_args()
+    assert launcher_hosts(NeoXArgs.from_dict({**base, "hostfile": "gone"})) is None  # this host alone
+    for needs in ({"num_nodes": 2}, {"include": "a"}, {"force_multi": True}):
+        with pytest.raises(ConfigError, match="hostfile: gone: file not found"):
+            launcher_hosts(NeoXArgs.from_dict({**base, "hostfile": "gone", **needs}))
     with pytest.raises(ConfigError, match="num_nodes: 2 hosts need hostfile"):
         NeoXArgs.from_dict({**base, "num_nodes": 2}).get_deepspeed_main_args()
 

@@ -17,7 +17,7 @@ from megatron.neox_arguments.keys import Key, key_of
 from megatron.neox_arguments.transfer import Recipe
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(kw_only=True)
 class NeoXArgsKeys(
     NeoXArgsModel,
     NeoXArgsMup,
@@ -68,6 +68,8 @@ __all__ = [
     "FIELDS",
     "GROUPS",
     "KEYS",
+    "NeoXArgsDeepspeedConfig",
+    "NeoXArgsDeepspeedRunner",
     "NeoXArgsKeys",
     "repeated_in",
     "section_fields",

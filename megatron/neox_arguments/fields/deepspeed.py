@@ -27,7 +27,7 @@ _NO_CURRICULUM = "curriculum learning is not supported; without the key every sa
 _OFF: tuple[dict[str, Any], ...] = ({}, {"enabled": False})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class NeoXArgsDeepspeedConfig:
     """Batch sizes and the sections of DeepSpeed's configuration."""
 
@@ -187,7 +187,7 @@ class NeoXArgsDeepspeedConfig:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class NeoXArgsDeepspeedRunner:
     """Options of DeepSpeed's launcher, used by deepy.py."""
 

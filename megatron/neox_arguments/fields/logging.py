@@ -16,7 +16,7 @@ _NO_PROFILE = "profiling by configuration keys is not supported; run the script 
 supported = partial(declare, transfer=FREE)  # none of these keys affects training
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class NeoXArgsLogging:
     """Logging to the console, metrics.jsonl, Weights & Biases and TensorBoard."""
 

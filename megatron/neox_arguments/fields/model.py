@@ -35,7 +35,7 @@ _NO_SHARING = "layers cannot share weights; without the key every layer has its 
 _SDPA = "scaled_dot_product_attention fuses scale, mask and softmax on devices that support it"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class NeoXArgsModel:
     """Shape and layers of the model."""
 

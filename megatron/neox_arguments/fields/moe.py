@@ -8,7 +8,7 @@ from megatron.neox_arguments.limits import Range, at_least
 from megatron.neox_arguments.transfer import FAMILY, LADDER, MUP_FAMILY, TUNED
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class NeoXArgsMoE:
     """Mixtures of experts. Experts replace the MLP, have its width and no biases, and drop no tokens."""
 

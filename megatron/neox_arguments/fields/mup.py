@@ -8,7 +8,7 @@ from megatron.neox_arguments.limits import Items, above, at_least, one_of
 from megatron.neox_arguments.transfer import COMBINED, FREE, LADDER, MUP_FAMILY, TUNED, must_match
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class NeoXArgsMup:
     """Base dimensions, multipliers and coordinate check of muP."""
 

@@ -20,7 +20,7 @@ from megatron.neox_arguments.transfer import (
 _USE = "use adam (AdamW) or sgd"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class NeoXArgsOptimizer:
     """Optimizer. See also `optimizer`, `zero_optimization` and `weight_decay`."""
 
@@ -95,7 +95,7 @@ class NeoXArgsOptimizer:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class NeoXArgsLRScheduler:
     """Learning-rate schedule: a base rate per step, multiplied by the lr_mult of each parameter group."""
 

@@ -11,7 +11,7 @@ _LAUNCHER_SETS = "the launcher sets RANK and LOCAL_RANK for each process; remove
 _OBSOLETE = "it is obsolete in GPT-NeoX; remove the key"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class NeoXArgsParallelism:
     """Parallel layout."""
 
@@ -44,7 +44,7 @@ class NeoXArgsParallelism:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class NeoXArgsTokenizer:
     """Tokenizer. See also `vocab_file` and `merge_file`."""
 
@@ -70,7 +70,7 @@ class NeoXArgsTokenizer:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class NeoXArgsOther:
     """Distributed execution and everything else."""
 

@@ -8,7 +8,7 @@ from megatron.neox_arguments.keys import refused
 _NO_LABELS = "label masks of fine-tuning are not supported yet; without the key every token is trained on"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class NeoXArgsPosttraining:
     """Preference training: labels, preferences and rewards."""
 

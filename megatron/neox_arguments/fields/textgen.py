@@ -12,7 +12,7 @@ from megatron.neox_arguments.transfer import FREE
 supported = partial(declare, transfer=FREE)  # none of these keys affects training
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class NeoXArgsTextgen:
     """Text generation and evaluation."""
 

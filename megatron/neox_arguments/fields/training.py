@@ -21,7 +21,7 @@ _NO_S3 = "checkpoints on S3 are not supported; save to a local path"
 _NO_OFFLOAD = "DeepSpeed's activation offload is not supported; use only checkpoint_activations"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class NeoXArgsTraining:
     """Data, training steps, evaluation, checkpoints and regularisation."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 from megatron.errors import ConfigError
@@ -18,7 +19,7 @@ from megatron.neox_arguments.job_configs import (
     SaveBaseShapesConfig,
     WorkerConfig,
 )
-from megatron.neox_arguments.launcher import launcher_hosts, runner_arguments
+from megatron.neox_arguments.launcher import launcher_hosts, missing_hostfile, runner_arguments
 from megatron.neox_arguments.ranks import require_one_launcher
 from megatron.neox_arguments.resolve.files import (
     data_config,
@@ -38,6 +39,8 @@ from megatron.neox_arguments.resolve.training import (
     schedule_config,
 )
 from megatron.neox_arguments.run_config import EngineConfig, Provenance, RunConfig
+
+logger = logging.getLogger(__name__)
 
 
 def run_config(args: NeoXArgs) -> RunConfig:
@@ -106,9 +109,12 @@ def launcher_config(args: NeoXArgs) -> LauncherConfig | DryRunConfig:
     if args.dry_run:
         return dry_run_config(args)
     require_one_launcher()
+    hosts = launcher_hosts(args)
+    if missing_hostfile(args):
+        logger.warning("hostfile: %s: file not found; the processes start on this host", args.hostfile)
     return LauncherConfig(
         command=tuple(args.worker_command()),
-        hosts=launcher_hosts(args),
+        hosts=hosts,
         num_processes=args.num_gpus,
         include=args.include,
         exclude=args.exclude,

@@ -81,7 +81,7 @@ def engine_config(args: NeoXArgs) -> EngineConfig:
         optimizer=optimizer_config(args),
         loss=LossConfig(z_loss=args.z_loss, mask_eod=args.eod_mask_loss),
         layout=layout_config(args),
-        deepspeed={key: value for key, value in args.deepspeed_config().items() if key not in sizes},
+        deepspeed={key: value for key, value in args.deepspeed_config.items() if key not in sizes},
     )
 
 
