@@ -183,7 +183,7 @@ PLACES = {
     *(f"{part}_data_{what}" for part in ("train", "valid", "test") for what in ("paths", "weights")),
 }  # fmt: skip
 # Intended differences from GPT-NeoX's files: values of the published models, which the first line of each file states.
-PUBLISHED = {
+PUBLISHED: dict[str, dict[str, object]] = {
     **{
         f"configs/llama2/{name}.yml": {"use_bias_in_mlp": False}
         for name in ("7B", "13B", "70B", "codellama_7B", "codellama_34B")
