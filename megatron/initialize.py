@@ -98,10 +98,14 @@ def _unreachable(rank: int, error: Exception) -> ConfigError:
     )
 
 
-def start_worker(launch: LaunchConfig, layout: LayoutConfig, seed: int = 1234) -> Runtime:
-    """Call `initialize_megatron` with the configured values, after setting missing environment variables."""
+def start_worker(launch: LaunchConfig, layout: LayoutConfig | None, seed: int = 1234) -> Runtime:
+    """Call `initialize_megatron` with the configured values, after setting missing environment variables.
+
+    layout: None if every process holds the whole model.
+    """
     os.environ.update(launch.environment)
-    return initialize_megatron(launch.backend, seed, layout.tensor, layout.pipe)
+    tensor, pipe = (1, 0) if layout is None else (layout.tensor, layout.pipe)
+    return initialize_megatron(launch.backend, seed, tensor, pipe)
 
 
 def skip_shared_memory_op() -> None:

@@ -23,6 +23,7 @@ from megatron.mappings import ABSENT, differences
 from megatron.model.build import ModelPlan, forward_section, meta_model, shapes_of
 from megatron.model.gpt import GPT
 from megatron.neox_arguments.job_configs import GenerationConfig
+from megatron.neox_arguments.run_config import Precision
 from megatron.parametrization.plan import Shape
 from megatron.sampling import Sampling, context_length, generate_tokens, stream_tokens
 from megatron.tokenizer import StreamDetokenizer, Tokenizer, build_tokenizer
@@ -38,11 +39,13 @@ __all__ = [
     "Sample",
     "Sampler",
     "Sampling",
+    "eod_or_none",
     "generate_from_file",
     "generate_interactively",
     "generate_tokens",
     "generate_unconditional",
     "load_model",
+    "model_with_weights",
     "stream_tokens",
     "typed_lines",
 ]
@@ -60,14 +63,19 @@ def load_model(config: GenerationConfig, vocab_size: int, device: torch.device |
     """
     plan = model_plan(config.model, vocab_size)
     loaded = load_weights(config.checkpoint, config.iteration, neox_assembly(plan))
+    return model_with_weights(loaded, plan, config.precision, device), loaded.iteration
+
+
+def model_with_weights(loaded: LoadedWeights, plan: ModelPlan, precision: Precision, device: torch.device | str) -> GPT:
+    """The planned model with the weights of a checkpoint. See `load_model`."""
     _check_parametrization(loaded, plan)
     model = meta_model(plan.config.without_padding(), plan.factors)
     expected = shapes_of(model)
     weights = loaded.weights if loaded.client_state.get("layout") else _without_padding(loaded.weights, plan, expected)
     _check_shapes(loaded.path, weights, expected)
     model.load_state_dict(weights, assign=True)
-    model = model.to(device=device, dtype=_DTYPES[config.precision])
-    return model.eval().requires_grad_(False), loaded.iteration
+    model = model.to(device=device, dtype=_DTYPES[precision])
+    return model.eval().requires_grad_(False)
 
 
 def _check_parametrization(loaded: LoadedWeights, plan: ModelPlan) -> None:
@@ -140,7 +148,7 @@ class Sampler:
             config.temperature,
             config.top_k,
             config.top_p,
-            _eod_or_none(tokenizer),
+            eod_or_none(tokenizer),
             config.use_cache,
         )
         return cls(model, tokenizer, sampling, config.seed)
@@ -202,7 +210,8 @@ class _Text:
         return "".join([*map(self.push, tokens), self.flush()])
 
 
-def _eod_or_none(tokenizer: Tokenizer) -> int | None:
+def eod_or_none(tokenizer: Tokenizer) -> int | None:
+    """The end-of-document token, or None if the tokenizer has none."""
     try:
         return tokenizer.eod
     except DataError:

@@ -12,6 +12,7 @@ from megatron.errors import ConfigError
 COMMANDS = {
     "train": "train a model, with as many processes as its configuration needs",
     "generate": "sample from a checkpoint",
+    "eval": "evaluate a checkpoint: perplexity, and tasks of the lm-evaluation-harness",
     "prepare-data": "prepare a corpus for training: tokenizer, token files, corpus.json",
     "search": "search hyperparameters on a muP proxy",
     "sweep": "train a grid of runs: widths, seeds, values of any key",

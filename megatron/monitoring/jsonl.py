@@ -90,6 +90,18 @@ class JsonlMonitor:
         return header, [record for record in records if record["step"] <= self.resume_step]
 
 
+def append_record(path: Path, record: Record) -> None:
+    """Add a record to an existing metrics.jsonl, after removing an incomplete last line. Raises DataError."""
+    try:
+        with path.open("r+b") as file:
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)
+            file.seek(0, 2)
+            file.write(_line(_encode(record)))
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}") from error
+
+
 def read_metrics(path: Path | str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Read the header and the records of a metrics.jsonl, one per step, with non-finite values restored.
 

@@ -71,6 +71,11 @@ class WandbMonitor:
         self._last_step = step
         self._run.log({name: value for name, value in record.items() if value is not None}, step=step)
 
+    def log_later(self, record: Record) -> None:
+        """Log values `eval/...` of a checkpoint. The axis is `eval/step`, which can be before the last step."""
+        self._run.define_metric("eval/*", step_metric="eval/step")
+        self._run.log({name: value for name, value in record.items() if name.startswith("eval/")})
+
     def close(self) -> None:
         if self._run is not None:
             run, self._run = self._run, None

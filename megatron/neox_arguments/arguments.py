@@ -104,14 +104,19 @@ class NeoXArgs(GptNeoxInterface, NeoXArgsKeys):
 
     @classmethod
     def consume_neox_args(
-        cls, overwrite_values: Mapping[str, Any] | None = None, input_args: Sequence[str] | None = None
+        cls,
+        overwrite_values: Mapping[str, Any] | None = None,
+        input_args: Sequence[str] | None = None,
+        *,
+        own_layout: bool = True,
     ) -> NeoXArgs:
         """Parse the command line of a worker: the arguments that deepy.py passes, or files and overrides.
 
         The order of the parameters is GPT-NeoX's. The name of the worker's script is accepted before the arguments.
 
         The world size comes from the launcher's environment (WORLD_SIZE, MPI or SLURM), and is 1 without a launcher. A
-        dry run takes it from the configuration.
+        dry run takes it from the configuration, and so does a job that uses a trained model under another layout than
+        that of training (own_layout: False), such as generation.
         """
         argv = sys.argv[1:] if input_args is None else input_args
         line = launcher.parse_command_line(argv, _TYPES, _program(), _WORKER_OPTIONS)
@@ -125,7 +130,7 @@ class NeoXArgs(GptNeoxInterface, NeoXArgsKeys):
             merged = cls._read(line.files, line.folder)
         merged = override(merged, line.overrides, _KNOWN, "command line")
         dry_run = (overwrite_values or {}).get("dry_run", merged.values.get("dry_run"))
-        processes = None if dry_run else ranks.launched_world_size(merged.values) or 1
+        processes = None if dry_run or not own_layout else ranks.launched_world_size(merged.values) or 1
         return cls._build(merged, overwrite_values, processes)
 
     def get_deepspeed_main_args(self) -> list[str]:

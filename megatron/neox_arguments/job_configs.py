@@ -13,6 +13,8 @@ from megatron.neox_arguments.run_config import (
     EngineConfig,
     LaunchConfig,
     LayoutConfig,
+    LoggingConfig,
+    LossConfig,
     ModelConfig,
     Precision,
     RunConfig,
@@ -112,6 +114,34 @@ class GenerationConfig:
     input_file: str
     output_file: str | None
     prompt_end: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEvaluationConfig:
+    """Evaluation of a checkpoint on validation data and tasks. Every process holds the whole model.
+
+    iteration: None for the latest checkpoint. data: None without a corpus. samples: of the validation data.
+    tasks: names of the lm-evaluation-harness's tasks, or YAML files. num_fewshot, limit: None for the task's own.
+    batch_size: texts per forward pass. maximum_tokens: limit of a generated answer where the task sets none.
+    """
+
+    launch: LaunchConfig
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    precision: Precision
+    checkpoint: Path
+    iteration: int | None
+    seed: int
+    loss: LossConfig
+    data: DataConfig | None
+    samples: int
+    tasks: tuple[str, ...]
+    num_fewshot: int | None
+    limit: int | None
+    batch_size: int
+    maximum_tokens: int
+    results_prefix: str
+    logging: LoggingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,7 +80,8 @@ def parse_command_line(
             if path in result.overrides:
                 raise ConfigError(f"command line: {option} is given twice")
             wanted = annotations[top] if path == top else Any
-            result.overrides[path] = _override(option, wanted, inline, rest)
+            files_given = any(file.endswith(CONFIG_SUFFIXES) for file in result.files)
+            result.overrides[path] = _override(option, wanted, inline, rest, files_given)
     return result
 
 
@@ -92,10 +93,13 @@ def _value(option: str, inline: str | None, rest: list[str]) -> str:
     return rest.pop(0)
 
 
-def _following(rest: list[str]) -> list[str]:
-    """Take the further values of a list from `rest`: up to the next option or configuration file."""
+def _following(rest: list[str], files_given: bool) -> list[str]:
+    """Take the further values of a list from `rest`, up to the next option.
+
+    A configuration file also ends the list, unless one has been given before it (files_given).
+    """
     taken = []
-    while rest and not rest[0].startswith("-") and not rest[0].endswith(CONFIG_SUFFIXES):
+    while rest and not rest[0].startswith("-") and (files_given or not rest[0].endswith(CONFIG_SUFFIXES)):
         taken.append(rest.pop(0))
     return taken
 
@@ -106,7 +110,7 @@ def _passed(name: str, inline: str | None, rest: list[str]) -> str:
     return _value(f"--{name}", inline, rest)
 
 
-def _override(option: str, wanted: Any, inline: str | None, rest: list[str]) -> Any:
+def _override(option: str, wanted: Any, inline: str | None, rest: list[str], files_given: bool) -> Any:
     accepted = kinds(wanted)
     if bool in accepted:
         if inline is None:
@@ -121,7 +125,7 @@ def _override(option: str, wanted: Any, inline: str | None, rest: list[str]) -> 
         return text
     value = parse_scalar(text)
     if accepted == {list} and inline is None and not isinstance(value, list):
-        return [value, *map(parse_scalar, _following(rest))]
+        return [value, *map(parse_scalar, _following(rest, files_given))]
     return value
 
 

@@ -67,14 +67,18 @@ def launched_world_size(config: Mapping[str, Any], environment: Mapping[str, str
     return None if found is None else found.world_size
 
 
-def rank_environment(args: Any, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+def rank_environment(
+    args: Any, environment: Mapping[str, str] = os.environ, *, any_number: bool = False
+) -> dict[str, str]:
     """RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT that the environment lacks, for `args` (a NeoXArgs).
 
+    any_number: the job runs on any number of processes, not on the number of the configuration.
     For a worker to put into its environment before it joins the process group. Raises ConfigError where the launcher
     has left out what cannot be derived.
     """
     found = launched(environment, args.deepspeed_mpi, args.deepspeed_slurm)
-    if found is None or found.world_size == 1 or args.world_size == 1:  # a process alone needs no others
+    alone = args.world_size == 1 and not any_number
+    if found is None or found.world_size == 1 or alone:  # a process alone needs no others
         return {}
     address = environment.get("MASTER_ADDR") or args.master_addr or found.address
     if address is None:

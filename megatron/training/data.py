@@ -23,6 +23,33 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
     return from_rank_0(lambda: corpus_fingerprint(prefixes))
 
 
+def build_datasets(config: DataConfig, runtime: Runtime, vocab_size: int, samples: tuple[int, int, int]) -> Datasets:
+    """Build the training, validation and test data sets. Collective. With 0 samples a data set is not built."""
+    if runtime.is_first:  # builds the cached indices, which the other processes then read
+        datasets = _build(config, vocab_size, samples)
+    runtime.barrier()
+    return datasets if runtime.is_first else _build(config, vocab_size, samples)
+
+
+def _build(config: DataConfig, vocab_size: int, samples: tuple[int, int, int]) -> Datasets:
+    return build_train_valid_test_datasets(
+        data_path=config.path,
+        train_data_paths=config.train.paths,
+        valid_data_paths=config.valid.paths,
+        test_data_paths=config.test.paths,
+        train_data_weights=config.train.weights,
+        valid_data_weights=config.valid.weights,
+        test_data_weights=config.test.weights,
+        weight_by_num_documents=config.weight_by_num_documents,
+        weighted_sampler_alpha=config.weighted_sampler_alpha,
+        split=config.split,
+        seq_length=config.seq_length,
+        seed=config.seed,
+        num_samples=samples,
+        vocab_size=vocab_size,
+    )
+
+
 class RunData:
     """Training, validation and test data of a run, in microbatches of this process.
 
@@ -35,30 +62,7 @@ class RunData:
     ) -> None:
         """samples: numbers of samples of training, one validation and one test. With 0 the data set is not built."""
         self._config, self._runtime, self._batch = config, runtime, batch
-        if runtime.is_first:  # builds the cached indices, which the other processes then read
-            self._datasets = self._build(samples, vocab_size)
-        runtime.barrier()
-        if not runtime.is_first:
-            self._datasets = self._build(samples, vocab_size)
-
-    def _build(self, samples: tuple[int, int, int], vocab_size: int) -> Datasets:
-        config = self._config
-        return build_train_valid_test_datasets(
-            data_path=config.path,
-            train_data_paths=config.train.paths,
-            valid_data_paths=config.valid.paths,
-            test_data_paths=config.test.paths,
-            train_data_weights=config.train.weights,
-            valid_data_weights=config.valid.weights,
-            test_data_weights=config.test.weights,
-            weight_by_num_documents=config.weight_by_num_documents,
-            weighted_sampler_alpha=config.weighted_sampler_alpha,
-            split=config.split,
-            seq_length=config.seq_length,
-            seed=config.seed,
-            num_samples=samples,
-            vocab_size=vocab_size,
-        )
+        self._datasets = build_datasets(config, runtime, vocab_size, samples)
 
     def train_batches(self, consumed_samples: int = 0) -> Iterator[dict[str, Tensor]]:
         """Iterate over training microbatches, from the given sample on. Raises ValueError without training data."""

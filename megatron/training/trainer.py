@@ -283,7 +283,7 @@ def _save_steps(config: SaveConfig, steps: int) -> set[int]:
     return save_iterations(steps, config.scale, config.factor, config.extra_steps) | {steps}
 
 
-def _wandb_arguments(config: WandbConfig, run_id: str) -> dict[str, str | None]:
+def wandb_arguments(config: WandbConfig, run_id: str | None) -> dict[str, Any]:
     """Arguments of WandbMonitor."""
     return {
         "project": config.project,
@@ -322,7 +322,7 @@ def _train(trainer: Trainer, console: bool, watch: Monitor | None, stop: StopReq
             rank=runtime.rank,
             log_dir=trainer.log_dir,
             console=console,
-            wandb=None if logging.wandb is None else _wandb_arguments(logging.wandb, trainer.run_id),
+            wandb=None if logging.wandb is None else wandb_arguments(logging.wandb, trainer.run_id),
             tensorboard_dir=logging.tensorboard_dir,
             total_steps=config.steps,
             resume_step=trainer.step or None,

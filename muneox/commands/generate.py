@@ -59,7 +59,7 @@ def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str,
     prompts, rest = split_prompts(sys.argv[1:] if input_args is None else input_args)
     if "-h" in rest or "--help" in rest:
         raise UsageRequested(USAGE.format(program=os.path.basename(sys.argv[0])))
-    config = generation_config(NeoXArgs.consume_neox_args(overwrite_values, rest))
+    config = generation_config(NeoXArgs.consume_neox_args(overwrite_values, rest, own_layout=False))
     if prompts and config.kind != "unconditional":
         raise ConfigError(f"command line: --prompt and text-gen-type {config.kind} exclude each other; remove one")
     if int(os.environ.get("RANK", "0")):  # started by a launcher: only one process samples

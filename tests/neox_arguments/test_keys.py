@@ -24,6 +24,7 @@ OURS = {
     "lr_cooldown_fraction", "lr_cooldown_style",
     "moe_normalize_expert_weights", "moe_aux_loss_coeff", "moe_z_loss_coeff",
     "rope_scaling", "wandb_mode", "torch_autocast", "torch_compile", "optimizer_implementation", "override_data",
+    "eval_num_fewshot", "eval_limit",
 }  # fmt: skip
 # Intended differences from GPT-NeoX: key -> reason.
 OTHER_TYPE = {

@@ -53,7 +53,7 @@ def source_files() -> Iterator[Path]:
             declares = path.parent == package / "fields" or (path.parent == package and path.name in NO_USERS)
             if not declares:
                 yield path
-    for name in ("train", "generate", "prepare_data"):
+    for name in ("train", "generate", "eval", "prepare_data"):
         yield ROOT / "muneox" / "commands" / f"{name}.py"
     yield from sorted(ROOT.glob("*.py"))
 

@@ -81,6 +81,11 @@ def test_overrides(folder, line, key, value):
     assert getattr(worker(f"configs/base.yml {line}"), key) == value
 
 
+def test_a_configuration_file_ends_a_list_unless_one_came_before(folder):
+    assert deepy("train.py --eval-tasks a b configs/base.yml").eval_tasks == ["a", "b"]
+    assert deepy("train.py configs/base.yml --eval-tasks a b.yaml --seed 3").eval_tasks == ["a", "b.yaml"]
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [

@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron.neox_arguments.keys import refused
 from megatron.neox_arguments.keys import supported as declare
-from megatron.neox_arguments.limits import SHARE, at_least, one_of
+from megatron.neox_arguments.limits import SHARE, Items, at_least, one_of
 from megatron.neox_arguments.transfer import FREE
 
 supported = partial(declare, transfer=FREE)  # none of these keys affects training
@@ -44,9 +44,17 @@ class NeoXArgsTextgen:
     sample_output_file: str | None = supported("samples.txt", "File to which samples are written.")
     num_samples: int = supported(1, "Number of samples per prompt.", limit=at_least(1))
     recompute: bool = supported(False, "Recompute all positions for each token instead of using a key-value cache.")
-    eval_results_prefix: str = refused(
-        "", "Prefix of evaluation results.", "task evaluation is not supported yet; remove the key"
+    eval_results_prefix: str = supported(
+        "", "eval.py writes its results to `<prefix>_eval_results_<time>.json`. The prefix can contain folders."
     )
-    eval_tasks: list[Any] | None = refused(
-        None, "Evaluation tasks.", "task evaluation is not supported yet; remove the key", neutral=([],)
+    eval_tasks: list[Any] | None = supported(
+        None,
+        "Tasks on which eval.py evaluates a checkpoint: names of the lm-evaluation-harness, or YAML files with a task.",
+        limit=Items(str),
+    )
+    eval_num_fewshot: int | None = supported(
+        None, "Number of examples in the prompt of a task. If unset, the task's own number.", limit=at_least(0)
+    )
+    eval_limit: int | None = supported(
+        None, "Number of examples per task that eval.py uses. If unset, all of them.", limit=at_least(1)
     )

@@ -238,5 +238,5 @@ class NeoXArgsTraining:
     char_level_ppl: bool = refused(
         False,
         "Also report the perplexity per character in evaluations.",
-        "not supported; divide the loss by the bytes per token of the corpus (corpus.json)",
+        "training does not report it; remove the key and run eval.py, which reports the perplexity per character",
     )

@@ -13,6 +13,7 @@ from megatron.neox_arguments.resolve.jobs import (
     launcher_config,
     run_config,
     save_base_shapes_config,
+    task_evaluation_config,
     worker_config,
 )
 from megatron.neox_arguments.resolve.model import model_config, tokenizer_config
@@ -29,6 +30,7 @@ __all__ = [
     "model_config",
     "run_config",
     "save_base_shapes_config",
+    "task_evaluation_config",
     "tokenizer_config",
     "worker_config",
 ]

@@ -17,6 +17,7 @@ from megatron.neox_arguments.job_configs import (
     GenerationKind,
     LauncherConfig,
     SaveBaseShapesConfig,
+    TaskEvaluationConfig,
     WorkerConfig,
 )
 from megatron.neox_arguments.launcher import launcher_hosts, missing_hostfile, runner_arguments
@@ -38,7 +39,7 @@ from megatron.neox_arguments.resolve.training import (
     layout_config,
     schedule_config,
 )
-from megatron.neox_arguments.run_config import EngineConfig, Provenance, RunConfig
+from megatron.neox_arguments.run_config import EngineConfig, LossConfig, Provenance, RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -171,13 +172,41 @@ def dry_run_config(args: NeoXArgs) -> DryRunConfig:
     )
 
 
-def generation_config(args: NeoXArgs) -> GenerationConfig:
-    """Resolve text generation from the checkpoint in `load`, or in `save` if `load` is not set."""
+def _checkpoint_folder(args: NeoXArgs, purpose: str) -> Path:
+    """The folder in `load`, or in `save` if `load` is not set."""
     directory = args.load or args.save
     if directory is None:
         raise ConfigError(
-            "load: missing; set it to the checkpoint folder to sample from, for example --load checkpoints"
+            f"load: missing; set it to the checkpoint folder to {purpose}, for example --load checkpoints"
         )
+    return Path(directory)
+
+
+def task_evaluation_config(args: NeoXArgs) -> TaskEvaluationConfig:
+    """Resolve the evaluation of the checkpoint in `load`, or in `save` if `load` is not set."""
+    return TaskEvaluationConfig(
+        launch=launch_config(args, any_number=True),
+        tokenizer=tokenizer_config(args),
+        model=model_config(args),
+        precision=known(args.precision),
+        checkpoint=_checkpoint_folder(args, "evaluate"),
+        iteration=args.iteration,
+        seed=args.seed,
+        loss=LossConfig(z_loss=0.0, mask_eod=args.eod_mask_loss),
+        data=data_config(args) if data_is_given(args) else None,
+        samples=args.eval_iters * (args.train_batch_size or 1),
+        tasks=tuple(args.eval_tasks or ()),
+        num_fewshot=args.eval_num_fewshot,
+        limit=args.eval_limit,
+        batch_size=args.train_micro_batch_size_per_gpu or 1,
+        maximum_tokens=args.maximum_tokens,
+        results_prefix=args.eval_results_prefix,
+        logging=logging_config(args),
+    )
+
+
+def generation_config(args: NeoXArgs) -> GenerationConfig:
+    """Resolve text generation from the checkpoint in `load`, or in `save` if `load` is not set."""
     kind = _generation_kind(args)
     if kind == "input-file":
         args.require("sample_input_file")
@@ -185,7 +214,7 @@ def generation_config(args: NeoXArgs) -> GenerationConfig:
         tokenizer=tokenizer_config(args),
         model=model_config(args),
         precision=known(args.precision),
-        checkpoint=Path(directory),
+        checkpoint=_checkpoint_folder(args, "sample from"),
         iteration=args.iteration,
         seed=args.seed,
         maximum_tokens=args.maximum_tokens,

@@ -85,5 +85,6 @@ def engine_config(args: NeoXArgs) -> EngineConfig:
     )
 
 
-def launch_config(args: NeoXArgs) -> LaunchConfig:
-    return LaunchConfig(backend=args.distributed_backend, environment=rank_environment(args))
+def launch_config(args: NeoXArgs, any_number: bool = False) -> LaunchConfig:
+    """any_number: the job runs on any number of processes, not on the number of the configuration."""
+    return LaunchConfig(backend=args.distributed_backend, environment=rank_environment(args, any_number=any_number))

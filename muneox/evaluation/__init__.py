@@ -1,0 +1,1 @@
+"""Evaluate a checkpoint: perplexity of the validation data, and tasks of the lm-evaluation-harness."""
