@@ -104,8 +104,21 @@ def start_worker(launch: LaunchConfig, layout: LayoutConfig | None, seed: int = 
     layout: None if every process holds the whole model.
     """
     os.environ.update(launch.environment)
+    if launch.deterministic:
+        use_deterministic_algorithms()
     tensor, pipe = (1, 0) if layout is None else (layout.tensor, layout.pipe)
     return initialize_megatron(launch.backend, seed, tensor, pipe)
+
+
+def use_deterministic_algorithms() -> None:
+    """Use only algorithms that give the same bits in every run. Call before the first use of a GPU.
+
+    An operation without such an algorithm raises RuntimeError. cuBLAS needs a fixed workspace for it.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
 
 
 def skip_shared_memory_op() -> None:

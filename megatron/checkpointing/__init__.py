@@ -13,7 +13,7 @@ from megatron.checkpointing.load import (
 )
 from megatron.checkpointing.neox import Assembly, NeoxCheckpoint, is_neox
 from megatron.checkpointing.reshard import Target
-from megatron.checkpointing.save import save_checkpoint
+from megatron.checkpointing.save import PendingSave, begin_save, save_checkpoint
 from megatron.checkpointing.schedule import save_iterations
 from megatron.checkpointing.unchanged import check_unchanged
 from megatron.checkpointing.whole import Layout, WholeCheckpoint
@@ -24,8 +24,10 @@ __all__ = [
     "LoadedCheckpoint",
     "LoadedWeights",
     "NeoxCheckpoint",
+    "PendingSave",
     "Target",
     "WholeCheckpoint",
+    "begin_save",
     "check_own_folder",
     "check_unchanged",
     "find_intact",

@@ -140,6 +140,7 @@ def load_checkpoint(
     finetune: bool = False,
     mup: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
+    optimizer: Mapping[str, Any] | None = None,
     target: Target | None = None,
 ) -> LoadedCheckpoint | None:
     """Restore a DeepSpeed engine from `load_dir`. Returns None if it holds no checkpoint.
@@ -147,13 +148,13 @@ def load_checkpoint(
     Collective: every rank must call it.
     load_optimizer: with False, the optimizer and the schedule start from scratch with the saved weights.
     finetune: load only the weights and start at iteration 0.
-    mup, data: compared with the sections of the saved `client_state` before anything is changed, unless finetuning.
-    A checkpoint that does not record its data is not compared with it.
-    A checkpoint of GPT-NeoX gives its weights, which needs `finetune` and `target`.
+    mup, data, optimizer: compared with the sections of the saved `client_state` before anything is changed, unless
+    finetuning. A checkpoint that does not record its data or its optimizer is not compared with it, and neither is one
+    whose optimizer is not loaded. A checkpoint of GPT-NeoX gives its weights, which needs `finetune` and `target`.
     target: the layout to reshard to if the checkpoint was saved under another layout of processes. After
     resharding, the random generators start from fresh seeds.
 
-    Raises CheckpointError if there is no intact checkpoint, if the parametrization or the data changed (with a table
+    Raises CheckpointError if there is no intact checkpoint, if one of these changed (with a table
     of the differences), or if the checkpoint does not fit the model or the number of processes.
     """
     path = find_intact(load_dir, iteration)
@@ -165,7 +166,7 @@ def load_checkpoint(
     header = collective.on_all_ranks(lambda: _read_header(path))
     client_state = header["client_state"]
     if not finetune:
-        _check_sections(client_state, mup, data)
+        _check_sections(client_state, mup, data, optimizer if load_optimizer else None)
     moved = target is not None and _is_of_another_layout(client_state, target)
     if moved and target is not None:
         _load_resharded(engine, path, header, target, weights_only)
@@ -196,11 +197,17 @@ def _load_from_neox(engine: Any, path: Path, finetune: bool, target: Target | No
 
 
 def _check_sections(
-    client_state: Mapping[str, Any], mup: Mapping[str, Any] | None, data: Mapping[str, Any] | None
+    client_state: Mapping[str, Any],
+    mup: Mapping[str, Any] | None,
+    data: Mapping[str, Any] | None,
+    optimizer: Mapping[str, Any] | None,
 ) -> None:
-    saved_mup, saved_data = client_state.get("mup", {}), client_state.get("data")
-    compared = None if data is None or saved_data is None else Compared(saved_data, data)
-    check_unchanged({} if mup is None else saved_mup, mup or {}, compared)
+    def compared(name: str, now: Mapping[str, Any] | None) -> Compared | None:
+        saved = client_state.get(name)
+        return None if now is None or saved is None else Compared(saved, now)
+
+    saved_mup = {} if mup is None else client_state.get("mup", {})
+    check_unchanged(saved_mup, mup or {}, compared("data", data), compared("optimizer", optimizer))
 
 
 def load_weights(load_dir: str | Path, iteration: int | None = None, assembly: Assembly | None = None) -> LoadedWeights:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, wait
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from megatron.checkpointing import collective
 from megatron.checkpointing.integrity import FileRecord, verify_share, write_bytes, write_manifest
@@ -26,10 +29,20 @@ from megatron.checkpointing.rng import rng_state
 from megatron.errors import CheckpointError
 from megatron.files import sync_directory
 
+if TYPE_CHECKING:
+    from megatron.checkpointing.deepspeed_io import FileWriter  # imports DeepSpeed
+
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
 
-def save_checkpoint(
+def save_checkpoint(engine: Any, save_dir: str | Path, iteration: int, **options: Any) -> Path:
+    """Save a checkpoint and return its directory. Takes the arguments of `begin_save`, whose promises it keeps."""
+    return begin_save(engine, save_dir, iteration, **options).finish()
+
+
+def begin_save(
     engine: Any,
     save_dir: str | Path,
     iteration: int,
@@ -39,40 +52,134 @@ def save_checkpoint(
     keep_last_n: int | None = None,
     rank_state: Mapping[str, Any] | None = None,
     save_rng: bool = True,
-) -> Path:
-    """Save model, optimizer, schedule, generators and `client_state` as `<save_dir>/global_step{iteration}`.
+    executor: Executor | None = None,
+) -> PendingSave:
+    """Begin to save model, optimizer, schedule, generators and `client_state` as `<save_dir>/global_step{iteration}`.
 
-    Collective: every rank must call it.
+    Collective: every rank must call it, and then `PendingSave.poll` or `finish`.
     client_state: plain values and tensors (consumed samples, the `mup` section ...), equal on all ranks.
     rank_state: plain values and tensors of this rank.
     config_files: YAML texts by file name, written to `configs/`.
     keep_last_n: delete older steps once this one is complete. Damaged steps do not count.
+    executor: one background thread, in which the files are written. The state is copied to CPU memory first, so that
+    training can continue. At most one save may be under way. None writes the files here.
 
     The files are written and fsynced in a temporary directory next to the others, listed with size and SHA-256 in
     `manifest.json`, and renamed; then `latest` is updated. If `save_dir` contained an intact checkpoint, it contains
-    one at every moment of the save. Returns the new directory. Raises CheckpointError on every rank if any rank
-    cannot write; earlier checkpoints stay intact, and the temporary directory is removed.
+    one at every moment of the save. Raises CheckpointError on every rank if any rank cannot write; earlier checkpoints
+    stay intact, and the temporary directory is removed.
     """
-    save_dir = Path(save_dir).absolute()
-    temporary = save_dir / f"{TEMPORARY_PREFIX}{step_name(iteration)}"
+    job = _Job(Path(save_dir).absolute(), iteration, dict(config_files or {}), keep_last_n)
+    with job.failing():
+        collective.from_rank_0(job.prepare)
+        writer = _collect(engine, job.root, iteration, dict(client_state), rank_state, save_rng, executor is not None)
+    return PendingSave(job, writer, executor)
+
+
+class PendingSave:
+    """A save that is under way: first every rank writes its files, then rank 0 puts the checkpoint in place.
+
+    Ranks agree on each stage in `poll` and `finish`, so that the background threads need no communication.
+    """
+
+    def __init__(self, job: _Job, writer: FileWriter, executor: Executor | None) -> None:
+        self._job, self._executor = job, executor
+        self._written: Future[dict[str, FileRecord]] = _start(executor, writer.write)
+        self._published: Future[None] | None = None
+
+    @property
+    def iteration(self) -> int:
+        """Step of the checkpoint."""
+        return self._job.iteration
+
+    def poll(self) -> Path | None:
+        """The directory of the checkpoint once it is complete, else None. Collective; does not wait for files.
+
+        Raises CheckpointError on every rank if the save failed.
+        """
+        stage: Future[Any] = self._published or self._written
+        if not all(collective.gather(stage.done())):
+            return None
+        with self._job.failing():
+            result = collective.on_all_ranks(stage.result)
+            if self._published is not None:
+                return self._job.place
+            records = {name: record for part in collective.gather(result) for name, record in part.items()}
+            first = collective.rank() == 0
+            self._published = _start(self._executor, (lambda: self._job.publish(records)) if first else _nothing)
+        return None
+
+    def finish(self) -> Path:
+        """Wait until the checkpoint is complete, and return its directory. Collective; raises as `poll`."""
+        while True:
+            stage: Future[Any] = self._published or self._written
+            wait([stage])
+            if (path := self.poll()) is not None:
+                return path
+
+
+def _start(executor: Executor | None, action: Callable[[], T]) -> Future[T]:
+    """Run `action` in the executor, or here. An error is the result of the future."""
+    if executor is not None:
+        return executor.submit(action)
+    future: Future[T] = Future()
     try:
-        collective.from_rank_0(lambda: _prepare(save_dir, temporary, iteration))
-        records = _write_all(engine, temporary, iteration, dict(client_state), rank_state, save_rng)
-        collective.from_rank_0(lambda: _publish(save_dir, temporary, iteration, records, config_files or {}))
-    except CheckpointError as error:
-        collective.from_rank_0(lambda: _tidy(save_dir, temporary))
-        raise CheckpointError(
-            f"The checkpoint of step {iteration} could not be written to {save_dir} ({error}). Earlier checkpoints "
-            "are unchanged: free disk space or fix the directory, then resume from the last one."
-        ) from error
-    if collective.rank() == 0:
-        _tidy(save_dir, temporary)
-        if keep_last_n:
-            _prune(save_dir, iteration, keep_last_n)
-    return save_dir / step_name(iteration)
+        future.set_result(action())
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
-def _prepare(save_dir: Path, temporary: Path, iteration: int) -> None:
+def _nothing() -> None:
+    """The part of the other ranks in putting a checkpoint in place."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Names of one save and its steps on the file system, which rank 0 does."""
+
+    save_dir: Path
+    iteration: int
+    config_files: Mapping[str, str]
+    keep_last_n: int | None
+
+    @property
+    def temporary(self) -> Path:
+        return self.save_dir / f"{TEMPORARY_PREFIX}{step_name(self.iteration)}"
+
+    @property
+    def root(self) -> Path:
+        """The checkpoint's directory while it is written."""
+        return self.temporary / step_name(self.iteration)
+
+    @property
+    def place(self) -> Path:
+        """The checkpoint's directory once it is complete."""
+        return self.save_dir / step_name(self.iteration)
+
+    def prepare(self) -> None:
+        _prepare(self.save_dir, self.root)
+
+    def publish(self, records: dict[str, FileRecord]) -> None:
+        _publish(self.save_dir, self.temporary, self.iteration, records, self.config_files)
+        _tidy(self.save_dir, self.temporary)
+        if self.keep_last_n:
+            _prune(self.save_dir, self.iteration, self.keep_last_n)
+
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """Tidy up and explain if the save fails in the body. Collective, like the errors in it."""
+        try:
+            yield
+        except CheckpointError as error:
+            collective.from_rank_0(lambda: _tidy(self.save_dir, self.temporary))
+            raise CheckpointError(
+                f"The checkpoint of step {self.iteration} could not be written to {self.save_dir} ({error}). Earlier "
+                "checkpoints are unchanged: free disk space or fix the directory, then resume from the last one."
+            ) from error
+
+
+def _prepare(save_dir: Path, root: Path) -> None:
     """Remove what a crash left and create an empty temporary directory."""
     save_dir.mkdir(parents=True, exist_ok=True)
     for stale in save_dir.glob(f"{TEMPORARY_PREFIX}*"):
@@ -81,29 +188,28 @@ def _prepare(save_dir: Path, temporary: Path, iteration: int) -> None:
         place = save_dir / old.name.removeprefix(OLD_PREFIX)
         if not place.exists():  # the process was killed between the two renames of a replacement
             os.rename(old, place)
-    (temporary / step_name(iteration)).mkdir(parents=True)
+    root.mkdir(parents=True)
 
 
-def _write_all(
+def _collect(
     engine: Any,
-    temporary: Path,
+    root: Path,
     iteration: int,
     client_state: dict[str, Any],
     rank_state: Mapping[str, Any] | None,
     save_rng: bool,
-) -> dict[str, FileRecord]:
-    """Write the files of every rank. Returns the records of all ranks by path inside the step directory."""
+    copy: bool,
+) -> FileWriter:
+    """Write the files of this rank to `root`, or with `copy` their contents to the writer that it returns."""
     from megatron.checkpointing.deepspeed_io import install
 
-    root = temporary / step_name(iteration)
-    writer = install(engine)
-    writer.begin(root)
+    verified = install(engine)
+    verified.begin(root, copy)
     header = {"iteration": iteration, "client_state": client_state}
-    engine.save_checkpoint(str(temporary), tag=root.name, client_state=header, save_latest=False)
+    engine.save_checkpoint(str(root.parent), tag=root.name, client_state=header, save_latest=False)
     own = {"rng": rng_state() if save_rng else None, "rank_state": dict(rank_state or {})}
-    writer.save(own, str(root / rng_file(collective.rank())))
-    records = collective.gather(collective.on_all_ranks(writer.finish))
-    return {name: record for part in records for name, record in part.items()}
+    verified.save(own, str(root / rng_file(collective.rank())))
+    return verified.finish()
 
 
 def rng_file(rank: int) -> str:

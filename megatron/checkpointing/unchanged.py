@@ -1,4 +1,4 @@
-"""Compare the saved muP and data sections with the current ones: a resume must not change them."""
+"""Compare the saved muP, data and optimizer sections with the current ones: a resume must not change them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,36 @@ class Compared(NamedTuple):
     now: Mapping[str, Any]
 
 
-def check_unchanged(saved: Mapping[str, Any], current: Mapping[str, Any], data: Compared | None = None) -> None:
+def check_unchanged(
+    saved: Mapping[str, Any],
+    current: Mapping[str, Any],
+    data: Compared | None = None,
+    optimizer: Compared | None = None,
+) -> None:
     """Raise CheckpointError with one table (name, saved, now) of all values that differ.
 
     `saved` and `current` are muP sections: base dimensions, temperatures, multipliers, the lr_mult of every parameter
-    group. `data` describes corpus, order and tokenizer. Numbers are compared exactly.
+    group. `data` describes corpus, order and tokenizer, `optimizer` its settings. Numbers are compared exactly.
     """
-    parametrization, of_data = differences(saved, current), differences(*data) if data else []
-    if not parametrization and not of_data:
+    found = {
+        "under another parametrization": differences(saved, current),
+        "on other data": differences(*data) if data else [],
+        "with other optimizer settings": differences(*optimizer) if optimizer else [],
+    }
+    changed = [how for how, rows in found.items() if rows]
+    if not changed:
         return
-    what = {"under another parametrization": parametrization, "on other data": of_data}
-    way_out = "Restore these settings, or start a new run from its weights with finetune: true."
-    if of_data and not parametrization:
-        way_out += " override_data: true continues this run on the new data, from its first sample."
+    ways_out = ["Restore these settings, or start a new run from its weights with finetune: true."]
+    if not found["under another parametrization"]:
+        ways_out += [way_out for how, way_out in _OVERRIDES.items() if found[how]]
+    table = difference_table([row for rows in found.values() for row in rows], ("name", "saved", "now"))
     raise CheckpointError(
-        f"The checkpoint was trained {' and '.join(how for how, found in what.items() if found)}, "
-        "which must not change on resume:\n"
-        f"{difference_table([*parametrization, *of_data], ('name', 'saved', 'now'))}\n{way_out}"
+        f"The checkpoint was trained {' and '.join(changed)}, which must not change on resume:\n{table}\n"
+        + " ".join(ways_out)
     )
+
+
+_OVERRIDES = {
+    "on other data": "override_data: true continues this run on the new data, from its first sample.",
+    "with other optimizer settings": "override_optimizer: true continues this run with the new settings.",
+}

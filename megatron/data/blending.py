@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from array import array
 from collections.abc import Sequence
 
 import numpy as np
 
-from megatron.data.gpt_dataset import GPTDataset
+from megatron.data.gpt_dataset import GPTDataset, Located
 from megatron.errors import DataError
 
 
@@ -82,3 +83,13 @@ class BlendedDataset:
     def __getitem__(self, index: int) -> np.ndarray:
         dataset = self.datasets[int(self.dataset_index[index])]
         return dataset[int(self.sample_index[index])]
+
+    def locate(self, first: int, count: int) -> list[Located]:
+        """Where samples [first, first + count) come from, corpus by corpus. Those of one corpus are consecutive."""
+        chosen = self.dataset_index[first : first + count]
+        found: list[Located] = []
+        for number in np.unique(chosen).tolist():
+            within = self.sample_index[first : first + count][chosen == number]
+            parts = self.datasets[number].locate(int(within[0]), len(within))
+            found += [dataclasses.replace(part, number=number) for part in parts]
+        return found

@@ -34,6 +34,21 @@ class SampleOrder:
     shuffle_idx: np.ndarray
 
 
+@dataclass(frozen=True)
+class Located:
+    """Consecutive samples of one corpus: its prefix, the first index and the number of samples, and their documents.
+
+    `dataset[i]` is the sample of index i. documents: entries of the .idx file, sorted. number: of the corpus in a
+    blend; None without one.
+    """
+
+    prefix: str
+    first: int
+    count: int
+    documents: tuple[int, ...]
+    number: int | None = None
+
+
 class GPTDataset:
     """Dataset whose items are int64 arrays [seq_length + 1]. It has at least `num_samples` over one or more epochs.
 
@@ -84,6 +99,14 @@ class GPTDataset:
             filled += len(piece)
             entry, offset = entry + 1, 0
         return tokens
+
+    def locate(self, first: int, count: int) -> list[Located]:
+        """Where samples [first, first + count) come from."""
+        found: set[int] = set()
+        for sample in self.order.shuffle_idx[first : first + count].tolist():
+            (entry, _), (last_entry, _) = self.order.sample_idx[sample : sample + 2].tolist()
+            found.update(self.order.doc_idx[entry : last_entry + 1].tolist())
+        return [Located(str(self.indexed.prefix), first, count, tuple(sorted(found)))]
 
 
 def build_order(sizes: np.ndarray, documents: np.ndarray, num_samples: int, seq_length: int, seed: int) -> SampleOrder:

@@ -22,6 +22,8 @@ def launch_configured(config: LauncherConfig | DryRunConfig) -> int:
         from megatron.dry_run.main import print_dry_run
 
         return print_dry_run(config)
+    if config.fixed_hashes:
+        os.environ.setdefault("PYTHONHASHSEED", "0")  # only has an effect where a process starts
     if config.hosts is None or _is_here(config):
         return supervise(local_commands(config))
     from megatron.launch.cluster import cluster_command

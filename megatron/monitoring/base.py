@@ -55,6 +55,12 @@ class MonitorGroup:
             if hasattr(monitor, "tick"):
                 self._attempt(monitor, "tick", step)
 
+    def rewind(self, step: int) -> None:
+        """Forget the records after `step`, which the run repeats: monitors with a `rewind`."""
+        for monitor in self.monitors:
+            if hasattr(monitor, "rewind"):
+                self._attempt(monitor, "rewind", step)
+
     def say(self, message: str) -> None:
         """Show a line or a few to whoever watches the run: monitors with a `say`."""
         for monitor in self.monitors:

@@ -55,6 +55,8 @@ class JsonlMonitor:
                 _move_aside(self.path)
             else:
                 header["resumed_from"] = [*earlier[0].get("resumed_from", []), self.resume_step]
+                if "rewound_to" in earlier[0]:
+                    header["rewound_to"] = earlier[0]["rewound_to"]
                 records = earlier[1]
         write_whole(self.path, (_line(entry) for entry in (to_plain(header), *records)))
         self._file = FileIO(self.path, "ab")
@@ -66,6 +68,15 @@ class JsonlMonitor:
             raise ValueError(f"{self.path} is not open")
         self._pending += _line(_encode(record))
         self._write(self._file)
+
+    def rewind(self, step: int) -> None:
+        """Drop the records after `step`, as a resume from it does, and note it in the header."""
+        self.close()
+        header, records = _parse(self.path)
+        header["rewound_to"] = [*header.get("rewound_to", []), step]
+        kept = (record for record in records if record["step"] <= step)
+        write_whole(self.path, (_line(entry) for entry in (header, *kept)))
+        self._file = FileIO(self.path, "ab")
 
     def _write(self, file: FileIO) -> None:
         """Write what is pending; the bytes that could not be written stay so. Raises OSError."""

@@ -49,7 +49,7 @@ class WandbMonitor:
             self._identity |= {"id": run_id, "resume": "allow"}
         self._mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_login(host) else "offline")
         self._run: Any = None
-        self._last_step = -1
+        self._last_step = self._repeated = -1
 
     def start(self, header: Mapping[str, Any]) -> None:
         # `console="off"`: otherwise wandb would redirect stdout, including the live line.
@@ -66,6 +66,8 @@ class WandbMonitor:
 
     def log(self, record: Record) -> None:
         step = int(record["step"] or 0)
+        if step <= self._repeated:
+            return
         if step < self._last_step:
             raise ValueError(f"wandb needs increasing steps: got step {step} after {self._last_step}")
         self._last_step = step
@@ -75,6 +77,10 @@ class WandbMonitor:
         """Log values `eval/...` of a checkpoint. The axis is `eval/step`, which can be before the last step."""
         self._run.define_metric("eval/*", step_metric="eval/step")
         self._run.log({name: value for name, value in record.items() if name.startswith("eval/")})
+
+    def rewind(self, step: int) -> None:
+        """wandb cannot take records back: leave out the repeated steps, until the run gets further."""
+        self._repeated = self._last_step
 
     def close(self) -> None:
         if self._run is not None:
@@ -119,6 +125,11 @@ class TensorBoardMonitor:
             if name != "step" and value is not None:
                 self._writer.add_scalar(name, value, record["step"])
         self._writer.flush()
+
+    def rewind(self, step: int) -> None:
+        """Purge the events after `step`."""
+        self._writer.close()
+        self._writer = self._writer_class(log_dir=str(self._directory), purge_step=step + 1)
 
     def close(self) -> None:
         if self._writer is not None:

@@ -45,6 +45,14 @@ class CoordinateCheckConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeterminismCheckConfig:
+    """A check that the first `steps` steps of a run give the same bits twice."""
+
+    run: RunConfig
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SaveBaseShapesConfig:
     """Base-shape files to write to `<prefix>.<rank>`. The delta model is `width_scale` times as wide."""
 
@@ -149,7 +157,8 @@ class LauncherConfig:
     """Processes to start. command: the script and its arguments. hosts: None for this host alone.
 
     num_processes: processes on this host; None for one per device. include, exclude: devices of this host.
-    master_port: None for a free port. runner_arguments: options of DeepSpeed's launcher, for other hosts.
+    master_port: None for a free port. fixed_hashes: give all processes the same order of sets of strings.
+    runner_arguments: options of DeepSpeed's launcher, for other hosts.
     """
 
     command: tuple[str, ...]
@@ -162,8 +171,9 @@ class LauncherConfig:
     launcher: str
     force_multi: bool
     ssh_check: bool
+    fixed_hashes: bool
     runner_arguments: tuple[str, ...]
 
 
-WorkerConfig = RunConfig | CoordinateCheckConfig | SaveBaseShapesConfig
+WorkerConfig = RunConfig | CoordinateCheckConfig | DeterminismCheckConfig | SaveBaseShapesConfig
 """The jobs of a worker process."""

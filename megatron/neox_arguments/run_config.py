@@ -16,6 +16,7 @@ from megatron.architecture import Architecture, Widths
 Precision = Literal["fp32", "fp16", "bfloat16"]
 OptimizerKind = Literal["adam", "sgd"]
 OptimizerImplementation = Literal["torch", "deepspeed", "apex"]
+Policy = Literal["off", "warn", "raise", "skip", "rewind"]
 WeightDecayMode = Literal["scaled", "constant", "independent"]
 
 
@@ -171,9 +172,13 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchConfig:
-    """How a worker joins the process group. environment: variables to set first, for example RANK under SLURM."""
+    """How a worker joins the process group, and whether it uses only deterministic algorithms.
+
+    environment: variables to set first, for example RANK under SLURM.
+    """
 
     backend: str
+    deterministic: bool
     environment: Mapping[str, str]
 
 
@@ -219,7 +224,7 @@ class SaveConfig:
     """Checkpoints to write.
 
     factor: steps between checkpoints, or base of the powers. None: only `extra_steps` and the last step. keep_last:
-    None to keep all.
+    None to keep all. background: write while training continues.
     """
 
     directory: Path
@@ -228,11 +233,15 @@ class SaveConfig:
     extra_steps: tuple[int, ...]
     keep_last: int | None
     rng: bool
+    background: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadConfig:
-    """A checkpoint to continue from. iteration: None for the latest. override_data: allow data other than its own."""
+    """A checkpoint to continue from. iteration: None for the latest.
+
+    override_data, override_optimizer: allow data, or settings of the optimizer, other than its own.
+    """
 
     directory: Path
     iteration: int | None
@@ -240,6 +249,22 @@ class LoadConfig:
     rng: bool
     finetune: bool
     override_data: bool
+    override_optimizer: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultConfig:
+    """What happens at a loss or gradient that is not finite, and at a loss spike.
+
+    limit: updates in a row that may be skipped, and rewinds without progress. spike_threshold: in robust standard
+    deviations. spike_window: number of losses with which one is compared.
+    """
+
+    nonfinite: Policy
+    limit: int
+    spike: Policy
+    spike_threshold: float
+    spike_window: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +322,7 @@ class RunConfig:
     batch: BatchConfig
     data: DataConfig
     evaluation: EvaluationConfig
+    faults: FaultConfig
     save: SaveConfig | None
     load: LoadConfig | None
     logging: LoggingConfig

@@ -24,6 +24,7 @@ def problems(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem
     yield from _optimizer(v)
     yield from _schedule(v)
     yield from _data(v)
+    yield from _faults(v)
     yield from _mup(v, given)
 
 
@@ -205,6 +206,16 @@ def _data(v: Mapping[str, Any]) -> Iterator[Problem]:
         numbers = []
     if not 1 <= len(numbers) <= 3 or any(n < 0 for n in numbers) or sum(numbers) <= 0:
         yield "split", f"split: expected up to three shares, for example '969, 30, 1', got {v['split']!r}"
+
+
+def _faults(v: Mapping[str, Any]) -> Iterator[Problem]:
+    for key in ("nonfinite_policy", "loss_spike_policy"):
+        if v[key] == "rewind" and not v["save"]:
+            yield key, f"{key}: rewind loads the last checkpoint; set save to a folder for checkpoints"
+    if v["async_save"] and not v["save"]:
+        yield "async_save", "async_save: has no effect without save; set save to a folder for checkpoints"
+    if v["override_optimizer"] and not v["load"]:
+        yield "override_optimizer", "override_optimizer: has no effect without load; set load or remove the key"
 
 
 def _mup(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from megatron.architecture import Widths
+from megatron.errors import TrainingError
 from megatron.initialize import Runtime, seed_all
 from megatron.model.build import plan_model
 from megatron.model.moe import expert_layers, route_by_position
@@ -119,7 +120,9 @@ class CoordinateCheck:
             if t in (0, *CHECKED_STEPS):
                 records += [{"width": hidden_size, "seed": seed, **record} for record in coordinates.measure(t)]
             if t < CHECKED_STEPS[-1]:
-                module.train_step(self._batches())
+                outcome = module.train_step(self._batches())
+                if outcome.fault is not None:
+                    raise TrainingError(f"{outcome.fault.value} at step {t + 1} of width {hidden_size}: lower the rate")
         module.engine.destroy()
         return records
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from megatron.checkpointing.collective import from_rank_0
 from megatron.data.data_utils import Dataset, build_train_valid_test_datasets
 from megatron.data.fingerprint import corpus_fingerprint, data_prefixes
+from megatron.data.gpt_dataset import Located
 from megatron.data.loader import GlobalBatchSampler, build_loader
 from megatron.initialize import Runtime
 from megatron.neox_arguments.run_config import BatchConfig, DataConfig
@@ -70,6 +71,11 @@ class RunData:
         if train is None:
             raise ValueError("the run has no training samples")
         return self._batches(train, consumed_samples, self._config.num_workers)
+
+    def locate(self, first: int, count: int) -> list[Located]:
+        """Where the training samples [first, first + count) of the run's order come from."""
+        train = self._datasets[0]
+        return [] if train is None else train.locate(first, count)
 
     def evaluation_batches(self, split: str) -> Iterator[dict[str, Tensor]] | None:
         """Iterate over microbatches of `valid` or `test`. Returns None if the run has no such data."""

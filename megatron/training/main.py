@@ -8,20 +8,35 @@ from pathlib import Path
 import torch
 
 from megatron.initialize import start_worker
-from megatron.neox_arguments.job_configs import CoordinateCheckConfig, SaveBaseShapesConfig, WorkerConfig
+from megatron.neox_arguments.job_configs import (
+    CoordinateCheckConfig,
+    DeterminismCheckConfig,
+    SaveBaseShapesConfig,
+    WorkerConfig,
+)
 from megatron.neox_arguments.run_config import RunConfig
 from megatron.training.coord_check_run import CheckResult, run_coord_check
+from megatron.training.determinism import DeterminismResult, check_determinism
 from megatron.training.save_base_shapes import run_save_base_shapes
 from megatron.training.trainer import TrainingResult, train
 
+Result = TrainingResult | CheckResult | DeterminismResult | Path
 
-def run(config: WorkerConfig) -> TrainingResult | CheckResult | Path:
-    """Save base shapes (returns the path), check coordinates (returns the verdict), or train (returns the losses)."""
+
+def run(config: WorkerConfig) -> Result:
+    """Do the configured job.
+
+    Save base shapes (returns the path), check coordinates or determinism (returns the verdict), or train (returns the
+    losses).
+    """
     match config:
         case SaveBaseShapesConfig():
             return run_save_base_shapes(config, start_worker(config.launch, config.layout))
         case CoordinateCheckConfig():
             return run_coord_check(config, start_worker(config.launch, config.engine.layout, config.seeds[0]))
+        case DeterminismCheckConfig():
+            run = config.run
+            return check_determinism(config, start_worker(run.launch, run.engine.layout, run.seed))
         case RunConfig():
             return train(config, start_worker(config.launch, config.engine.layout, config.seed))
 
@@ -29,18 +44,20 @@ def run(config: WorkerConfig) -> TrainingResult | CheckResult | Path:
 def run_and_report(config: WorkerConfig, notices: Sequence[str] = ()) -> int:
     """Call `run`, then print `notices` and the result on the first rank.
 
-    Returns the exit code: 1 if a coordinate check failed, otherwise 0.
+    Returns the exit code: 1 if a check failed, otherwise 0.
     """
     result = run(config)
     if torch.distributed.get_rank() == 0:
         for notice in notices:
             print(f"note: {notice}")
         print(describe(result))
-    return int(isinstance(result, CheckResult) and not result.passed)
+    return int(isinstance(result, CheckResult | DeterminismResult) and not result.passed)
 
 
-def describe(result: TrainingResult | CheckResult | Path) -> str:
+def describe(result: Result) -> str:
     """Describe a result in a few lines of text."""
+    if isinstance(result, DeterminismResult):
+        return result.describe()
     if isinstance(result, Path):
         return f"base shapes written to {result} (and one file per additional rank)"
     if isinstance(result, CheckResult):

@@ -28,10 +28,12 @@ class _Step:
 
     The wrapped optimizers of DeepSpeed (ZeRO, bf16, fp16) clip and set `_global_grad_norm`. Without a wrapper
     DeepSpeed clips but does not report the norm; `clip_to` is then set here, and DeepSpeed's clipping is off.
-    `grad_norm` is the norm over all ranks that share the model.
+    `grad_norm` is the norm over all ranks that share the model. If that norm is not finite, no update is made and
+    `overflow` is True, as in the wrappers.
     """
 
     held: bool = False
+    overflow: bool = False
     clip_to: float | None = None
     grad_norm: GradNorm = staticmethod(local_grad_norm)
     _global_grad_norm: Tensor | None = None
@@ -39,13 +41,10 @@ class _Step:
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        if self.clip_to is not None and not self._clip(self.clip_to):
+            return None
         if self.held:
             return None
-        if self.clip_to is not None:
-            parameters = [p for group in self.param_groups for p in group["params"]]
-            self._global_grad_norm = self.grad_norm(parameters)
-            if self.clip_to > 0:
-                nn.utils.clip_grads_with_norm_(parameters, self.clip_to, self._global_grad_norm)
         for group in self.param_groups:
             if decay := group.get("independent_weight_decay", 0.0):
                 for p in group["params"]:
@@ -54,10 +53,19 @@ class _Step:
         loss: float | None = super().step(closure)  # type: ignore[misc]  # of the torch optimizer next in line
         return loss
 
+    def _clip(self, maximum: float) -> bool:
+        """Record the gradient norm and clip to `maximum`. Returns whether the gradient is finite."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        self._global_grad_norm = norm = self.grad_norm(parameters)
+        self.overflow = not bool(norm.isfinite())
+        if maximum > 0:
+            nn.utils.clip_grads_with_norm_(parameters, maximum, norm)
+        return not self.overflow
+
 
 @contextlib.contextmanager
 def hold(optimizer: Any) -> Iterator[None]:
-    """Make steps of `optimizer` do nothing while DeepSpeed wraps it.
+    """Make steps of `optimizer` change no weights and no state, while DeepSpeed wraps it or for an unwanted update.
 
     The half-precision wrappers of ZeRO stage 0 allocate the state of the optimizer by a step with zero gradients.
     Such a step decays the weights at the peak rate, and Adam counts it in its bias correction, which makes the first

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from megatron.training.objective import Batch, Target
-from megatron.training.train_module import TrainModule, non_finite
+from megatron.training.optimizer import hold
+from megatron.training.train_module import Fault, StepOutcome, TrainModule, accept_all, fault_of
 
 
 def reduce_norm_once(optimizer: Any) -> None:
@@ -40,6 +42,8 @@ class PipelineTrainModule(TrainModule):
         super().__init__(*args)
         # the schedule of the engine makes the update, so the loss must be checked inside it
         self._update = self.engine._take_model_step
+        self._refuse: Callable[[float], bool] = accept_all
+        self._refused: Fault | None = None
         self.engine._take_model_step = self._checked_update
         reduce_norm_once(self.engine.optimizer)
 
@@ -50,22 +54,27 @@ class PipelineTrainModule(TrainModule):
     def _checked_update(self, *args: Any) -> None:
         loss, engine = self.engine.total_loss, self.engine
         total = torch.zeros((), device=self.runtime.device)
-        if loss is not None:
+        if loss is not None:  # on the last stage
             total += loss.detach() / engine.gradient_accumulation_steps()
         if self.runtime.world_size > 1:
             torch.distributed.all_reduce(total)
-        if not torch.isfinite(total):
-            raise non_finite(float(total), engine.global_steps + 1)
-        self._update(*args)
+        self._refused = fault_of(
+            float(total) / (self.runtime.world_size // self.runtime.groups.pipe.size), self._refuse
+        )
+        with hold(self._torch_optimizer) if self._refused else nullcontext():
+            self._update(*args)
 
     def _pairs(self, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Target]]:
         return (self.objective.split(batch) for batch in batches)
 
-    def train_step(self, batches: Iterator[Batch], stop: bool = False) -> tuple[float, bool]:
+    def train_step(
+        self, batches: Iterator[Batch], stop: bool = False, refuse: Callable[[float], bool] = accept_all
+    ) -> StepOutcome:
         """Like TrainModule.train_step: runs the whole pipeline schedule of one global batch."""
+        self._refuse = refuse
         loss = self.engine.train_batch(self._pairs(batches))
         stopped = self.runtime.mean(torch.tensor(float(stop), device=self.runtime.device))
-        return float(loss), bool(stopped > 0)
+        return StepOutcome(float(loss), bool(stopped > 0), self._after_step(self._refused))
 
     def evaluate(self, batches: Iterator[Batch], microbatches: int) -> float:
         """Like TrainModule.evaluate. Only the first and the last stage read the data."""

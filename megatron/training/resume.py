@@ -11,7 +11,7 @@ from typing import Any
 from megatron.checkpointing import LoadedCheckpoint
 from megatron.errors import CheckpointError
 from megatron.mappings import difference_table, differences
-from megatron.neox_arguments.run_config import DataConfig, LoadConfig, RunConfig, TokenizerConfig
+from megatron.neox_arguments.run_config import DataConfig, LoadConfig, OptimizerConfig, RunConfig, TokenizerConfig
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,11 @@ class Progress:
     step: int = 0
     consumed_samples: int = 0
     tokens: int = 0
+
+    @property
+    def position(self) -> dict[str, int]:
+        """For the checkpoint, whose step is its iteration."""
+        return {"consumed_samples": self.consumed_samples, "tokens": self.tokens}
 
     def after_step(self, batch_size: int, seq_length: int) -> Progress:
         return Progress(self.step + 1, self.consumed_samples + batch_size, self.tokens + batch_size * seq_length)
@@ -56,6 +61,16 @@ def data_section(config: RunConfig, corpus: Mapping[str, Any]) -> dict[str, Any]
         corpora = getattr(data, part)
         section[f"{part}_data_weights"] = list(corpora.weights or (1.0 for _ in corpora.paths))
     return section
+
+
+def optimizer_section(config: OptimizerConfig) -> dict[str, Any]:
+    """Settings of the optimizer that a resume must not change in silence.
+
+    The parametrization's section holds its type and the mode of its weight decay, and the schedule the rates.
+    """
+    own = ("betas", "eps") if config.kind == "adam" else ("momentum", "nesterov")
+    section = {key: getattr(config, key) for key in (*own, "weight_decay")}
+    return {**section, "gradient_clipping": config.clip_grad}
 
 
 def _tokenizer_section(config: TokenizerConfig) -> dict[str, Any]:
@@ -96,6 +111,17 @@ def describe_new_data(loaded: LoadedCheckpoint, data: Mapping[str, Any]) -> str 
     if not found:
         return None
     return "override_data: the new data is read from its first sample:\n" + difference_table(
+        found, ("name", "saved", "now")
+    )
+
+
+def describe_new_optimizer(loaded: LoadedCheckpoint, config: OptimizerConfig) -> str | None:
+    """With override_optimizer: what differs from the checkpoint's settings; None where nothing does."""
+    now = optimizer_section(config)
+    found = differences(loaded.client_state.get("optimizer") or now, now)
+    if not found:
+        return None
+    return "override_optimizer: the optimizer continues with new settings:\n" + difference_table(
         found, ("name", "saved", "now")
     )
 

@@ -3,30 +3,57 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from megatron.errors import TrainingError
 from megatron.initialize import Runtime
 from megatron.model.build import ModelPlan
 from megatron.model.gpt import GPT, layer_list
 from megatron.training.learning_rates import Scheduler
 from megatron.training.objective import Batch, Objective
+from megatron.training.optimizer import hold
 
 if TYPE_CHECKING:
     from megatron.model.pipeline import PipelinedGPT  # imports DeepSpeed
 
 
-def non_finite(loss: float, step: int) -> TrainingError:
-    """The error that all processes raise, instead of making an update, if the loss is not finite."""
-    return TrainingError(
-        f"the loss is {loss} at step {step}, so the update was not made. Lower lr, lengthen warmup, or clip "
-        "gradients; with fp16 prefer bfloat16"
-    )
+class Fault(Enum):
+    """Why a step is bad, as a clause for messages."""
+
+    LOSS = "the loss is not finite"
+    GRADIENT = "the gradient is not finite"
+    SPIKE = "the loss is a spike"
+
+
+class StepOutcome(NamedTuple):
+    """Outcome of a training step, equal on all processes.
+
+    loss: mean over the global batch in nats per token. stopped: whether any process was asked to stop. fault: why no
+    update was made; None after an update.
+    """
+
+    loss: float
+    stopped: bool
+    fault: Fault | None = None
+
+
+def accept_all(loss: float) -> bool:
+    """Refuse no loss."""
+    return False
+
+
+def fault_of(loss: float, refuse: Callable[[float], bool]) -> Fault | None:
+    """The fault of a loss, before the update."""
+    if not math.isfinite(loss):
+        return Fault.LOSS
+    return Fault.SPIKE if refuse(loss) else None
 
 
 @dataclass
@@ -61,13 +88,16 @@ class TrainModule:
         tokens, target = self.objective.split(batch)
         return self.objective.loss(self.engine(tokens), target, self.engine.training)
 
-    def train_step(self, batches: Iterator[Batch], stop: bool = False) -> tuple[float, bool]:
+    def train_step(
+        self, batches: Iterator[Batch], stop: bool = False, refuse: Callable[[float], bool] = accept_all
+    ) -> StepOutcome:
         """Make one update from gradient_accumulation_steps microbatches.
 
-        Returns the mean loss of the global batch, and whether any process was asked to stop. If the loss is not
-        finite, raises TrainingError on all processes before the update.
+        All processes make no update if the loss or the gradient is not finite, or if `refuse(loss)`; weights and
+        optimizer stay as they are. The schedule advances in any case: a step keeps its place in it. Overflows of fp16's
+        loss scale are not faults: as DeepSpeed does, they make no update and do not advance the schedule.
         """
-        engine, mean, stopped = self.engine, 0.0, 0.0
+        engine, mean, stopped, refused = self.engine, 0.0, 0.0, None
         microbatches = engine.gradient_accumulation_steps()
         total = torch.zeros(2, device=self.runtime.device)
         for microbatch in range(microbatches):
@@ -77,10 +107,25 @@ class TrainModule:
             if microbatch == microbatches - 1:
                 total[1] = float(stop)
                 mean, stopped = self.runtime.mean(total).tolist()
-                if not torch.isfinite(total[0]):
-                    raise non_finite(mean, engine.global_steps + 1)
-            engine.step()
-        return mean, stopped > 0
+                refused = fault_of(mean, refuse)
+            with hold(self._torch_optimizer) if refused else nullcontext():
+                engine.step()
+        return StepOutcome(mean, stopped > 0, self._after_step(refused))
+
+    @property
+    def _torch_optimizer(self) -> Any:
+        """The optimizer inside DeepSpeed's wrapper, if there is one."""
+        return getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
+
+    def _after_step(self, refused: Fault | None) -> Fault | None:
+        """The fault of the step that the engine has just made. Keeps a bad step's place in the schedule."""
+        overflow = bool(getattr(self.engine.optimizer, "overflow", False))
+        fault = refused
+        if fault is None and overflow and not self.engine.fp16_enabled():
+            fault = Fault.GRADIENT
+        if fault and overflow:  # DeepSpeed has not advanced the schedule
+            self.scheduler.step()
+        return fault
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator[Batch], microbatches: int) -> float:

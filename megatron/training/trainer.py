@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import math
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megatron.checkpointing import (
-    Layout,
-    Target,
-    check_own_folder,
-    folder_lock,
-    load_checkpoint,
-    save_checkpoint,
-    save_iterations,
-)
+from megatron.checkpointing import check_own_folder, folder_lock, save_iterations
 from megatron.checkpointing.collective import from_rank_0
+from megatron.errors import TrainingError
 from megatron.initialize import Runtime
 from megatron.monitoring import Monitor, MonitorGroup, ThroughputTimer, build_monitors, default_log_dir, peak_memory
 from megatron.monitoring.flops import peak_tflops
@@ -39,26 +31,22 @@ from megatron.neox_arguments.run_config import (
 from megatron.tokenizer import build_tokenizer
 from megatron.training.data import RunData, fingerprint
 from megatron.training.engine import build_train_module
-from megatron.training.model_from_config import model_plan, neox_assembly
-from megatron.training.objective import masked_token
-from megatron.training.report import (
-    checkpoint_layout,
-    flops_a_token,
-    group_norms,
-    mup_section,
-    router_losses,
-    run_header,
-)
+from megatron.training.faults import BadStep, Faults, fault_record
+from megatron.training.model_from_config import model_plan
+from megatron.training.objective import Batch, masked_token
+from megatron.training.report import flops_a_token, group_norms, router_losses, run_header
 from megatron.training.resume import (
     Progress,
     data_section,
     describe_new_data,
+    describe_new_optimizer,
     describe_resume,
     free_section,
     nothing_to_load,
 )
+from megatron.training.run_checkpoints import Checkpoints
 from megatron.training.stop import StopRequest
-from megatron.training.train_module import TrainModule
+from megatron.training.train_module import StepOutcome, TrainModule
 
 
 @dataclass
@@ -80,15 +68,23 @@ class TrainingResult:
         return self.train_loss if self.valid_loss is None else self.valid_loss
 
 
-@dataclass
 class _Window:
-    """Losses since the last logged record."""
+    """Losses of the updates since the last logged record."""
 
-    losses: list[float] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._losses: list[float] = []
+        self._last = math.nan
+
+    def add(self, outcome: StepOutcome) -> None:
+        """A loss without an update counts only in a window without any update."""
+        self._last = outcome.loss
+        if outcome.fault is None:
+            self._losses.append(outcome.loss)
 
     def close(self) -> float:
-        mean = sum(self.losses) / len(self.losses)
-        self.losses.clear()
+        """Mean loss; starts a new window."""
+        mean = sum(self._losses) / len(self._losses) if self._losses else self._last
+        self._losses.clear()
         return mean
 
 
@@ -115,11 +111,19 @@ class Trainer:
         self.notices: list[str] = []
         self.save_steps = set() if config.save is None else _save_steps(config.save, config.steps)
         self.progress = Progress()
+        self.faults = Faults(config.faults)
+        self.checkpoints = Checkpoints(config, self.train_module, runtime, self.data_section)
         continued = None if config.load is None else self._load(config.load)
         if config.save is not None and config.train:
             check_own_folder(config.save.directory, continued)
+        self._vocab_size = tokenizer.vocab_size
+        self.data = self._build_data()
+
+    def _build_data(self) -> RunData:
+        """Data for the remaining steps."""
+        config = self.config
         samples = _sample_counts(self.progress, config.steps, config.batch, config.evaluation)
-        self.data = RunData(config.data, runtime, tokenizer.vocab_size, config.batch, samples)
+        return RunData(config.data, self.runtime, self._vocab_size, config.batch, samples)
 
     @property
     def step(self) -> int:
@@ -131,31 +135,9 @@ class Trainer:
         """Number of tokens trained on so far."""
         return self.progress.tokens
 
-    @cached_property
-    def layout(self) -> Layout:
-        """Layout of the checkpoints. It is computed only by runs that load or save one."""
-        return checkpoint_layout(self.config.engine, self.train_module)
-
     def _load(self, config: LoadConfig) -> Path | None:
         """Resume from the checkpoint, if there is one. Returns the checkpoint that this run continues."""
-        module = self.train_module
-        loaded = load_checkpoint(
-            module.engine,
-            config.directory,
-            iteration=config.iteration,
-            mup=mup_section(module),
-            data=None if config.override_data else self.data_section,
-            load_optimizer=config.optimizer,
-            load_rng=config.rng,
-            finetune=config.finetune,
-            target=Target(
-                self.layout,
-                list(module.model.global_named_parameters()),
-                self.runtime.groups.tensor,
-                neox_assembly(module.plan),
-            ),
-        )
-        module.scheduler.apply()  # DeepSpeed restores ZeRO's groups after the schedule
+        loaded = self.checkpoints.load(config)
         if loaded is None:
             self.notices.append(nothing_to_load(config, self.config.train))
             return None
@@ -163,35 +145,26 @@ class Trainer:
             self.notices.append(f"took the weights of {loaded.path}: a new run starts at step 0")
             return None
         self.progress = Progress.of(loaded)
+        self.faults.restore(loaded.client_state.get("faults"))
         self.notices.append(describe_resume(loaded, self.progress, self.config))
         if config.override_data and (changes := describe_new_data(loaded, self.data_section)):
             self.progress = dataclasses.replace(self.progress, consumed_samples=0)
+            self.notices.append(changes)
+        if config.override_optimizer and (changes := describe_new_optimizer(loaded, self.config.engine.optimizer)):
             self.notices.append(changes)
         save = self.config.save
         if save is not None and loaded.path.parent == save.directory.absolute():  # else this run is a branch
             self.run_id = loaded.client_state.get("run", {}).get("id", self.run_id)
         return loaded.path
 
-    def save(self, config: SaveConfig) -> str:
-        """Save a checkpoint of the current step. Returns a line that says so."""
-        provenance = self.config.provenance
-        path = save_checkpoint(
-            self.train_module.engine,
-            config.directory,
-            self.step,
-            client_state={
-                "consumed_samples": self.progress.consumed_samples,
-                "tokens": self.tokens,
-                "data": self.data_section,
-                "run": {"id": self.run_id, "free": free_section(self.config)},
-                "mup": mup_section(self.train_module),
-                "layout": self.layout.section(),
-            },
-            config_files={**provenance.files, "resolved.json": json.dumps(provenance.keys, indent=1)},
-            keep_last_n=config.keep_last,
-            save_rng=config.rng,
-        )
-        return f"saved {path}"
+    def save(self, config: SaveConfig) -> list[str]:
+        """Save a checkpoint of the current step. Returns lines that say what has been saved."""
+        state = {
+            **self.progress.position,
+            "faults": self.faults.section(),
+            "run": {"id": self.run_id, "free": free_section(self.config)},
+        }
+        return self.checkpoints.save(config, self.step, state)
 
     def evaluate(self, split: str) -> float | None:
         """Loss on `valid` or `test` over `evaluation.iters` global batches, or None without such data."""
@@ -210,12 +183,21 @@ class Trainer:
         while config.train and self.step < config.steps and not interrupted:
             norms = group_norms(module) if config.logging.param_norms and self._logs(self.step + 1) else {}
             lr = module.scheduler.get_base_lr()
-            loss, asked_to_stop = module.train_step(batches, stop.requested)
+            outcome = module.train_step(batches, stop.requested, self.faults.refuse)
             self.progress = self.progress.after_step(config.batch.size, config.model.seq_length)
             monitors.tick(self.step)
-            window.losses.append(loss)
-            interrupted = self.step < config.steps and (asked_to_stop or self.step in config.exit_steps)
+            say_all(monitors, self.checkpoints.poll())
+            interrupted = self.step < config.steps and (outcome.stopped or self.step in config.exit_steps)
             record: dict[str, Any] = {}
+            bad = self.faults.note(outcome, self.step)
+            if bad is not None:
+                record |= self._respond(bad, monitors)
+                if bad.policy == "rewind":
+                    batches = self._rewind(bad, record, monitors)
+                    timer.start(self.step, self.tokens)
+                    window, interrupted = _Window(), outcome.stopped
+                    continue
+            window.add(outcome)
             if self._evaluates(self.step):
                 with timer.paused():
                     valid_loss = self.evaluate("valid")
@@ -227,7 +209,8 @@ class Trainer:
                 self._log(monitors, record, timer)
             if config.save is not None and (self.step in self.save_steps or interrupted):
                 with timer.paused():
-                    monitors.say(self.save(config.save))
+                    say_all(monitors, self.save(config.save))
+        say_all(monitors, self.checkpoints.finish())
         if not config.train:
             valid_loss = self.evaluate("valid")
         test_loss = None if interrupted else self.evaluate("test")
@@ -244,6 +227,38 @@ class Trainer:
             self.log_dir,
             interrupted,
         )
+
+    def _respond(self, bad: BadStep, monitors: MonitorGroup) -> dict[str, Any]:
+        """Say what was bad. Returns its metrics. Raises TrainingError if the run ends here."""
+        size = self.config.batch.size
+        batch = self.data.locate(self.progress.consumed_samples - size, size)
+        record = fault_record(bad, batch, self.faults.skipped)
+        if bad.policy != "raise":
+            monitors.say(self.faults.describe(bad, batch))
+            return record
+        say_all(monitors, self.checkpoints.finish())
+        norm = self.train_module.grad_norm()
+        at_end = {"step": self.step, "tokens": self.tokens, "train/loss": bad.loss, "grad_norm": norm}
+        monitors.log({**at_end, **record})
+        raise TrainingError(self.faults.error(bad, batch, self.checkpoints.last()))
+
+    def _rewind(self, bad: BadStep, record: dict[str, Any], monitors: MonitorGroup) -> Iterator[Batch]:
+        """Return to the last intact checkpoint and continue its run after the bad batch. Returns the next batches."""
+        say_all(monitors, self.checkpoints.finish())
+        loaded = self.checkpoints.reload(bad.what)
+        there, size = Progress.of(loaded), self.config.batch.size
+        first = self.progress.consumed_samples - size
+        rewind = {"from_step": self.step, "to_step": there.step, "first_sample": first, "samples": size}
+        self.faults.rewound(loaded.client_state.get("faults"), rewind)
+        self.progress = dataclasses.replace(there, consumed_samples=first + size)
+        self.data = self._build_data()  # the run now reads further
+        monitors.rewind(self.step)
+        monitors.log({"step": self.step, "tokens": self.tokens, **record, "fault/rewound_from_step": bad.step})
+        monitors.say(
+            f"rewound to {loaded.path} at step {self.step}; the data continues after sample "
+            f"{self.progress.consumed_samples:,}"
+        )
+        return self.data.train_batches(self.progress.consumed_samples)
 
     def _logs(self, step: int) -> bool:
         return step % self.config.logging.interval == 0 or step in (1, self.config.steps)
@@ -276,6 +291,12 @@ def _sample_counts(
     of_one = evaluation.iters * batch.size
     train = progress.consumed_samples + max(0, steps - progress.step) * batch.size
     return train, of_one if evaluation.valid else 0, of_one if evaluation.test else 0
+
+
+def say_all(monitors: MonitorGroup, lines: Sequence[str]) -> None:
+    """Show each line."""
+    for line in lines:
+        monitors.say(line)
 
 
 def _save_steps(config: SaveConfig, steps: int) -> set[int]:
@@ -312,7 +333,9 @@ def train(
     with contextlib.ExitStack() as stack:
         if config.save is not None and config.train:
             stack.enter_context(folder_lock(config.save.directory))
-        return _train(Trainer(config, runtime), console, watch, stop or StopRequest())
+        trainer = Trainer(config, runtime)
+        stack.callback(trainer.checkpoints.close)
+        return _train(trainer, console, watch, stop or StopRequest())
 
 
 def _train(trainer: Trainer, console: bool, watch: Monitor | None, stop: StopRequest) -> TrainingResult:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from megatron.neox_arguments.fields.deepspeed import NeoXArgsDeepspeedConfig, NeoXArgsDeepspeedRunner
+from megatron.neox_arguments.fields.faults import NeoXArgsFaults
 from megatron.neox_arguments.fields.logging import NeoXArgsLogging
 from megatron.neox_arguments.fields.model import NeoXArgsModel
 from megatron.neox_arguments.fields.moe import NeoXArgsMoE
@@ -24,6 +25,7 @@ class NeoXArgsKeys(
     NeoXArgsOptimizer,
     NeoXArgsLRScheduler,
     NeoXArgsTraining,
+    NeoXArgsFaults,
     NeoXArgsTokenizer,
     NeoXArgsParallelism,
     NeoXArgsLogging,

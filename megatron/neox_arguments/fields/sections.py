@@ -79,7 +79,11 @@ class Bf16Section:
 
     enabled: bool = supported(False, "Train in bfloat16.")
     immediate_grad_update: bool = supported(False, "Apply gradients as they are produced.")
-    check_grad_overflow: bool = supported(True, "Skip a step whose gradients are not finite.")
+    check_grad_overflow: bool = refused(
+        True,
+        "Make no update with gradients that are not finite.",
+        "such an update destroys the model; nonfinite_policy says what happens instead",
+    )
     bf16_master_weights_and_grads: bool = supported(False, "Keep master weights and gradients in bfloat16.")
     bf16_optimizer_states: bool = supported(False, "Keep the optimizer's states in bfloat16.")
 

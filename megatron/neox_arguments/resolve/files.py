@@ -56,6 +56,7 @@ def save_config(args: NeoXArgs) -> SaveConfig | None:
         extra_steps=tuple(args.extra_save_iters or ()),
         keep_last=args.keep_last_n_checkpoints,
         rng=not args.no_save_rng,
+        background=args.async_save,
     )
 
 
@@ -69,6 +70,7 @@ def load_config(args: NeoXArgs) -> LoadConfig | None:
         rng=not args.no_load_rng,
         finetune=args.finetune,
         override_data=args.override_data,
+        override_optimizer=args.override_optimizer,
     )
 
 

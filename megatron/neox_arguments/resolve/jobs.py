@@ -12,6 +12,7 @@ from megatron.neox_arguments.job_configs import (
     AuditConfig,
     CoordinateCheckConfig,
     CostConfig,
+    DeterminismCheckConfig,
     DryRunConfig,
     GenerationConfig,
     GenerationKind,
@@ -35,6 +36,7 @@ from megatron.neox_arguments.resolve.model import model_config, tokenizer_config
 from megatron.neox_arguments.resolve.training import (
     batch_config,
     engine_config,
+    fault_config,
     launch_config,
     layout_config,
     schedule_config,
@@ -57,6 +59,7 @@ def run_config(args: NeoXArgs) -> RunConfig:
         batch=batch_config(args),
         data=data_config(args),
         evaluation=evaluation_config(args),
+        faults=fault_config(args),
         save=save_config(args),
         load=load_config(args),
         logging=logging_config(args),
@@ -124,17 +127,25 @@ def launcher_config(args: NeoXArgs) -> LauncherConfig | DryRunConfig:
         launcher="slurm" if args.deepspeed_slurm else args.launcher,
         force_multi=args.force_multi,
         ssh_check=not args.no_ssh_check,
+        fixed_hashes=args.deterministic,
         runner_arguments=tuple(runner_arguments(args)),
     )
 
 
 def worker_config(args: NeoXArgs) -> WorkerConfig:
-    """Resolve a worker's job: write base shapes, check coordinates, or train."""
+    """Resolve a worker's job: write base shapes, check coordinates or determinism, or train."""
     if args.save_base_shapes:
         return save_base_shapes_config(args)
     if args.coord_check:
         return coordinate_check_config(args)
-    return run_config(args)
+    run = run_config(args)
+    if args.check_determinism is None:
+        return run
+    # the check reads the run's data and checkpoint, and writes nothing
+    return DeterminismCheckConfig(
+        run=dataclasses.replace(run, save=None, steps=max(run.steps, args.check_determinism)),
+        steps=args.check_determinism,
+    )
 
 
 def audit_config(args: NeoXArgs) -> AuditConfig:

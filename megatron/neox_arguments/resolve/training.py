@@ -9,6 +9,7 @@ from megatron.neox_arguments.resolve.model import optimizer_kind
 from megatron.neox_arguments.run_config import (
     BatchConfig,
     EngineConfig,
+    FaultConfig,
     LaunchConfig,
     LayoutConfig,
     LossConfig,
@@ -87,4 +88,18 @@ def engine_config(args: NeoXArgs) -> EngineConfig:
 
 def launch_config(args: NeoXArgs, any_number: bool = False) -> LaunchConfig:
     """any_number: the job runs on any number of processes, not on the number of the configuration."""
-    return LaunchConfig(backend=args.distributed_backend, environment=rank_environment(args, any_number=any_number))
+    return LaunchConfig(
+        backend=args.distributed_backend,
+        deterministic=args.deterministic,
+        environment=rank_environment(args, any_number=any_number),
+    )
+
+
+def fault_config(args: NeoXArgs) -> FaultConfig:
+    return FaultConfig(
+        nonfinite=args.nonfinite_policy,
+        limit=args.nonfinite_limit,
+        spike=args.loss_spike_policy,
+        spike_threshold=args.loss_spike_threshold,
+        spike_window=args.loss_spike_window,
+    )

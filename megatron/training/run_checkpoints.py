@@ -1,0 +1,140 @@
+"""The checkpoints of a run: load one to continue, save, and return to the last one after a bad step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from megatron.checkpointing import (
+    Layout,
+    LoadedCheckpoint,
+    PendingSave,
+    Target,
+    begin_save,
+    load_checkpoint,
+    step_directories,
+)
+from megatron.checkpointing.collective import from_rank_0
+from megatron.errors import TrainingError
+from megatron.initialize import Runtime
+from megatron.neox_arguments.run_config import LoadConfig, RunConfig, SaveConfig
+from megatron.training.model_from_config import neox_assembly
+from megatron.training.report import checkpoint_layout, mup_section
+from megatron.training.resume import optimizer_section
+from megatron.training.train_module import TrainModule
+
+_SETTINGS = ("betas", "eps", "weight_decay", "independent_weight_decay", "momentum", "nesterov")
+
+
+class Checkpoints:
+    """Loads and saves checkpoints of one run. Every method is collective, except `close`.
+
+    data: the section that describes the run's data. Sections of the parametrization, the data and the optimizer are
+    saved with each checkpoint and compared when one is loaded.
+    """
+
+    def __init__(self, config: RunConfig, module: TrainModule, runtime: Runtime, data: Mapping[str, Any]) -> None:
+        self._config, self._module, self._runtime, self._data = config, module, runtime, data
+        self._settings = [
+            {key: group[key] for key in _SETTINGS if key in group} for group in module.engine.optimizer.param_groups
+        ]
+        background = config.save is not None and config.save.background
+        self._executor: Executor | None = ThreadPoolExecutor(1, "save") if background else None
+        self._pending: PendingSave | None = None
+        self._continued: Path | None = None
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Layout of the checkpoints. It is computed only by runs that load or save one."""
+        return checkpoint_layout(self._config.engine, self._module)
+
+    def load(self, config: LoadConfig) -> LoadedCheckpoint | None:
+        """Load the configured checkpoint, or return None if there is none."""
+        loaded = self._load(
+            config.directory,
+            iteration=config.iteration,
+            data=None if config.override_data else self._data,
+            optimizer=None if config.override_optimizer else optimizer_section(self._config.engine.optimizer),
+            load_optimizer=config.optimizer,
+            load_rng=config.rng,
+            finetune=config.finetune,
+        )
+        if loaded is not None and config.optimizer and not config.finetune:
+            self._continued = loaded.path
+        return loaded
+
+    def reload(self, why: str) -> LoadedCheckpoint:
+        """Load the last intact checkpoint of this run. Raises TrainingError, which starts with `why`, without one."""
+        folder = from_rank_0(self.last)
+        save = self._config.save
+        if folder is None:
+            raise TrainingError(
+                f"{why}, and there is no checkpoint to rewind to: start again with a smaller checkpoint_factor, or "
+                "with a step before this one in extra_save_iters"
+            )
+        own = save is not None and folder.parent == save.directory.absolute()
+        loaded = self._load(folder.parent if own else folder)  # of its own ones, the newest intact one
+        assert loaded is not None
+        return loaded
+
+    def _load(self, directory: Path, **options: Any) -> LoadedCheckpoint | None:
+        module = self._module
+        parameters = list(module.model.global_named_parameters())
+        target = Target(self.layout, parameters, self._runtime.groups.tensor, neox_assembly(module.plan))
+        loaded = load_checkpoint(module.engine, directory, mup=mup_section(module), target=target, **options)
+        # a load replaces the groups' settings by the checkpoint's, which differ after override_optimizer
+        for group, settings in zip(module.engine.optimizer.param_groups, self._settings, strict=True):
+            group.update(settings)
+        module.scheduler.apply()  # DeepSpeed restores ZeRO's groups after the schedule
+        return loaded
+
+    def save(self, config: SaveConfig, step: int, state: Mapping[str, Any]) -> list[str]:
+        """Begin to save a checkpoint, after an earlier save is complete. Returns lines on complete saves."""
+        said = self.finish()
+        provenance = self._config.provenance
+        self._pending = begin_save(
+            self._module.engine,
+            config.directory,
+            step,
+            client_state={
+                **state,
+                "data": self._data,
+                "optimizer": optimizer_section(self._config.engine.optimizer),
+                "mup": mup_section(self._module),
+                "layout": self.layout.section(),
+            },
+            config_files={**provenance.files, "resolved.json": json.dumps(provenance.keys, indent=1)},
+            keep_last_n=config.keep_last,
+            save_rng=config.rng,
+            executor=self._executor,
+        )
+        return said if config.background else [*said, *self.finish()]
+
+    def poll(self) -> list[str]:
+        """Lines on a save that has become complete since the last call."""
+        return [] if self._pending is None else self._done(self._pending.poll())
+
+    def finish(self) -> list[str]:
+        """Wait for a save that is under way. Returns lines on it."""
+        return [] if self._pending is None else self._done(self._pending.finish())
+
+    def _done(self, path: Path | None) -> list[str]:
+        if path is None:
+            return []
+        self._pending = None
+        return [f"saved {path}"]
+
+    def last(self) -> Path | None:
+        """The newest checkpoint of this run, or the one that it continues."""
+        save = self._config.save
+        steps = {} if save is None else step_directories(save.directory.absolute())
+        return steps[max(steps)] if steps else self._continued
+
+    def close(self) -> None:
+        """Wait for this process's files of a save that is under way."""
+        if self._executor is not None:
+            self._executor.shutdown()
