@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo layouts test test-all gpu lint typecheck format bench clean
+.PHONY: help setup demo layouts test test-all clusters gpu lint typecheck format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ test: $(STAMP)  ## run the tests that are not marked slow
 
 test-all: $(STAMP)  ## run all tests
 	$(PYTEST) -m ""
+
+clusters: $(STAMP)  ## test launchers with real Slurm, pdsh and ssh on two hosts in namespaces (as root)
+	MUNEOX_CLUSTERS=required $(BIN)/python -m pytest -n 0 -m "" tests/clusters
 
 lint: $(STAMP)  ## run ruff and mypy
 	$(BIN)/ruff check .

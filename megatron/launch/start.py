@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Mapping
 
 from megatron.errors import ConfigError
 from megatron.launch.supervisor import Command, supervise
+from megatron.launch.workers import Place, worker_commands
 from megatron.neox_arguments.hosts import select_hosts
 from megatron.neox_arguments.job_configs import DryRunConfig, LauncherConfig
 
@@ -34,28 +34,12 @@ def launch_configured(config: LauncherConfig | DryRunConfig) -> int:
 def local_commands(config: LauncherConfig, environment: Mapping[str, str] = os.environ) -> list[Command]:
     """One process for each device of this host, or `num_processes`."""
     slots = _local_slots(config)
-    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
-    port = str(config.master_port or _free_port())
     if config.master_port is not None:
         _require_free(config.master_port)
-    common = {
-        "WORLD_SIZE": str(len(slots)),
-        "LOCAL_SIZE": str(len(slots)),  # the number of devices of a CPU host, to DeepSpeed
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    if config.include or config.exclude or config.hosts is not None:
-        devices = visible.split(",") if visible else [str(i) for i in range(max(slots) + 1)]
-        common["CUDA_VISIBLE_DEVICES"] = ",".join(devices[slot] for slot in slots if slot < len(devices))
-    script, *arguments = config.command
-    return [
-        Command(
-            f"the process of rank {rank}",
-            [sys.executable, "-u", script, f"--local_rank={rank}", *arguments],
-            {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(len(slots))
-    ]
+    place = Place(0, len(slots), slots, "127.0.0.1", config.master_port or _free_port())
+    selected = config.include or config.exclude or config.hosts is not None
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "") if selected else None
+    return worker_commands(place, config.command, visible)
 
 
 def _local_slots(config: LauncherConfig) -> tuple[int, ...]:

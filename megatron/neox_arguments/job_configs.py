@@ -21,6 +21,9 @@ from megatron.neox_arguments.run_config import (
     TokenizerConfig,
 )
 
+DEFAULT_PORT = 29500
+"""Port of the first host where the configuration names none, and several hosts must agree."""
+
 GenerationKind = Literal["unconditional", "input-file", "interactive"]
 
 
@@ -158,7 +161,8 @@ class LauncherConfig:
 
     num_processes: processes on this host; None for one per device. include, exclude: devices of this host.
     master_port: None for a free port. fixed_hashes: give all processes the same order of sets of strings.
-    runner_arguments: options of DeepSpeed's launcher, for other hosts.
+    runner_arguments: options of DeepSpeed's launcher, for other hosts. export_variables: environment variables for the
+    workers on other hosts. wandb_host: None for a run without wandb.
     """
 
     command: tuple[str, ...]
@@ -173,6 +177,8 @@ class LauncherConfig:
     ssh_check: bool
     fixed_hashes: bool
     runner_arguments: tuple[str, ...]
+    export_variables: tuple[str, ...]
+    wandb_host: str | None
 
 
 WorkerConfig = RunConfig | CoordinateCheckConfig | DeterminismCheckConfig | SaveBaseShapesConfig

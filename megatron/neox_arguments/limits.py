@@ -78,12 +78,14 @@ class Items:
     """Lists of items of one type within one limit. `count`: the number of items, or None for any."""
 
     kind: type
-    limit: Range | None = None
+    limit: Range | Pattern | None = None
     count: int | None = None
 
     @property
     def expected(self) -> str:
         """For example "a list of integers of at least 0"."""
+        if isinstance(self.limit, Pattern):
+            return f"a list of {self.limit.expected}"
         what = {int: "integers", float: "numbers", str: "strings"}[self.kind]
         bounds = f" {self.limit.expected.removeprefix('a number ')}" if self.limit else ""
         return f"a list of {f'{self.count} ' if self.count else ''}{what}{bounds}"
@@ -93,7 +95,7 @@ class Items:
         if not isinstance(value, list) or (self.count is not None and len(value) != self.count):
             return False
         if self.kind is str:
-            return all(isinstance(item, str) for item in value)
+            return all(isinstance(item, str) and (self.limit is None or self.limit.accepts(item)) for item in value)
         numbers = all(is_number(item) and (self.kind is float or isinstance(item, int)) for item in value)
         return numbers and all(self.limit is None or self.limit.accepts(item) for item in value)
 

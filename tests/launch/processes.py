@@ -20,11 +20,11 @@ def marked(mark: str) -> dict[int, str]:
     return {pid: line for pid, line in found.items() if line}
 
 
-def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
-    """Poll `condition`; AssertionError with `what` after `seconds`."""
+def wait_until(condition: Callable[[], object], seconds: float, what: str | Callable[[], str]) -> None:
+    """Poll `condition`; AssertionError with `what`, which may be asked for it then, after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, what() if callable(what) else what
         time.sleep(0.05)
 
 

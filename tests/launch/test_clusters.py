@@ -1,4 +1,4 @@
-"""Launchers for several hosts, with Open MPI itself and with stand-ins that start what pdsh and srun would start."""
+"""Launchers with Open MPI itself and with a stand-in that starts what srun would start."""
 
 from __future__ import annotations
 
@@ -18,18 +18,7 @@ from tests.training.harness import ROOT, configuration, environment, free_port, 
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("multiprocess")]
 
-# As pdsh does over ssh: the shell of each host gets the words in one line, and %n is the number of the host.
-PDSH = r"""#!/bin/bash
-while [ "${1#-}" != "$1" ]; do
-  case $1 in -S) shift;; *) [ "$1" = -w ] && hosts=$2; shift 2;; esac
-done
-n=0
-for host in ${hosts//,/ }; do
-  line="$*"; env -u PYTHONPATH sh -c "${line//%n/$n}" & pids="$pids $!"; n=$((n+1))
-done
-code=0; for pid in $pids; do wait $pid || code=$?; done; exit $code
-"""
-# As srun does: -n tasks with Slurm's variables, and a signal reaches each of them.
+# As srun does: -n tasks with Slurm's variables, and SIGUSR1 reaches each of them.
 SRUN = r"""#!/bin/bash
 while [ "${1#-}" != "$1" ]; do
   case $1 in
@@ -41,7 +30,7 @@ done
 for i in $(seq 0 $((tasks-1))); do
   SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=$tasks SLURM_STEP_ID=0 SLURM_STEP_NUM_NODES=1 "$@" & pids="$pids $!"
 done
-trap 'kill -TERM $pids' TERM
+trap 'kill -USR1 $pids' USR1
 code=0; for pid in $pids; do while kill -0 $pid 2>/dev/null; do wait $pid; code=$?; done; done; exit $code
 """
 MPI_HERE = {f"OMPI_{name}": "1" for name in ("ALLOW_RUN_AS_ROOT", "ALLOW_RUN_AS_ROOT_CONFIRM")}
@@ -50,14 +39,13 @@ HOSTFILE = ["--hostfile", "hosts", "--force-multi"]
 
 
 class ClusterRun:
-    """An endless run in a folder whose name has a space, with the stand-ins first in PATH."""
+    """An endless run in a folder whose name has a space, with the stand-in first in PATH."""
 
     def __init__(self, folder, command, **variables):
         self.folder = folder / "a folder"
         self.folder.mkdir()
-        for name, text in (("pdsh", PDSH), ("srun", SRUN)):
-            (self.folder / name).write_text(text)
-            (self.folder / name).chmod(0o755)
+        (self.folder / "srun").write_text(SRUN)
+        (self.folder / "srun").chmod(0o755)
         corpus = make_corpus(folder / "text_document")
         config = configuration(corpus, self.folder / "log", train_iters=100_000, eval_iters=0)
         (self.folder / "config.json").write_text(json.dumps({**config, "save": str(self.folder / "ck")}))
@@ -97,12 +85,6 @@ class ClusterRun:
 def deepy(*options):
     port = ["--master-port", str(free_port())]
     return [sys.executable, str(ROOT / "deepy.py"), "my train.py", "config.json", *port, *options]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_pdsh_with_spaces_in_every_path(tmp_path, number):
-    run = ClusterRun(tmp_path, deepy(*HOSTFILE, "--no-ssh-check", "--master-addr", "127.0.0.1"))
-    run.assert_one_run_that_saves(number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -26,7 +26,7 @@ OURS = {
     "rope_scaling", "wandb_mode", "torch_autocast", "torch_compile", "optimizer_implementation", "override_data",
     "eval_num_fewshot", "eval_limit",
     "nonfinite_policy", "nonfinite_limit", "loss_spike_policy", "loss_spike_threshold", "loss_spike_window",
-    "deterministic", "check_determinism", "override_optimizer", "async_save",
+    "deterministic", "check_determinism", "override_optimizer", "async_save", "export_variables",
 }  # fmt: skip
 # Intended differences from GPT-NeoX: key -> reason.
 OTHER_TYPE = {

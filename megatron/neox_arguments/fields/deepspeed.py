@@ -17,7 +17,7 @@ from megatron.neox_arguments.fields.sections import (
 )
 from megatron.neox_arguments.hosts import ADDRESS, SELECTION
 from megatron.neox_arguments.keys import refused, supported
-from megatron.neox_arguments.limits import Range, above, at_least
+from megatron.neox_arguments.limits import Items, Pattern, Range, above, at_least
 from megatron.neox_arguments.transfer import COMBINED, FAMILY, FREE, PRECISION, SEARCH, SIZE_LADDER, shifts
 
 _OWN_MONITORS = (
@@ -212,5 +212,12 @@ class NeoXArgsDeepspeedRunner:
     force_multi: bool = supported(False, "Use the multi-node launcher even for a single remote host.", transfer=FREE)
     autotuning_run: str | None = refused(None, "DeepSpeed's autotuner.", feature="autotuning")
     no_ssh_check: bool = supported(False, "Do not test the ssh connection before launching.", transfer=FREE)
+    export_variables: list[str] | None = supported(
+        None,
+        "Names of environment variables that workers on other hosts get from the launcher's. WANDB_*, NCCL*, OMP_* and "
+        "other libraries' come by themselves, and so do the lines of .deepspeed_env. No value is in a command line.",
+        limit=Items(str, Pattern(r"[A-Za-z_][A-Za-z0-9_]*", "names of environment variables")),
+        transfer=FREE,
+    )
     comment: str | None = supported(None, "Comment of the job (launcher slurm only).", transfer=FREE)
     account: str | None = supported(None, "Account of the job (launcher slurm only).", transfer=FREE)

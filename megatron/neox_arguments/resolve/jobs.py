@@ -129,6 +129,8 @@ def launcher_config(args: NeoXArgs) -> LauncherConfig | DryRunConfig:
         ssh_check=not args.no_ssh_check,
         fixed_hashes=args.deterministic,
         runner_arguments=tuple(runner_arguments(args)),
+        export_variables=tuple(args.export_variables or ()),
+        wandb_host=args.wandb_host if args.use_wandb and args.wandb_mode in (None, "online") else None,
     )
 
 
