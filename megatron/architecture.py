@@ -129,14 +129,16 @@ class MixtureOfExperts:
 class Architecture:
     """Layer types, biases, residuals, dropout and recomputation of a GPT, independent of its size.
 
-    shared_norm: attention and MLP share one norm (parallel residual only). checkpoint_every: number of blocks that are
-    recomputed together; 0 disables recomputation.
+    sliding_window: number of tokens before its own that a token attends to; None for all. shared_norm: attention and
+    MLP share one norm (parallel residual only). checkpoint_every: number of blocks that are recomputed together; 0
+    disables recomputation.
     """
 
     pos_emb: Positions = "rotary"
     rotary_pct: float = 1.0
     rotary_base: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None
     norm: Norm = "layernorm"
     norm_epsilon: float = 1e-5
     norm_bias: bool = True

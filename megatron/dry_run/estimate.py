@@ -85,11 +85,12 @@ def memory(part: RankPart, costs: Mapping[str, LayerCost], run: Run) -> Memory:
     master = MASTER_BYTES if run.element_bytes < MASTER_BYTES else 0
     in_flight = min(run.grid.pipe - part.pipe, run.microbatches)
     kept = activation_bytes(part.layers, costs, run.checkpoint_every)
+    shared = max((costs[layer].shared_bytes for layer in part.layers), default=0)
     return Memory(
         weights=part.parameters * run.element_bytes / share[3],
         gradients=part.parameters * run.element_bytes / share[2],
         optimizer=part.parameters * (master + MASTER_BYTES * run.moments) / share[1],
-        activations=kept * in_flight,
+        activations=kept * in_flight + shared,
     )
 
 

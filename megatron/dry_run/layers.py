@@ -22,12 +22,14 @@ from megatron.mpu import CommunicationCounts, count_communication
 class LayerCost:
     """Memory and communication of one layer.
 
-    saved_bytes: activations kept for the backward pass. peak_bytes: highest number of bytes in memory during the
+    saved_bytes: activations kept for the backward pass. shared_bytes: mask of the attention scores, of which all layers
+    keep the same. peak_bytes: highest number of bytes in memory during the
     forward and backward pass, including kept activations. output_bytes: size of the layer's output. forward, backward:
     tensor-parallel collectives of this rank.
     """
 
     saved_bytes: int
+    shared_bytes: int
     peak_bytes: int
     output_bytes: int
     forward: CommunicationCounts
@@ -56,10 +58,17 @@ _flash_footprint: Callable[[Tensor, Tensor, Tensor], Tensor] = _FlashFootprint.a
 class _FusedAttention(nn.Module):
     """Replaces CoreAttention, which would save all attention scores on the meta device."""
 
+    def __init__(self, core: CoreAttention) -> None:
+        super().__init__()
+        self.mask = core.mask
+        self.mask_bytes = 0
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         groups = q.shape[1] // k.shape[1]
         if groups > 1:
             k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+        mask = self.mask(q.shape[-2], k.shape[-2], q)
+        self.mask_bytes = 0 if mask is None else mask.nbytes
         return _flash_footprint(q, k, v)
 
 
@@ -96,7 +105,7 @@ def _use_fused_kernels(layer: nn.Module) -> nn.Module:
     for name, child in list(layer.named_children()):
         setattr(layer, name, _use_fused_kernels(child))
     if isinstance(layer, CoreAttention):
-        return _FusedAttention()
+        return _FusedAttention(layer)
     return _FusedRMSNorm(layer) if isinstance(layer, nn.RMSNorm) else layer
 
 
@@ -144,4 +153,5 @@ def measure(layer: nn.Module, x: Tensor, finish: Callable[[nn.Module, Tensor], T
         kept.clear()
         with count_communication() as backward:
             y.backward(torch.empty_like(y))
-    return LayerCost(saved, live.peak, y.nbytes, forward, backward)
+    shared = sum(module.mask_bytes for module in layer.modules() if isinstance(module, _FusedAttention))
+    return LayerCost(saved, shared, live.peak, y.nbytes, forward, backward)

@@ -12,38 +12,47 @@ from megatron.architecture import Norm
 from megatron.errors import ConfigError
 from megatron.model.layers import column_linear, make_norm, row_linear
 from megatron.model.rotary import RotaryEmbedding
+from megatron.model.score_mask import ScoreMask
 from megatron.mpu import SERIAL, TensorParallel
 from mup.roles import Declaration, Part
 from mup.rules import Role
 
 
 class KeyValueCache:
-    """Keys and values of one layer for all previous positions: [b, kv_heads, length, head_dim] each."""
+    """Keys and values of one layer for previous positions: [b, kv_heads, kept positions, head_dim] each.
+
+    length: number of previous positions, kept or not.
+    """
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
+        self.length = 0
 
-    @property
-    def length(self) -> int:
-        return 0 if self.keys is None else self.keys.shape[-2]
+    def extend(self, keys: Tensor, values: Tensor, window: int | None = None) -> tuple[Tensor, Tensor]:
+        """Append the new keys and values and return all of them.
 
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the new keys and values and return all of them."""
+        window: keep only this number of the last positions for later queries; None for all.
+        """
+        self.length += keys.shape[-2]
         if self.keys is not None and self.values is not None:
             keys = torch.cat((self.keys, keys), dim=-2)
             values = torch.cat((self.values, values), dim=-2)
-        self.keys, self.values = keys, values
+        first = 0 if window is None else max(keys.shape[-2] - window, 0)
+        self.keys, self.values = keys[..., first:, :], values[..., first:, :]
         return keys, values
 
 
 class CoreAttention(nn.Module):
-    """Causal softmax(scale * q k^T) v. It is a separate module because hooks read q, k and v."""
+    """Causal softmax(scale * q k^T) v, under a mask. It is a separate module because hooks read q, k and v."""
 
-    def __init__(self, scale: float, dropout: float, tp: TensorParallel = SERIAL) -> None:
+    def __init__(
+        self, scale: float, dropout: float, mask: ScoreMask | None = None, tp: TensorParallel = SERIAL
+    ) -> None:
         super().__init__()
         self.scale = scale
         self.dropout = dropout
+        self.mask = mask or ScoreMask()
         self.tp = tp
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -52,11 +61,11 @@ class CoreAttention(nn.Module):
         if groups > 1:
             k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
         s, t = q.shape[-2], k.shape[-2]
-        mask = None if s in (1, t) else torch.ones(s, t, dtype=torch.bool, device=q.device).tril(t - s)
+        mask = self.mask(s, t, q)
         dropout = self.dropout if self.training else 0.0
         with self.tp.inside() if dropout else nullcontext():
             return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=s == t and s > 1, scale=self.scale
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and s > 1, scale=self.scale
             )
 
 
@@ -80,6 +89,7 @@ class Attention(nn.Module):
         rotary: RotaryEmbedding | None,
         dropout: float,
         qk_norm: tuple[Norm, float, bool] | None,
+        mask: ScoreMask,
         tp: TensorParallel = SERIAL,
     ) -> None:
         super().__init__()
@@ -99,7 +109,7 @@ class Attention(nn.Module):
             make_norm(qk_norm[0], self.head_dim, *qk_norm[1:], over_heads=True) if qk_norm else None for _ in "qk"
         )
         self.rotary = rotary
-        self.core = CoreAttention(scale, dropout, tp)
+        self.core = CoreAttention(scale, dropout, mask, tp)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """x: [b, s, h] -> [b, s, h]; under sequence parallelism both are this rank's slice of s."""
@@ -113,7 +123,7 @@ class Attention(nn.Module):
             offset = cache.length if cache is not None else 0
             q, k = self.rotary(q, offset), self.rotary(k, offset)
         if cache is not None:
-            k, v = cache.extend(k, v)
+            k, v = cache.extend(k, v, self.core.mask.window)
         context = self.core(q, k, v).transpose(1, 2).reshape(b, s, -1)  # [b, s, h]
         y: Tensor = self.dense(context)
         return y

@@ -16,6 +16,7 @@ from megatron.model.layers import make_norm
 from megatron.model.mlp import MLP
 from megatron.model.moe import MoE
 from megatron.model.rotary import RotaryEmbedding
+from megatron.model.score_mask import ScoreMask
 from megatron.mpu import SERIAL, TensorParallel
 from megatron.parametrization.widths import ForwardFactors
 
@@ -34,7 +35,11 @@ def _make_mlp(config: GPTConfig, factors: ForwardFactors, index: int, tp: Tensor
     return MoE(config.experts, hidden_size, ffn_hidden_size, config.activation, router_mult=factors.logits, tp=tp)
 
 
-def _make_block(config: GPTConfig, factors: ForwardFactors, index: int, tp: TensorParallel) -> Block:
+def _make_mask(config: GPTConfig) -> ScoreMask:
+    return ScoreMask(config.sliding_window)
+
+
+def _make_block(config: GPTConfig, factors: ForwardFactors, mask: ScoreMask, index: int, tp: TensorParallel) -> Block:
     widths = config.widths
     rotary = None
     if config.pos_emb == "rotary":
@@ -49,6 +54,7 @@ def _make_block(config: GPTConfig, factors: ForwardFactors, index: int, tp: Tens
         rotary=rotary,
         dropout=config.attention_dropout,
         qk_norm=(config.norm, config.norm_epsilon, config.norm_bias) if config.qk_norm else None,
+        mask=mask,
         tp=tp,
     )
     shared = config.parallel_residual and config.shared_norm
@@ -97,8 +103,9 @@ def layer_list(
     config: GPTConfig, factors: ForwardFactors, tp: TensorParallel = SERIAL
 ) -> list[tuple[str, LayerFactory]]:
     """The model as a list of (global name, factory) from tokens to logits. A pipeline can split it at any layer."""
+    mask = _make_mask(config)
     blocks: list[tuple[str, LayerFactory]] = [
-        (f"layers.{i}", partial(_make_block, config, factors, i, tp)) for i in range(config.widths.num_layers)
+        (f"layers.{i}", partial(_make_block, config, factors, mask, i, tp)) for i in range(config.widths.num_layers)
     ]
     return [
         ("embedding", partial(make_embedding, config, factors, tp)),
@@ -116,7 +123,8 @@ class GPT(nn.Module):
         self.config = config
         self.factors = factors
         self.embedding = make_embedding(config, factors, tp)
-        self.layers = nn.ModuleList(_make_block(config, factors, i, tp) for i in range(config.widths.num_layers))
+        mask = _make_mask(config)
+        self.layers = nn.ModuleList(_make_block(config, factors, mask, i, tp) for i in range(config.widths.num_layers))
         self.final_norm = _make_hidden_norm(config, tp)
         self.readout = _make_readout(config, factors, tp)
 

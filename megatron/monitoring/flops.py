@@ -55,11 +55,13 @@ def flops_per_token(
     vocab_size: int,
     seq_length: int,
     experts: MixtureOfExperts | None = None,
+    sliding_window: int | None = None,
 ) -> float:
     """Floating-point operations per training token: forward and backward, three times the forward matrices.
 
     Counted as in PaLM (arXiv:2204.02311, appendix B): 2 operations per multiply-add, and attention scores over the
-    whole sequence, although the causal mask lets a kernel skip half of them. Look-ups, norms, activations and the
+    whole sequence, although the causal mask lets a kernel skip half of them. With a sliding window, a token has scores
+    for at most `sliding_window` + 1 tokens. Look-ups, norms, activations and the
     recomputation of activation checkpointing do not count. For multi-head attention this gives 6 N + 12 L H Q T,
     where N is the number of parameters of all matrices that multiply (with the readout, without the embedding).
     experts: a token uses `top_k` of them and the router, in the blocks that have experts.
@@ -68,7 +70,8 @@ def flops_per_token(
     attention_width = num_attention_heads * head_dim
     qkv_and_output = hidden_size * (2 * attention_width + 2 * num_kv_heads * head_dim)
     mlp = (3 if gated else 2) * hidden_size * ffn_hidden_size
-    scores_and_values = 2 * seq_length * attention_width
+    seen = seq_length if sliding_window is None else min(seq_length, sliding_window + 1)
+    scores_and_values = 2 * seen * attention_width
     mlps = num_layers * mlp
     if experts is not None:
         mlps += experts.blocks(num_layers) * ((experts.top_k - 1) * mlp + hidden_size * experts.num_experts)

@@ -28,7 +28,7 @@ FUSED = "attention.query_key_value"
 
 
 def _inside_attention(name: str, module: nn.Module, inputs: Any) -> Iterator[tuple[str, Tensor]]:
-    """Queries, keys, values and attention logits: scale * q k^T under the causal mask, otherwise 0, [b, heads, s, s].
+    """Queries, keys, values and attention logits: scale * q k^T of visible keys, otherwise 0, [b, heads, s, s].
 
     Queries, keys and values are measured separately, because their shares of the fused projection change with the
     width if the number of key-value heads is fixed.
@@ -39,6 +39,9 @@ def _inside_attention(name: str, module: nn.Module, inputs: Any) -> Iterator[tup
             yield name.replace("attention.core", f"attention.{kind}"), x.detach().float()
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         logits = (module.scale * q.float() @ k.float().transpose(-1, -2)).tril()
+        mask = module.mask(q.shape[-2], k.shape[-2], q)
+        if mask is not None:
+            logits = logits.masked_fill(mask.isneginf(), 0.0)
         yield name.replace("attention.core", ATTENTION_LOGITS), logits.detach()
 
 

@@ -65,6 +65,7 @@ def flops_a_token(plan: ModelPlan) -> float:
         vocab_size=config.vocab_size,
         seq_length=config.seq_length,
         experts=config.experts,
+        sliding_window=config.sliding_window,
     )
 
 

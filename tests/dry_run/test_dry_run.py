@@ -170,6 +170,13 @@ def test_stages_keep_as_many_microbatches_as_are_in_flight() -> None:
     assert len(middle) == 2 and middle[0] * 2 == middle[1] * 3  # stages 1 and 2 of 4 keep 3 and 2
 
 
+def test_the_blocks_of_a_stage_keep_one_mask() -> None:
+    """A sliding window below the sequence length costs one mask of s x s fp32 numbers in each stage."""
+    plain, cut, whole = (of(sliding_window_width=width).ranks for width in (None, 7, SEQUENCE - 1))
+    assert [b.memory.activations - a.memory.activations for a, b in zip(plain, cut)] == [4 * SEQUENCE**2] * 4
+    assert [rank.memory for rank in whole] == [rank.memory for rank in plain]
+
+
 def test_recomputation_and_sequence_parallelism_keep_less() -> None:
     plain, cut = of().ranks[1].memory.activations, of(sequence_parallel=True).ranks[1].memory.activations
     again = of(checkpoint_activations=True, checkpoint_num_layers=1).ranks[1].memory.activations

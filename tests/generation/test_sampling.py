@@ -31,6 +31,7 @@ shapes = st.fixed_dictionaries(
         "tied_readout": st.booleans(),
         "parallel_residual": st.booleans(),
         "qk_norm": st.booleans(),
+        "sliding_window": st.sampled_from([None, 1, 4]),
     }
 )
 

@@ -186,6 +186,43 @@ def test_llama(tied, kv_heads):
     assert_same(model, oracle, lambda state: llama(state, kv_heads, tied))
 
 
+@pytest.mark.parametrize("window", [1, 4, LENGTH])
+def test_mistral(window):
+    """Hugging Face counts the token itself as part of the window: sliding_window is our window plus 1."""
+    oracle = transformers.MistralForCausalLM(
+        transformers.MistralConfig(
+            vocab_size=VOCAB,
+            hidden_size=HIDDEN,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=2,
+            intermediate_size=FFN,
+            max_position_embeddings=LENGTH,
+            rms_norm_eps=1e-6,
+            sliding_window=window + 1,
+            tie_word_embeddings=False,
+        )
+    ).eval()
+    randomise(oracle)
+    model = build(
+        config(
+            hidden_size=HIDDEN,
+            num_layers=LAYERS,
+            num_kv_heads=2,
+            ffn_hidden_size=FFN,
+            padded_vocab_size=VOCAB,
+            norm="rmsnorm",
+            norm_epsilon=1e-6,
+            activation="swiglu",
+            attention_bias=False,
+            mlp_bias=False,
+            tied_readout=False,
+            sliding_window=window,
+        )
+    )
+    assert_same(model, oracle, lambda state: llama(state, 2, tied=False))
+
+
 NEEDS_5 = pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="another layout of the experts")
 
 

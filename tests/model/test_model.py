@@ -19,6 +19,7 @@ from megatron.model.gpt import layer_list
 from megatron.model.loss import next_token_loss
 from megatron.model.mlp import GATED, PLAIN
 from megatron.model.rotary import RotaryEmbedding
+from megatron.model.score_mask import ScoreMask
 from megatron.parametrization.widths import ForwardFactors, Multipliers
 from tests.model.helpers import VOCAB, WIDTHS, build, config, parametrization, tokens
 
@@ -27,6 +28,7 @@ VARIANTS = {
     "shared norm": dict(parallel_residual=True, shared_norm=True, pos_emb="none"),
     "llama": dict(num_kv_heads=2, norm="rmsnorm", activation="swiglu", attention_bias=False, mlp_bias=False),
     "gpt2": dict(pos_emb="learned", tied_readout=True),
+    "mistral": dict(num_kv_heads=2, norm="rmsnorm", activation="swiglu", sliding_window=5),
     "multi-query": dict(num_kv_heads=1, qk_norm=True, norm_bias=False, tied_readout=False),
     "experts": dict(
         experts=MixtureOfExperts(num_experts=4, top_k=2, router="topk", balance_coeff=0.01), activation="swiglu"
@@ -63,7 +65,9 @@ def test_no_token_sees_the_future(changes):
         difference = (model(changed) - before).abs().amax(dim=-1)[0]
         rounding = 1e-5 if "experts" in changes else 0.0  # the sizes of the products of experts change
         assert difference[:position].max().item() <= rounding if position else True
-        assert difference[position:].min() > rounding  # every later position depends on it
+        last = position + changes.get("sliding_window", 12) * len(model.layers)
+        assert difference[position : last + 1].min() > rounding  # every later position in the window depends on it
+        assert not difference[last + 1 :].any()
 
 
 @pytest.mark.parametrize("pos_emb", ["rotary", "learned"])
@@ -262,6 +266,53 @@ def test_rotary_angle_is_position_times_frequency():
     for position, row in enumerate(turned):
         angles = torch.tensor([position * 1.0, position * 0.1])
         torch.testing.assert_close(row, torch.cat((angles.cos(), angles.sin())))
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 9), (3, 9), (9, 9), (4, 4), (2, 3)])
+@pytest.mark.parametrize("window", [1, 3, 20])
+def test_a_window_hides_older_keys(window, queries, keys):
+    """Against an explicit softmax over the token itself and `window` tokens before it, as GPT-NeoX's mask has it."""
+    generator = torch.Generator().manual_seed(queries)
+    q = torch.randn(1, 2, queries, 8, generator=generator)
+    k, v = (torch.randn(1, 2, keys, 8, generator=generator) for _ in range(2))
+    result = CoreAttention(0.3, 0.0, ScoreMask(window))(q, k, v)
+    for i in range(queries):
+        own = keys - queries + i
+        seen = slice(max(own - window, 0), own + 1)
+        weights = torch.softmax(0.3 * k[:, :, seen] @ q[:, :, i, :, None], dim=2)
+        torch.testing.assert_close(result[:, :, i], (weights * v[:, :, seen]).sum(dim=2), rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_of_the_whole_sequence_keeps_the_fast_path():
+    like = torch.zeros(1)
+    assert (
+        ScoreMask(7)(8, 8, like) is None and ScoreMask()(100, 100, like) is None and ScoreMask()(1, 100, like) is None
+    )
+    assert ScoreMask(6)(8, 8, like).shape == (1, 1, 8, 8)
+
+
+def test_the_blocks_share_one_mask():
+    model = build(config(sliding_window=3))
+    model(tokens(1, 8))
+    first, second = (layer.attention.core.mask for layer in model.layers)
+    assert first is second and first(8, 8, torch.zeros(1)) is second(8, 8, torch.zeros(1))
+
+
+def test_a_mask_created_while_sampling_works_in_training():
+    model = build(config(sliding_window=3))
+    with torch.inference_mode():
+        model(tokens(1, 9))
+    loss_of(model, tokens(1, 10)).backward()
+    assert model.layers[0].attention.query_key_value.weight.grad is not None
+
+
+def test_a_cache_keeps_the_window():
+    cache, x = KeyValueCache(), torch.randn(1, 2, 9, 4)
+    keys, _ = cache.extend(x[:, :, :6], x[:, :, :6], window=4)
+    assert torch.equal(keys, x[:, :, :6]) and torch.equal(cache.keys, x[:, :, 2:6]) and cache.length == 6
+    keys, values = cache.extend(x[:, :, 6:7], 2 * x[:, :, 6:7], window=4)
+    assert torch.equal(keys, x[:, :, 2:7]) and torch.equal(values[:, :, -1:], 2 * x[:, :, 6:7])
+    assert cache.keys.shape[-2] == 4 and cache.length == 7
 
 
 def test_cache_grows_with_each_extension():

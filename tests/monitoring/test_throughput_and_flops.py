@@ -34,6 +34,13 @@ def test_multi_head_attention_gives_palms_formula(layers, hidden, seq, gated):
     assert flops_per_token(**facts) == 6 * matrices + 12 * layers * hidden * seq
 
 
+@pytest.mark.parametrize(("window", "seen"), [(None, 32), (7, 8), (31, 32), (100, 32)])
+def test_a_sliding_window_limits_the_scores(window, seen):
+    facts = shape()
+    scores = 12 * 3 * 64
+    assert flops_per_token(**facts, sliding_window=window) == flops_per_token(**facts) - scores * (32 - seen)
+
+
 @pytest.mark.parametrize(("kv_heads", "gated"), [(4, False), (2, True), (1, False)])
 def test_agrees_with_torchs_count(kv_heads, gated):
     facts = shape(num_kv_heads=kv_heads, gated=gated, num_layers=1)

@@ -412,7 +412,7 @@ def test_require_names_what_is_missing():
             "contradicts use_checkpoint_lr_scheduler",
         ),
         ({"train_epochs": 1}, "train_epochs: not supported yet"),
-        ({"sliding_window_width": 128}, "sliding_window_width: sliding-window attention is not supported yet"),
+        ({"sliding_window_width": 0}, "sliding_window_width: expected a number of at least 1, got 0"),
     ],
 )
 def test_keys_that_contradict_each_other(small, keys, says):

@@ -243,6 +243,7 @@ def audit(corpus, tmp_path, **changes):
         {"num_kv_heads": 2, "mup_base_num_attention_heads": 4, "activation": "swiglu", "norm": "rmsnorm"},
         {"no_weight_tying": False, "pos_emb": "learned", "max_position_embeddings": 16},
         {"mup_base_num_layers": 1, "mup_depth_alpha": 1.0, "zero_optimization": {"stage": 1}},
+        {"sliding_window_width": 3},
     ],
 )
 def test_audit_passes_correct_models(corpus, tmp_path, changes):

@@ -77,10 +77,11 @@ class NeoXArgsModel:
         transfer=shifts("transfer across sequence lengths is observed, not derived", f"{TPV}, table 1"),
         recipe=(FAMILY, LADDER),
     )
-    sliding_window_width: int | None = refused(
+    sliding_window_width: int | None = supported(
         None,
-        "Number of most recent tokens that attention covers.",
-        "sliding-window attention is not supported yet; remove the key",
+        "A token attends to itself and this many tokens before it, as in GPT-NeoX (Hugging Face's sliding_window is 1"
+        " more). At longer sequences, one mask of seq_length^2 numbers replaces the flash kernel.",
+        limit=at_least(1),
     )
     max_position_embeddings: int | None = supported(
         None,

@@ -162,6 +162,7 @@ def _architecture(args: NeoXArgs) -> Architecture:
         rotary_pct=args.rotary_pct,
         rotary_base=args.rotary_emb_base,
         rope_scaling=_rope_scaling(args),
+        sliding_window=args.sliding_window_width,
         norm=norm,
         norm_epsilon=args.layernorm_epsilon if norm == "layernorm" else args.rms_norm_epsilon,
         norm_bias=args.use_bias_in_norms,
