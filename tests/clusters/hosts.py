@@ -31,7 +31,7 @@ PACKAGES = {
 
 ADDRESSES = {"node1": "10.77.0.1", "node2": "10.77.0.2"}
 
-_DAEMON = re.compile(r"sleep infinity|sshd: .*\[listener\]|munged|slurmctld|slurmd( |$)")
+_DAEMON = re.compile(r"sleep infinity|sshd: .*\[listener\]|munged|slurmctld|.*slurmscriptd|slurmd( |$)")
 
 _SSH_CONFIG = """\
 Host node1 node2
