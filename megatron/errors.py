@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+
 
 def first_line(error: BaseException) -> str:
     """Return the first line of the error's message, or the name of its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration, RuntimeError)
+"""What values of an unexpected type, name or size in a file raise in the code that uses them."""
+
+
+@contextlib.contextmanager
+def refusing(message: str, error: type[UserError]) -> Iterator[None]:
+    """Raise `error` with `message` and the reason where the block uses a file's content and it is malformed."""
+    try:
+        yield
+    except UserError:
+        raise
+    except MALFORMED as reason:
+        what = f"no {reason}" if isinstance(reason, KeyError) else first_line(reason)
+        raise error(f"{message} ({what})") from reason
+
+
+def one_per_line(problems: Sequence[str], limit: int = 40) -> str:
+    """Join the first `limit` problems, one per line, and count the others."""
+    more = [f"and {len(problems) - limit} more problems"] if len(problems) > limit else []
+    return "\n".join([*problems[:limit], *more])
 
 
 class UserError(Exception):

@@ -1,12 +1,76 @@
-"""Write files atomically and durably: a file with its final name is complete and survives a loss of power."""
+"""Read untrusted files within limits. Write files atomically and durably: one with its final name is complete."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
+from typing import Any
+
+MAX_DEPTH = 100  # levels of nesting in JSON; code that walks through the values recursively handles this depth
+_MEBI = 1 << 20
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """Open a file for reading. Raises OSError for anything but a regular file, without waiting on a named pipe."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(code, "is a folder" if stat.S_ISDIR(mode) else "not a regular file", os.fspath(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
+    """Content of a regular file of at most `limit` bytes. Raises OSError."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if limit is not None and size > limit:
+            raise OSError(errno.EFBIG, f"{size:,} bytes, more than the limit of {limit:,}", os.fspath(path))
+        return file.read()
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Parse JSON of at most 100 levels whose integers fit in 64 bits. Raises ValueError for everything else."""
+    if isinstance(content, bytes):
+        content = content.decode(json.detect_encoding(content))
+    try:
+        value = _DECODER.decode(content)
+    except RecursionError:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _items(outer) if isinstance(inner, dict | list)]
+        if not level:
+            return value
+    raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+
+
+def read_json(path: str | os.PathLike[str], limit: int = 256 * _MEBI) -> Any:
+    """`parse_json` of a file. Raises OSError and ValueError."""
+    return parse_json(read_bytes(path, limit))
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20 or not -(1 << 63) <= (value := int(digits)) < 1 << 64:
+        raise ValueError(f"an integer of {len(digits)} digits does not fit in 64 bits")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def write_whole(path: Path, content: bytes | str | Iterable[bytes]) -> None:

@@ -7,9 +7,11 @@ The size of a finite dimension, if known, is a comment next to its `null`. It is
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +28,8 @@ _HEADER = (
 _NULLS = {"", "~", "null", "Null", "NULL"}
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_./]*\Z")
 _RESERVED = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+_MAX_BYTES = 1 << 25
+_MAX_LINE = 2000  # characters; the longest name that is read
 _MAX_SIMPLE_KEY = 128  # in YAML 1.1 a longer key needs the explicit form "? key"
 
 
@@ -70,17 +74,29 @@ def write_bsh(shapes: Mapping[str, BaseShape], file: StrPath, comments: Sequence
 def read_comments(file: StrPath) -> list[str]:
     """Return the comment lines at the top of a base-shape file, without `#`."""
     comments = []
-    for line in Path(file).read_text(encoding="utf-8").splitlines():
+    for line in _read_text(file).splitlines():
         if not line.startswith("#"):
             break
         comments.append(line[1:].strip())
     return comments
 
 
+def _read_text(file: StrPath) -> str:
+    """Content of a file. Raises OSError for a named pipe or a device, and ValueError for a file that is too large."""
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as stream:
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(file))
+        if state.st_size > _MAX_BYTES:
+            raise ValueError(f"{file}: not a base-shape file: {state.st_size:,} bytes")
+        return stream.read().decode("utf-8")
+
+
 def read_bsh(file: StrPath) -> dict[str, BaseShape]:
     """Read a base-shape file. Raises ValueError, with file and line, if the file has another format."""
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        text = _read_text(file)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not a base-shape file: byte {error.start} is not UTF-8 text") from None
     return _Reader(file, text).read()
@@ -168,7 +184,7 @@ class _Reader:
     def _item(self, line: _Line, name: str, sizes: list[int | None], finite: list[int | None]) -> None:
         size = self._size(line.text[1:].strip(), name, line.number)
         sizes.append(size)
-        finite.append(int(line.comment) if size is None and re.fullmatch(r"[1-9][0-9]*", line.comment) else None)
+        finite.append(int(line.comment) if size is None and re.fullmatch(r"[1-9][0-9]{0,17}", line.comment) else None)
 
     def _flow_list(self, name: str, text: str, at: int) -> tuple[BaseShape, int]:
         number = self.lines[at].number
@@ -210,7 +226,7 @@ class _Reader:
     def _size(self, text: str, name: str, number: int) -> int | None:
         if text in _NULLS:
             return None
-        if not re.fullmatch(r"[1-9][0-9]*", text):
+        if not re.fullmatch(r"[1-9][0-9]{0,17}", text):
             raise self.fail(number, f"a size of {name!r} is {text[:40]!r}, expected a positive integer or null")
         return int(text)
 

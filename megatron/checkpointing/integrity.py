@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import IO, Any, cast
 
@@ -17,6 +18,7 @@ import torch
 
 from megatron.checkpointing.layout import LATEST, MANIFEST, read_latest, step_directories, step_of
 from megatron.errors import CheckpointError, first_line
+from megatron.files import open_regular, parse_json, read_bytes
 
 # Classes of DeepSpeed inside ZeRO shards. Everything else that is not plain data is refused.
 ALLOWED_CLASSES = (
@@ -26,6 +28,7 @@ ALLOWED_CLASSES = (
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
 _MANIFEST_FORMAT = 1
+_MAX_MANIFEST = 1 << 26  # bytes: several hundred thousand files
 
 
 @dataclass(frozen=True)
@@ -150,20 +153,46 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """Return the manifest of a checkpoint. Raises CheckpointError if it is missing or any byte of it changed."""
     path = directory / MANIFEST
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, _MAX_MANIFEST)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        manifest: dict[str, Any] = json.loads(content)
+        manifest: dict[str, Any] = parse_json(content)
         body = {key: value for key, value in manifest.items() if key != "sha256"}
         intact = _render_manifest(body) == content
     except (ValueError, AttributeError):
         intact = False
     if not intact:
         raise CheckpointError(f"{path} is damaged")
-    if manifest["format"] != _MANIFEST_FORMAT:
-        raise CheckpointError(f"{path} has format {manifest['format']}, but this version reads {_MANIFEST_FORMAT}")
+    if body.get("format") != _MANIFEST_FORMAT:
+        raise CheckpointError(f"{path} has format {body.get('format')!r}, but this version reads {_MANIFEST_FORMAT}")
+    if problem := _content_problem(body):
+        raise CheckpointError(f"{path} is not a manifest of this trainer: {problem}")
     return manifest
+
+
+def _content_problem(body: Mapping[str, Any]) -> str | None:
+    """What a manifest with an intact hash says that `write_manifest` never writes, or None."""
+    if type(body.get("iteration")) is not int:
+        return "it has no iteration"
+    files = body.get("files")
+    if not isinstance(files, dict):
+        return "it lists no files"
+    for name, record in files.items():
+        if not name or "\0" in name or "\\" in name or str(PurePosixPath(name)) != name or not _stays_inside(name):
+            return f"{name!r} is not the name of a file in the checkpoint"
+        if not isinstance(record, dict) or record.keys() != {"size", "sha256"}:
+            return f"{name}: expected size and sha256"
+        if type(record["size"]) is not int or record["size"] < 0:
+            return f"{name}: the size is {record['size']!r}"
+        if not isinstance(record["sha256"], str) or not re.fullmatch("[0-9a-f]{64}", record["sha256"]):
+            return f"{name}: the SHA-256 is {record['sha256']!r}"
+    return None
+
+
+def _stays_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and name != "."
 
 
 def verify(directory: str | Path) -> list[str]:
@@ -199,7 +228,7 @@ def verify_share(directory: Path, rank: int = 0, world_size: int = 1) -> list[st
     problems = []
     for index, (name, expected) in enumerate(manifest["files"].items()):
         mine = index % world_size == rank
-        problem = _file_problem(directory / name, FileRecord(**expected), read=mine)
+        problem = _file_problem(directory, name, FileRecord(**expected), read=mine)
         if problem:
             problems.append(f"{directory / name}: {problem}")
     # DeepSpeed finds files by pattern and could load a file that is not in the manifest.
@@ -207,17 +236,20 @@ def verify_share(directory: Path, rank: int = 0, world_size: int = 1) -> list[st
     return problems + [f"{directory / name}: not in the manifest" for name in sorted(strangers)]
 
 
-def _file_problem(path: Path, expected: FileRecord, *, read: bool) -> str | None:
+def _file_problem(directory: Path, name: str, expected: FileRecord, *, read: bool) -> str | None:
+    path = directory / name
     try:
-        size = path.stat().st_size
-        if size != expected.size:
-            return f"{size} bytes instead of {expected.size}"
-        if not read:
-            return None
-        with path.open("rb") as file:
+        if not path.resolve().is_relative_to(directory.resolve()):
+            return "is a link to a file outside the checkpoint"
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != expected.size:
+                return f"{size} bytes instead of {expected.size}"
+            if not read:
+                return None
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        return (getattr(error, "strerror", None) or str(error)).lower()
     if digest != expected.sha256:
         return "SHA-256 differs from the manifest"
     unsafe = _unsafe_classes(path) if path.suffix == ".pt" else []

@@ -12,12 +12,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from megatron.files import read_bytes
+
 LATEST = "latest"
 MANIFEST = "manifest.json"
 CONFIGS = "configs"
 TEMPORARY_PREFIX, OLD_PREFIX, TRASH_PREFIX = ".tmp-", ".old-", ".trash-"
 
-_STEP = re.compile(rf"(?:{re.escape(OLD_PREFIX)})?global_step(\d+)")
+_STEP = re.compile(rf"(?:{re.escape(OLD_PREFIX)})?global_step([0-9]+)")
 
 
 def step_name(iteration: int) -> str:
@@ -50,10 +52,10 @@ def step_directories(save_dir: Path) -> dict[int, Path]:
 def read_latest(save_dir: Path) -> int | None:
     """Step named by `latest`, or None if the file is missing or names no step."""
     try:
-        text = (save_dir / LATEST).read_text(encoding="utf-8").strip()
+        text = read_bytes(save_dir / LATEST, 1000).decode().strip()
     except (OSError, UnicodeDecodeError):
         return None
-    match = re.fullmatch(r"global_step(\d+)", text)
+    match = re.fullmatch(r"global_step([0-9]+)", text)
     return int(match[1]) if match else None
 
 

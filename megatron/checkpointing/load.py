@@ -20,8 +20,11 @@ from megatron.checkpointing.save import rng_file
 from megatron.checkpointing.unchanged import Compared, check_unchanged
 from megatron.checkpointing.whole import Layout, WholeCheckpoint
 from megatron.errors import CheckpointError
+from megatron.files import read_bytes
 
 logger = logging.getLogger(__name__)
+_COUNTS = ("global_steps", "global_samples", "skipped_steps")  # of DeepSpeed
+_SECTIONS = ("mup", "data", "layout")  # of client_state; each a mapping or missing
 
 
 @dataclass(frozen=True)
@@ -230,14 +233,12 @@ def load_weights(load_dir: str | Path, iteration: int | None = None, assembly: A
             f"{path} contains sharded weights but does not record their layout, so they cannot be assembled. Load it "
             "with the trainer that saved it"
         )
-    weights = WholeCheckpoint(path, header).weights if whole else dict(header["module"])
+    weights = WholeCheckpoint(path, header).weights if whole else dict(header.get("module") or {})
+    if not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
+        raise CheckpointError(f"{path} was not saved by this trainer: its weights are not all tensors")
     if not any(weight.numel() for weight in weights.values()):
         raise CheckpointError(f"{path} holds no parameters: its model files are empty")
     return LoadedWeights(weights, header["iteration"], path, header["client_state"], _configs(path))
-
-
-def _configs(path: Path) -> dict[str, str]:
-    return {file.name: file.read_text(encoding="utf-8") for file in sorted((path / CONFIGS).glob("*"))}
 
 
 def _neox_weights(path: Path, assembly: Assembly | None) -> dict[str, torch.Tensor]:
@@ -248,15 +249,32 @@ def _neox_weights(path: Path, assembly: Assembly | None) -> dict[str, torch.Tens
     return {name: checkpoint.weight(name) for name in assembly.shapes}
 
 
+def _configs(path: Path) -> dict[str, str]:
+    try:
+        return {file.name: read_bytes(file, 1 << 26).decode() for file in sorted((path / CONFIGS).glob("*"))}
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path / CONFIGS} cannot be read: {error}") from error
+
+
 def _read_header(path: Path) -> dict[str, Any]:
     """Load the first model file, memory-mapped: its tensors are read only when they are used."""
     files = sorted(path.glob("mp_rank_*_model_states.pt")) or sorted(path.glob("*_model_states.pt"))
     if not files:
         raise CheckpointError(f"{path} holds no model states")
     header: dict[str, Any] = load_safely(files[0], mmap=True)
-    if "client_state" not in header:
+    if not isinstance(header, dict) or not isinstance(header.get("client_state"), dict):
         raise CheckpointError(f"{files[0]} was not saved by this trainer: it has no client_state")
+    counts = {"iteration": header.get("iteration"), **{name: header.get(name, 0) for name in _COUNTS}}
+    wrong = next((name for name, value in counts.items() if not _is_count(value)), None)
+    sections = {"module": header.get("module"), **{name: header["client_state"].get(name) for name in _SECTIONS}}
+    wrong = wrong or next((name for name, value in sections.items() if not isinstance(value, dict | None)), None)
+    if wrong is not None:
+        raise CheckpointError(f"{files[0]} was not saved by this trainer: its {wrong} is missing or wrong")
     return header
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 1 << 63
 
 
 def _read_own(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from megatron.checkpointing.neox_names import (
     rank_files,
     spellings,
 )
-from megatron.errors import CheckpointError
+from megatron.errors import CheckpointError, refusing
 from megatron.mappings import ABSENT, Difference, difference_table
 from megatron.mpu import Shard, unshard
 
@@ -72,9 +72,15 @@ def is_neox(path: Path) -> bool:
 
 def _load(file: Path) -> Any:
     """A file's contents, memory-mapped where its format allows it."""
-    mmap = zipfile.is_zipfile(file)
-    engine = mmap and any("deepspeed." in name for name in torch.serialization.get_unsafe_globals_in_checkpoint(file))
-    return load_safely(file, mmap=mmap, numpy_arrays=True, deepspeed_classes=engine)
+    with refusing(f"{file} cannot be loaded", CheckpointError):
+        mmap = zipfile.is_zipfile(file)
+        engine = mmap and any(
+            "deepspeed." in name for name in torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        )
+    content = load_safely(file, mmap=mmap, numpy_arrays=True, deepspeed_classes=engine)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{file} holds no named values: it is no model file of a checkpoint")
+    return content
 
 
 def saved_iteration(path: Path) -> int:

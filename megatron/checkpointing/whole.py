@@ -8,6 +8,7 @@ parameter names in a pipeline. Files are memory-mapped, so only the requested te
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 
 from megatron.checkpointing.integrity import load_safely
-from megatron.errors import CheckpointError
+from megatron.errors import CheckpointError, refusing
 from megatron.mpu import Shard, unshard
 
 _MODEL = "model_states.pt"
+_MAX_RANKS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Layout:
         """Create a layout from the plain values in a file. Raises CheckpointError if values are missing."""
         try:
             sizes = {key: int(section[key]) for key in ("tensor", "pipe", "data", "zero_stage")}
-            return cls(
+            layout = cls(
                 **sizes,
                 precision=str(section["precision"]),
                 layers=tuple(section["layers"]),
@@ -59,8 +61,15 @@ class Layout:
                 shards={name: (int(dim), int(blocks)) for name, (dim, blocks) in section["shards"].items()},
                 padded_vocab_size=int(section.get("padded_vocab_size", 0)),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"the layout section of the checkpoint is incomplete: {error!r}") from None
+        ranks = (layout.tensor, layout.pipe, layout.data)
+        if not all(1 <= size <= _MAX_RANKS for size in ranks) or not all(
+            isinstance(size, int)
+            for size in (*layout.bounds, *(size for shape in layout.shapes.values() for size in shape))
+        ):
+            raise CheckpointError(f"the layout section of the checkpoint has impossible sizes: {ranks}")
+        return layout
 
     def section(self) -> dict[str, Any]:
         """Return the layout as plain values."""
@@ -180,13 +189,21 @@ class WholeCheckpoint:
         """The weight in the precision of the model (fp32 if the checkpoint was saved under ZeRO 3)."""
         if self.layout.zero_stage == 3:
             return self.state(name).weight
-        return self._joined(name, [self._model_weights(t, name)[name] for t in range(self.layout.tensor)])
+        with self._reading(name):
+            return self._joined(name, [self._model_weights(t, name)[name] for t in range(self.layout.tensor)])
 
     def state(self, name: str) -> ParameterState:
         """The weight and moments of the optimizer. Raises CheckpointError if the checkpoint has none."""
-        parts = [self._local_state(tensor, name) for tensor in range(self.layout.tensor)]
-        moments = {key: self._joined(name, [part.moments[key] for part in parts]) for key in parts[0].moments}
-        return ParameterState(self._joined(name, [part.weight for part in parts]), moments, parts[0].step)
+        with self._reading(name):
+            parts = [self._local_state(tensor, name) for tensor in range(self.layout.tensor)]
+            moments = {key: self._joined(name, [part.moments[key] for part in parts]) for key in parts[0].moments}
+            return ParameterState(self._joined(name, [part.weight for part in parts]), moments, parts[0].step)
+
+    def _reading(self, name: str) -> AbstractContextManager[None]:
+        """Convert what malformed files raise to a CheckpointError that names the parameter."""
+        return refusing(
+            f"{self.path}: {name} cannot be read: its files do not fit the recorded layout", CheckpointError
+        )
 
     def _joined(self, name: str, parts: list[Tensor]) -> Tensor:
         spec = self.layout.shards.get(name)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from megatron.errors import DataError
+from megatron.files import parse_json
 from megatron.optional import import_optional
 
 TextSplit = Literal["file", "paragraph", "line"]
@@ -46,7 +47,8 @@ class DocumentReader:
 
     A JSON object is a document with its text under `keys`. Plain text has one document per file, paragraph (separated
     by blank lines) or line, and needs exactly one key. During iteration, `bytes_read` counts the bytes read out of
-    `total_bytes`, and `skipped` the bad JSON lines that `skip_bad_lines` skips.
+    `total_bytes`, and `skipped` the bad JSON lines that `skip_bad_lines` skips. `bad_line_hint` ends the message about
+    a bad line. A byte-order mark at the start of a file is no text.
 
     Raises DataError, naming file and line, for text that is not UTF-8, bad JSON, a missing key or a corrupt archive.
     """
@@ -57,7 +59,9 @@ class DocumentReader:
         keys: Sequence[str] = ("text",),
         text_split: TextSplit = "file",
         skip_bad_lines: bool = False,
+        bad_line_hint: str = "",
     ) -> None:
+        self.bad_line_hint = bad_line_hint
         self.files, self.keys, self.text_split, self.skip_bad_lines = (
             list(files),
             list(keys),
@@ -100,18 +104,18 @@ class DocumentReader:
             if not line.strip():
                 continue
             try:
-                document = self._document(json.loads(line), f"{path}:{number}")
+                document = self._document(parse_json(line), f"{path}:{number}")
             except (ValueError, DataError) as error:
                 if not self.skip_bad_lines:
                     message = str(error) if isinstance(error, DataError) else f"{path}:{number}: not JSON: {error}"
-                    raise DataError(f"{message} (--skip-bad-lines skips such lines)") from error
+                    raise DataError(f"{message}{self.bad_line_hint}") from error
                 self.skipped += 1
                 continue
             yield document
 
     def _json(self, path: Path, stream: IO[bytes]) -> Iterator[dict[str, str]]:
         try:
-            content = json.loads(stream.read())
+            content = parse_json(stream.read())
         except ValueError as error:
             raise DataError(f"{path}: not JSON (use .jsonl for one object per line): {error}") from error
         for number, entry in enumerate(content if isinstance(content, list) else [content], start=1):
@@ -125,8 +129,9 @@ class DocumentReader:
             yield {key: stream.read().decode("utf-8-sig")}
             return
         paragraph: list[bytes] = []
-        for line in stream:
+        for number, line in enumerate(stream):
             self.bytes_read = before + raw.tell()
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
             if self.text_split == "line":
                 yield {key: line.decode("utf-8").rstrip("\r\n")}
             elif line.strip():

@@ -84,6 +84,12 @@ def encode_documents(
             on_batch(stats)
         if not stats.documents:
             raise DataError("the input contains no documents: nothing was written")
+        for key, count in stats.tokens.items():
+            if count == (stats.documents if append_eod else 0):
+                raise DataError(
+                    f"the tokenizer found no token in the {key!r} of any of {stats.documents} documents: nothing was "
+                    "written; check that tokenizer-type and vocab-file fit the text"
+                )
         for builder in builders.values():
             builder.finalize()
     return stats

@@ -7,6 +7,7 @@ index (start of each sample in the document index) and the shuffle index (order 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -17,8 +18,11 @@ import numpy as np
 
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.errors import DataError
+from megatron.files import open_regular, read_json, write_whole
 
 INDEX_VERSION = 2  # part of the names of cached indices; raise it when the meaning of an index changes
+_INDICES = ("doc_idx", "sample_idx", "shuffle_idx")
+_HASHES = "sha256.json"  # SHA-256 of each index file
 
 
 @dataclass(frozen=True)
@@ -179,14 +183,24 @@ def _digest(indexed: IndexedDataset, documents: np.ndarray) -> str:
 
 
 def _load_order(folder: Path) -> SampleOrder | None:
-    """Load the cached order memory-mapped. None if it is missing or damaged."""
-    names = ("doc_idx", "sample_idx", "shuffle_idx")
+    """Load the cached order memory-mapped. None if it is missing, or if any byte differs from what was stored."""
     try:
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in names]
+        if read_json(folder / _HASHES, 10_000) != _hashes(folder):
+            return None
+        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in _INDICES]
     except (OSError, ValueError, EOFError):
         return None
     order = SampleOrder(*arrays)
     return order if order.sample_idx.shape == (len(order.shuffle_idx) + 1, 2) else None
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each index by name. Raises OSError."""
+    hashes = {}
+    for name in _INDICES:
+        with open_regular(folder / f"{name}.npy") as file:
+            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
 
 
 def _save_order(order: SampleOrder, folder: Path) -> bool:
@@ -196,11 +210,12 @@ def _save_order(order: SampleOrder, folder: Path) -> bool:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         temporary.chmod(0o755)  # mkdtemp's 0700 would lock out other users of a shared corpus
-        for name in ("doc_idx", "sample_idx", "shuffle_idx"):
+        for name in _INDICES:
             with open(temporary / f"{name}.npy", "wb") as file:
                 np.save(file, getattr(order, name))
                 file.flush()
                 os.fsync(file.fileno())
+        write_whole(temporary / _HASHES, json.dumps(_hashes(temporary)))
         if folder.exists() and _load_order(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
         os.rename(temporary, folder)

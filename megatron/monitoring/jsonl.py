@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron.errors import DataError
-from megatron.files import write_whole
+from megatron.files import parse_json, read_bytes, write_whole
 from megatron.monitoring.base import Record
 
 NONFINITE = "_nonfinite"
+_KINDS = ("nan", "inf", "-inf")
 
 
 class JsonlMonitor:
@@ -54,7 +55,8 @@ class JsonlMonitor:
             if earlier is None:
                 _move_aside(self.path)
             else:
-                header["resumed_from"] = [*earlier[0].get("resumed_from", []), self.resume_step]
+                before = earlier[0].get("resumed_from")
+                header["resumed_from"] = [*(before if isinstance(before, list) else []), self.resume_step]
                 if "rewound_to" in earlier[0]:
                     header["rewound_to"] = earlier[0]["rewound_to"]
                 records = earlier[1]
@@ -126,18 +128,20 @@ def read_metrics(path: Path | str) -> tuple[dict[str, Any], list[dict[str, Any]]
 
 def _parse(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_bytes(path).split(b"\n")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     entries: list[dict[str, Any]] = []
     # The text after the last newline is empty, or an incomplete line of a killed process.
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: not JSON") from error
-        if not isinstance(entry, dict) or (entries and not isinstance(entry.get("step"), int)):
+            raise DataError(f"{path}, line {number}: not JSON: {error}") from error
+        if not isinstance(entry, dict) or (entries and not _is_step(entry.get("step"))):
             raise DataError(f"{path}, line {number}: not a metrics record, which needs an int `step`")
+        if entries and (name := _unreadable(entry)) is not None:
+            raise DataError(f"{path}, line {number}: `{name}` is not one of {', '.join(_KINDS)}")
         entries.append(entry)
     if not entries:
         raise DataError(f"{path} has no header line: it is not a metrics file, or its run was killed at the start")
@@ -145,6 +149,16 @@ def _parse(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     for record in entries[1:]:
         by_step.setdefault(record["step"], {}).update(record)
     return entries[0], list(by_step.values())
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _unreadable(record: Mapping[str, Any]) -> str | None:
+    """Name of an entry that `_decode` could not restore, or None."""
+    names = (name for name in record if name.endswith(NONFINITE) and name.removesuffix(NONFINITE) in record)
+    return next((name for name in names if record[name] not in _KINDS), None)
 
 
 def _encode(record: Record) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from megatron.errors import ConfigError
+from megatron.files import read_bytes
 from megatron.neox_arguments.limits import Pattern, listed
 
 Hosts = Mapping[str, tuple[int, ...]]
@@ -14,7 +14,9 @@ Hosts = Mapping[str, tuple[int, ...]]
 
 # Names and addresses end up in commands of shells on other hosts: nothing that a shell could interpret is accepted.
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
-_SELECTION = rf"{_NAME}(?::\d+(?:,\d+)*)?"
+_SLOT = r"[0-9]{1,4}"
+_SELECTION = rf"{_NAME}(?::{_SLOT}(?:,{_SLOT})*)?"
+_MAX_BYTES = 1 << 24
 
 ADDRESS = Pattern(rf"{_NAME}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9]+)?", "a host name or an IP address")
 SELECTION = Pattern(
@@ -25,7 +27,7 @@ SELECTION = Pattern(
 def read_hostfile(path: str) -> Hosts:
     """The hosts of a file with one line `host slots=N` for each. Raises ConfigError that names the file and line."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_bytes(path, _MAX_BYTES).decode("utf-8-sig").splitlines()
     except FileNotFoundError:
         raise ConfigError(f"hostfile: {path}: file not found") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -36,7 +38,7 @@ def read_hostfile(path: str) -> Hosts:
         text = line.partition("#")[0].strip()
         if not text:
             continue
-        match = re.fullmatch(rf"({_NAME})\s+slots=(\d+)", text)
+        match = re.fullmatch(rf"({_NAME})\s+slots=({_SLOT})", text)
         if match is None or int(match[2]) < 1:
             raise ConfigError(f"hostfile: {path}:{number}: expected `host slots=N` with N of at least 1, got {text!r}")
         if match[1] in hosts:

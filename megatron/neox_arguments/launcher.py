@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.errors import ConfigError, UserError
+from megatron.files import parse_json, read_bytes
 from megatron.neox_arguments.hosts import Hosts, limit_hosts, read_hostfile, select_hosts
 from megatron.neox_arguments.merging import normalise, unknown_key
 from megatron.neox_arguments.messages import kinds
@@ -138,8 +139,8 @@ def decode(text: str) -> dict[str, Any]:
     """Decode base64 JSON, or read a JSON file whose path is `text`. Raises ConfigError."""
     try:
         is_file = text.endswith(".json") and Path(text).is_file()
-        data = Path(text).read_bytes() if is_file else base64.b64decode(text, altchars=b"-_", validate=True)
-        config = json.loads(data)
+        data = read_bytes(text) if is_file else base64.b64decode(text, altchars=b"-_", validate=True)
+        config = parse_json(data)
     except (OSError, binascii.Error, ValueError):
         raise ConfigError("--megatron_config: expected base64-encoded JSON or a JSON file") from None
     if not isinstance(config, dict):

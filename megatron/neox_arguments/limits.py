@@ -119,9 +119,16 @@ def one_of(*values: Any) -> OneOf:
     return OneOf(values)
 
 
+def fits_in_64_bits(value: int) -> bool:
+    """Whether an integer can be stored as int64. Nothing here counts further."""
+    return -(1 << 63) <= value < 1 << 63
+
+
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite number and not a boolean."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    if isinstance(value, int):
+        return not isinstance(value, bool) and fits_in_64_bits(value)
+    return isinstance(value, float) and abs(value) < float("inf")
 
 
 def listed(values: Sequence[Any]) -> str:

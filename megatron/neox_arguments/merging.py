@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron.errors import ConfigError
+from megatron.errors import ConfigError, one_per_line
 from megatron.neox_arguments.fields import ALIASES, KEYS
 from megatron.neox_arguments.former import GONE
 from megatron.neox_arguments.yaml_loader import ConfigFile
@@ -88,7 +88,7 @@ def _merge_distinct(files: Iterable[ConfigFile], known: set[str]) -> Merged:
             else:
                 merged.values[name], merged.origins[name] = value, where
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(one_per_line(problems))
     return merged
 
 
@@ -117,7 +117,7 @@ def override(merged: Merged, changes: Mapping[str, Any] | None, known: Iterable[
         if not _assign(values, path, value):
             problems.append(f"{origin}: {path!r} names a key inside a value that is not a section")
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(one_per_line(problems))
     return Merged(values, {key: origins[key] for key in values if key in origins})
 
 

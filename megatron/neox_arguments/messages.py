@@ -80,7 +80,10 @@ def kinds(annotation: Any) -> set[Any]:
 def shown(value: Any) -> str:
     """Describe a value: its type, unless it is a number, and its shortened repr."""
     names = {bool: "the boolean", str: "the string", list: "the list", dict: "the mapping"}
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more than 4300 digits, or a list inside itself
+        text = f"a value of the type {type(value).__name__} that is too large to show"
     text = text if len(text) <= 60 else text[:57] + "..."
     return f"{names[type(value)]} {text}" if type(value) in names else text
 

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from megatron.neox_arguments.keys import REFUSED, Key
+from megatron.neox_arguments.limits import fits_in_64_bits
 from megatron.neox_arguments.messages import shown
 
 
@@ -31,6 +32,8 @@ def _got(value: Any) -> str:
 
 def out_of_range(path: str, value: Any, key: Key) -> str | None:
     """Return the message for a `value` of the right type outside its key's limit, or None if it is accepted."""
+    if type(value) is int and not fits_in_64_bits(value):
+        return f"{path}: expected an integer of at most 64 bits, got {shown(value)}"
     if key.limit is None or value is None or key.limit.accepts(value):
         return None
     if isinstance(value, str) and value.lower() in key.refuse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,45 @@ from typing import Any
 
 import yaml
 
-from megatron.errors import ConfigError
+from megatron.errors import ConfigError, one_per_line
+from megatron.files import read_bytes
+from megatron.neox_arguments.limits import fits_in_64_bits
 
 CONFIG_SUFFIXES = (".yml", ".yaml", ".json")
+_MAX_BYTES = 1 << 18  # PyYAML reads about 100 kB per second
+_MAX_DEPTH = 32
+_MAX_NODES = 50_000  # aliases count as often as they are used
+_TYPES = ("null", "bool", "int", "float", "str", "seq", "map")
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML loader in which 1e-5 is a float, and which has no dates, base-60 or octal numbers."""
+    """Safe YAML loader in which 1e-5 is a float, and which has only JSON's types: no dates, sets or binary data."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Like the base class, but every failure is a ConstructorError with its place."""
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if kind not in (*_TYPES, "merge", "value"):
+            shown = kind if "://" in kind or kind.startswith(("tag:", "!")) else f"!!{kind}"
+            raise yaml.constructor.ConstructorError(
+                None, None, f"values of the type {shown} are not supported", node.start_mark
+            )
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, IndexError, TypeError, OverflowError):
+            value = str(node.value)
+            shown = value if len(value) <= 40 else f"{value[:40]}... ({len(value)} characters)"
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{shown!r} is not a value of the type !!{kind}", node.start_mark
+            ) from None
+
+
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    value = int(str(node.value).replace("_", ""))
+    if not fits_in_64_bits(value):
+        raise yaml.constructor.ConstructorError(
+            None, None, f"an integer of {len(node.value)} digits does not fit in 64 bits", node.start_mark
+        )
+    return value
 
 
 _DROPPED_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("int", "float", "timestamp")}
@@ -30,7 +63,7 @@ _FLOAT = re.compile(
 )
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(node.value).replace("_", "")))
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 SHIPPED_CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # a symbolic link in a checkout, a folder in a wheel
 
@@ -51,6 +84,8 @@ def find_config(name: str, folder: str | None = None) -> Path:
     If `configs/...` does not exist in the current folder, the file of that name in this project is used.
     """
     path = Path(folder, name) if folder else Path(name)
+    if not path.name or len(os.fsencode(path.name)) > 250 or len(os.fspath(path)) > 4000 or "\0" in name:
+        raise ConfigError(f"{name[:100]!r}: expected the path of a configuration file")
     candidates = [path, *(path.with_name(path.name + suffix) for suffix in CONFIG_SUFFIXES)]
     if path.suffix in CONFIG_SUFFIXES:
         candidates = [path]
@@ -66,11 +101,21 @@ def find_config(name: str, folder: str | None = None) -> Path:
 
 
 def parse_scalar(text: str) -> Any:
-    """Parse a value from the command line as in a configuration file."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+    """Parse a value from the command line as in a configuration file. Text that cannot be parsed is a string."""
+    if len(text) > _MAX_BYTES:
         return text
+    loader = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        return text if _size_problem(node) else loader.construct_document(node)
+    except (yaml.YAMLError, RecursionError):
+        return text
+    finally:
+        if loader is not None:
+            loader.dispose()
 
 
 def load_config(path: str | Path) -> ConfigFile:
@@ -81,7 +126,7 @@ def load_config(path: str | Path) -> ConfigFile:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path, _MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: configuration file not found") from None
     except UnicodeDecodeError as error:
@@ -101,9 +146,11 @@ def parse_config(text: str, name: str) -> ConfigFile:
             raise ConfigError(f"{name}: the file is empty; expected keys and values")
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{name}:{_line(root)}: expected keys and values (`key: value`) at the top level")
+        if problem := _size_problem(root):
+            raise ConfigError(f"{name}: {problem}")
         problems = _comma_problems(root, name) or _key_problems(root, name)
         if problems:
-            raise ConfigError("\n".join(problems))
+            raise ConfigError(one_per_line(problems))
         lines = {key.value: _line(key) for key, _ in root.value}
         values = loader.construct_document(root)
     except yaml.MarkedYAMLError as error:
@@ -114,7 +161,10 @@ def parse_config(text: str, name: str) -> ConfigFile:
             raise ConfigError(f"{where}: a comma follows the value; {_COMMAS}") from None
         raise ConfigError(f"{where}: cannot be parsed: {reason}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: cannot be parsed: {error}") from None
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{name}: cannot be parsed: {reason}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: cannot be parsed: {_TOO_DEEP}") from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -142,6 +192,35 @@ def _line(node: yaml.Node) -> int:
     return node.start_mark.line + 1
 
 
+_TOO_DEEP = f"values are nested deeper than {_MAX_DEPTH} levels"
+
+
+def _size_problem(root: yaml.Node) -> str | None:
+    """Why the values of `root` are too large to handle, or None: too deep, in a circle, or multiplied by aliases."""
+    counts: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def count(node: yaml.Node, depth: int) -> int:
+        """The nodes of the tree with each alias written out."""
+        if depth > _MAX_DEPTH:
+            raise ValueError(_TOO_DEEP)
+        if id(node) in open_nodes:
+            raise ValueError(f"line {_line(node)}: an anchor contains itself")
+        if id(node) not in counts:
+            open_nodes.add(id(node))
+            children = node.value if isinstance(node, yaml.CollectionNode) else ()
+            parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
+            counts[id(node)] = 1 + sum(count(part, depth + 1) for part in parts)
+            open_nodes.remove(id(node))
+        return counts[id(node)]
+
+    try:
+        total = count(root, 0)
+    except ValueError as error:
+        return str(error)
+    return None if total <= _MAX_NODES else f"more than {_MAX_NODES:,} values, counting each alias"
+
+
 def _key_problems(root: yaml.Node, name: str) -> list[str]:
     """Return a message for each key that is not plain text or appears twice in one mapping, at any depth."""
     problems: list[str] = []
@@ -160,6 +239,10 @@ def _key_problems(root: yaml.Node, name: str) -> list[str]:
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 problems.append(f"{name}:{_line(key)}: expected a plain name as a key")
+                continue
+            if not key.tag.endswith((":str", ":merge")):
+                if node is not root:  # those of the root are reported with the unknown keys
+                    problems.append(f"{name}:{_line(key)}: expected text as a key, got {key.value}; put it in quotes")
                 continue
             same = key.value.replace("-", "_") if node is root else key.value
             if same in first:

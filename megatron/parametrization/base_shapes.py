@@ -61,7 +61,7 @@ def load_base_shapes(prefix: Path) -> BaseShapeFiles:
 
     Raises BaseShapeError if there is no file, if a file cannot be read, or if the files disagree.
     """
-    ranks = [path for path in prefix.parent.glob(f"{prefix.name}.*") if path.suffix[1:].isdigit()]
+    ranks = [path for path in prefix.parent.glob(f"{prefix.name}.*") if re.fullmatch(r"\.[0-9]{1,9}", path.suffix)]
     files = sorted(ranks, key=lambda path: int(path.suffix[1:])) or ([prefix] if prefix.is_file() else [])
     if not files:
         raise BaseShapeError(
@@ -92,7 +92,7 @@ def _dimensions(comments: Sequence[str]) -> dict[str, int]:
     found = {}
     for comment in comments:
         label, _, value = comment.partition(":")
-        if label.strip() in by_label and value.strip().isdigit():
+        if label.strip() in by_label and re.fullmatch("[0-9]{1,18}", value.strip()):
             found[by_label[label.strip()]] = int(value)
     return found
 
@@ -101,7 +101,7 @@ def canonical_name(name: str) -> str:
     """Convert the name of a parameter in GPT-NeoX's plain or pipeline model, an index in a flat list, to our name."""
     name = re.sub(r"^(module\.)?(sequential\.)?", "", name)
     name = re.sub(r"^tied_modules\.embed\.", "0.", name)
-    match = re.fullmatch(r"(\d+)\.(.+)", name)
+    match = re.fullmatch(r"([0-9]{1,9})\.(.+)", name)
     if match is None:
         return name
     index, rest = int(match[1]), re.sub(r"\.scale$", ".weight", match[2])
@@ -182,5 +182,5 @@ def check_base_shapes(
 
 
 def _layer_of(name: str) -> int:
-    match = re.match(r"layers\.(\d+)\.", name)
+    match = re.match(r"layers\.([0-9]{1,9})\.", name)
     return int(match[1]) if match else -1

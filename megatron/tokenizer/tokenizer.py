@@ -88,9 +88,11 @@ class HFTokenizer:
 class TransformersTokenizer:
     """A tokenizer of the `transformers` library."""
 
-    def __init__(self, tokenizer: Any, name: str) -> None:
+    def __init__(self, tokenizer: Any, name: str, source: str, what: str = "check the name and the network") -> None:
         self.name, self._tokenizer = name, tokenizer
         self.vocab_size = len(tokenizer)
+        if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens) - tokenizer.get_added_vocab().keys():
+            raise DataError(f"vocab-file: {source} holds no tokens except special ones; {what}")
 
     @property
     def eod(self) -> int:
@@ -269,7 +271,7 @@ def _hf_gpt2(vocab_file: str | Path | None, merge_file: object) -> Tokenizer:
     load = transformers.GPT2TokenizerFast.from_pretrained
     tokenizer = _read(lambda: load(source), "vocab-file", source, what)
     tokenizer.add_special_tokens({"pad_token": "<|padding|>"})
-    return TransformersTokenizer(tokenizer, "HFGPT2Tokenizer")
+    return TransformersTokenizer(tokenizer, "HFGPT2Tokenizer", source, f"it must be {what}")
 
 
 def _spm(vocab_file: str | Path | None, merge_file: object) -> Tokenizer:

@@ -31,7 +31,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from megatron.errors import ConfigError, DataError
+from megatron.errors import ConfigError, DataError, refusing
 from muneox.runs import CORPUS, describe_corpus, read_runs, require_same_corpus
 from muneox.scaling.compute import envelope
 from muneox.scaling.curve_forecast import CurveOptions, forecast_curves
@@ -239,10 +239,19 @@ def check(options: argparse.Namespace, console: Console) -> int:
     --json writes the forecast for the report, with the mean loss of the trained runs added to each target.
     """
     content = load(options.check)
-    if "selection" not in content or content["law"] not in ("size", "surface"):
-        raise ConfigError(f"{options.check}: expected a forecast of sizes or surfaces, not of {content['law']}")
     if not options.sources:
         raise ConfigError("--check: name the RUNS to compare with")
+    with refusing(f"{options.check} is not a registered forecast; --save writes one", DataError):
+        outside = _compare(content, options, console)
+    if options.json:
+        save(options.json, content, register=False)
+    return int(outside > 0)
+
+
+def _compare(content: dict[str, Any], options: argparse.Namespace, console: Console) -> int:
+    """Add the losses of the trained runs to the targets of a forecast. Returns how many are outside."""
+    if "selection" not in content or content["law"] not in ("size", "surface"):
+        raise ConfigError(f"{options.check}: expected a forecast of sizes or surfaces, not of {content['law']}")
     known: dict[str, Any] = content["selection"]
     kept: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
     # The filters selected the ladder's runs. The runs to compare with are named explicitly.
@@ -271,9 +280,7 @@ def check(options: argparse.Namespace, console: Console) -> int:
         sizes = ", ".join(f"{t['x']:g}" for t in content["targets"])
         found = ", ".join(f"{p.x:g}" for p in points)
         raise DataError(f"{options.check} forecasts {content['x']} = {sizes}; the runs given have {found}")
-    if options.json:
-        save(options.json, content, register=False)
-    return int(outside > 0)
+    return outside
 
 
 def _require_corpus(file: Path, corpus: str | None, points: Sequence[Point]) -> None:

@@ -36,7 +36,7 @@ from megatron.data.data_utils import SPLITS, split_documents
 from megatron.data.encoding import TokenizerSpec, encode_documents
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.errors import ConfigError, DataError
-from megatron.files import put_in_place
+from megatron.files import open_regular, put_in_place, read_json
 from megatron.tokenizer import TOKENIZER_TYPES
 
 _FORMAT = 1  # of corpus.json and the files written: raise it to have old corpora prepared again
@@ -128,7 +128,7 @@ def _request(args: argparse.Namespace, source: Source) -> dict[str, Any]:
 def up_to_date(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     """Content of corpus.json if `folder` holds the requested corpus with all files intact, otherwise None."""
     try:
-        facts = json.loads((folder / "corpus.json").read_text())
+        facts = read_json(folder / "corpus.json")
         intact = all(_sha256(folder / name) == digest for name, digest in facts["sha256"].items())
         return facts if intact and facts["request"] == request else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -216,7 +216,7 @@ def _part(documents: int, text_bytes: int, tokens: int) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -118,7 +118,8 @@ def main(input_args: Sequence[str] | None = None) -> EncodingStats:
     if args.workers < 1:
         raise ConfigError(f"--workers must be at least 1, not {args.workers}")
     files = find_files([part for part in args.input.split(",") if part])
-    reader = DocumentReader(files, args.jsonl_keys, args.split_text, args.skip_bad_lines)
+    hint = " (--skip-bad-lines skips such lines)"
+    reader = DocumentReader(files, args.jsonl_keys, args.split_text, args.skip_bad_lines, hint)
     documents = with_ftfy(iter(reader)) if args.ftfy else iter(reader)
     prefixes = {key: Path(f"{args.output_prefix}_{key}_document") for key in args.jsonl_keys}
     spec = TokenizerSpec(args.tokenizer_type, args.vocab_file, args.merge_file)

@@ -11,14 +11,14 @@ Each part is optional. The page is self-contained and needs no network. Its inpu
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import megatron
-from megatron.errors import ConfigError
+from megatron.errors import ConfigError, DataError, refusing
+from megatron.files import read_json
 from muneox.output import write_atomically
 from muneox.report import audit, coord_check, forecast, lr_landscape, width_check
 from muneox.report.content import Section
@@ -38,11 +38,13 @@ def build(options: argparse.Namespace) -> tuple[list[Section], dict[str, Any]]:
     for name, make in makers.items():
         path: Path | None = getattr(options, name)
         if path is not None:
-            sections.append(make(path))
-            inputs[name] = json.loads(path.read_text(encoding="utf-8"))
+            with refusing(f"{path} is not the file that --{name.replace('_', '-')} reads", DataError):
+                sections.append(make(path))
+            inputs[name] = read_json(path)
     if options.forecast:
-        sections.append(forecast.section(options.forecast))
-        inputs["forecast"] = [json.loads(path.read_text(encoding="utf-8")) for path in options.forecast]
+        with refusing(f"--forecast: not all of {', '.join(map(str, options.forecast))} are forecasts", DataError):
+            sections.append(forecast.section(options.forecast))
+        inputs["forecast"] = [read_json(path) for path in options.forecast]
     if not sections:
         raise ConfigError("nothing to report: give --coord-check, --audit, --lr-landscape, --width-check or --forecast")
     return sections, inputs

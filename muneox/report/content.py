@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron.errors import DataError
+from megatron.files import read_json
 
 Status = Literal["pass", "fail", "note"]
 
@@ -77,7 +77,7 @@ class Section:
 def load(path: Path, keys: Sequence[str], maker: str) -> dict[str, Any]:
     """Load a JSON object with these keys, else raise DataError that names the file and `maker`, the tool for it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

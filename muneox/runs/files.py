@@ -5,21 +5,24 @@ from __future__ import annotations
 import ast
 import csv
 import importlib
+import io
 import logging
-import math
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron.errors import DataError
+from megatron.errors import DataError, first_line
+from megatron.files import open_regular
 from megatron.monitoring import read_metrics
 from megatron.optional import import_optional
 from muneox.runs.run import Run, Series, State
 from muneox.runs.wandb_file import LIVE_SECONDS
 
+EVENTS = "events.out.tfevents."
 STEP_COLUMNS = ("step", "_step", "global_step", "trainer/global_step", "iteration", "iter")
+_MAX_STEP = 2**53  # larger numbers are not exact in a CSV file of floats
 GENERIC_NAMES = ("metrics", "history")  # files with these names are named after their folder
 
 
@@ -44,7 +47,7 @@ def read_jsonl(path: Path) -> Run:
         series=series,
         summary=_last_values(series),
         state=_state(path, step, config.get("train_iters")),
-        group=config.get("wandb_group"),
+        group=group if isinstance(group := config.get("wandb_group"), str) else None,
         warnings=_torn(path),
     )
 
@@ -76,7 +79,7 @@ def read_csv(path: Path) -> Run:
     Empty cells and text are left out. Raises DataError if there is no step column or no row.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with open_regular(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}") from error
@@ -90,10 +93,9 @@ def read_csv(path: Path) -> Run:
     points: dict[str, tuple[list[int], list[float]]] = {}
     for number, row in enumerate(rows[1:], start=2):
         step = _float(row[column]) if column < len(row) else None
-        if step is None or not math.isfinite(step):
-            raise DataError(
-                f"{path}, row {number}: the step is `{row[column] if column < len(row) else ''}`, expected a number"
-            )
+        if step is None or not abs(step) < _MAX_STEP:  # also for NaN
+            cell = row[column] if column < len(row) else ""
+            raise DataError(f"{path}, row {number}: the step is `{cell[:40]}`, expected a number below {_MAX_STEP:g}")
         for i, (name, cell) in enumerate(zip(head, row)):
             if i != column and (value := _float(cell)) is not None:
                 steps, values = points.setdefault(name, ([], []))
@@ -117,15 +119,22 @@ def read_tensorboard(folder: Path) -> Run:
     """
     module = "tensorboard.backend.event_processing.event_accumulator"
     events = import_optional(module, "tensorboard", f"reading the TensorBoard events in {folder}", DataError)
+    for file in folder.glob(f"{EVENTS}*"):
+        try:
+            open_regular(file).close()
+        except OSError as error:
+            raise DataError(f"{file} cannot be read: {error.strerror}") from error
     quiet = logging.getLogger("tensorboard")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
         everything = {"scalars": 0, "tensors": 0, "images": 1, "audio": 1, "histograms": 1, "compressedHistograms": 1}
         log = events.EventAccumulator(str(folder), size_guidance=everything).Reload()
+        series, config = _events(log)
+    except Exception as error:  # the library raises many types for damaged files
+        raise DataError(f"{folder} has damaged TensorBoard events: {first_line(error)}") from error
     finally:
         quiet.setLevel(level)
-    series, config = _events(log)
     if not series:
         raise DataError(f"{folder} has TensorBoard events but no scalars")
     return Run(

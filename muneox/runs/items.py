@@ -18,7 +18,10 @@ from muneox.runs.wire import Bytes, Ints
 
 KEY, NESTED_KEY, BOOLEAN, INTEGER, NUMBER, TEXT, JSON, VALUE_JSON = 1, 2, 4, 5, 6, 7, 8, 16
 MAX_NUMBER = 32  # bytes; a double needs at most 24 in JSON. PADDING must be larger.
+MAX_FIELD = 1 << 29  # larger numbers of fields are invalid
+FEW = 64  # messages that are read one by one
 MAX_NAME = 64  # bytes; items with a longer name are read one by one
+MAX_ITEM_FIELDS = 32  # items with more fields are read one by one
 
 
 def item(message: bytes) -> tuple[str, bytes | None]:
@@ -66,7 +69,8 @@ def fields_of(buffer: Bytes, start: Ints, stop: Ints, owner: Ints) -> Fields:
     while True:
         going = start < stop
         start, stop, owner = start[going], stop[going], owner[going]
-        if not len(start):
+        if len(start) < FEW:
+            found.append(_fields_one_by_one(buffer, start, stop, owner))
             break
         number, kind, content, end = wire.step(buffer, start, stop, owner)
         length_delimited = kind == wire.LEN
@@ -77,6 +81,17 @@ def fields_of(buffer: Bytes, start: Ints, stop: Ints, owner: Ints) -> Fields:
     everything = Fields(*(np.concatenate([none, *parts]) for parts in columns))
     order = np.argsort(everything.owner, kind="stable")
     return Fields(*(getattr(everything, name)[order] for name in ("owner", "number", "start", "stop")))
+
+
+def _fields_one_by_one(buffer: Bytes, start: Ints, stop: Ints, owner: Ints) -> Fields:
+    """Like `fields_of`, in pure Python: faster for few messages, which can have any number of fields."""
+    rows: list[tuple[int, int, int, int]] = []
+    for first, last, index in zip(start.tolist(), stop.tolist(), owner.tolist()):
+        with wire.naming(index):
+            for number, kind, content, end in wire.spans(buffer[first:last].tobytes()):
+                if kind == wire.LEN:
+                    rows.append((index, min(number, MAX_FIELD), first + content, first + end))
+    return Fields(*(np.array(column, dtype=np.int64) for column in (zip(*rows) if rows else ((), (), (), ()))))
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,8 @@ class Names:
         usual = (value >= 0) & (name_stop - items.start <= MAX_NAME)
         found = []
         for index in _alike(buffer, items.start, name_stop, np.flatnonzero(usual)):
-            name = self._name(data[items.start[index[0]] : name_stop[index[0]]])
+            with wire.naming(int(items.owner[index[0]])):
+                name = self._name(data[items.start[index[0]] : name_stop[index[0]]])
             index = index[-1:] if last else index
             found.append(Group(name, index, value[index], items.stop[index]))
         for i in np.flatnonzero(~usual).tolist():
@@ -142,7 +158,9 @@ def _split(buffer: Bytes, items: Fields) -> tuple[Ints, Ints]:
     """Where each item's name stops and its JSON value starts, or -1 if `value_json` is not the item's last field."""
     name_stop, value = np.full(len(items.start), -1), np.full(len(items.start), -1)
     index, at = np.arange(len(items.start)), items.start
-    while index.size:
+    for _ in range(MAX_ITEM_FIELDS):
+        if not index.size:
+            break
         number, _, start, stop = wire.step(buffer, at, items.stop[index], items.owner[index])
         last = (number == VALUE_JSON) & (stop == items.stop[index])
         name_stop[index[last]], value[index[last]] = at[last], start[last]

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron.errors import DataError
-from muneox.runs.files import read_csv, read_jsonl, read_tensorboard
+from muneox.runs.files import EVENTS, read_csv, read_jsonl, read_tensorboard
 from muneox.runs.run import Run, as_number, near
 from muneox.runs.wandb_api import project_path, read_project
 from muneox.runs.wandb_file import read_wandb_file
 
 logger = logging.getLogger(__name__)
-
-EVENTS = "events.out.tfevents."
 
 
 def read_runs(

@@ -5,7 +5,6 @@ The fields and their numbers are those of wandb's wandb_internal.proto.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron.errors import DataError
+from megatron.files import parse_json, read_bytes
 from muneox.runs import wire
 from muneox.runs.items import Fields, Group, Names, fields_of, item
 from muneox.runs.leveldb import Damage, Records, read_records
@@ -37,7 +37,7 @@ def read_wandb_file(path: Path) -> Run:
     Raises DataError if the file cannot be read or is not a wandb file.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
         age = time.time() - os.stat(path).st_mtime
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
@@ -81,11 +81,15 @@ class _RecordReader:
         """Read all records. Returns the first damage, or None."""
         count = len(self.records.starts)
         for first in range(0, count, BATCH):
-            try:
-                self._batch(first, min(first + BATCH, count))
-            except wire.Malformed as error:
-                self._batch(first, error.index)
-                return Damage(int(self.records.offsets[error.index]), "a record that is not a wandb message")
+            last = end = min(first + BATCH, count)
+            while True:
+                try:
+                    self._batch(first, last)
+                    break
+                except wire.Malformed as error:  # another check can find an earlier record in the next round
+                    last = min(error.index, last - 1)
+            if last < end:
+                return Damage(int(self.records.offsets[last]), "a record that is not a wandb message")
         return self.records.damage
 
     def _batch(self, first: int, last: int) -> None:
@@ -95,12 +99,12 @@ class _RecordReader:
         """
         starts, ends = self.records.starts[first:last], self.records.ends[first:last]
         messages = fields_of(self._buffer, starts, ends, np.arange(first, last))
+        history, metrics = self._groups(messages, HISTORY, (ITEM,))
+        summary, updates = self._groups(messages, SUMMARY, (UPDATE, REMOVE), last=True)
         for i in np.flatnonzero(np.isin(messages.number, (CONFIG, RUN, EXIT))).tolist():
             content = self.records.buffer[messages.start[i] : messages.stop[i]]
             with wire.naming(int(messages.owner[i])):
                 self._single(int(messages.number[i]), content)
-        history, metrics = self._groups(messages, HISTORY, (ITEM,))
-        summary, updates = self._groups(messages, SUMMARY, (UPDATE, REMOVE), last=True)
         owners = messages.owner[messages.number == HISTORY]
         for group in metrics:
             rows = self._rows + np.searchsorted(owners, history.owner[group.places])
@@ -170,7 +174,8 @@ class _RecordReader:
         steps = np.arange(self._rows, dtype=np.int64)
         if "_step" in columns:
             rows, values = columns.pop("_step")
-            steps[rows] = values.astype(np.int64)
+            known = np.abs(values) < 2**53  # False for NaN
+            steps[rows[known]] = values[known].astype(np.int64)
         return {name: Series.of(steps[rows], values) for name, (rows, values) in columns.items() if len(rows)}
 
 
@@ -183,7 +188,7 @@ def _apply(target: dict[str, bytes], name: str, number: int, text: bytes | None)
 
 def _number(text: bytes) -> float | None:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError:
         return None
     if value in ("NaN", "Infinity", "-Infinity"):
@@ -203,7 +208,7 @@ def _parsed(texts: dict[str, bytes]) -> dict[str, Any]:
     for key, text in texts.items():
         if not key.startswith("_wandb"):
             try:
-                parsed[key] = json.loads(text)
+                parsed[key] = parse_json(text)
             except ValueError:
                 parsed[key] = text.decode(errors="replace")
     return parsed

@@ -58,23 +58,29 @@ def fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
 
     Raises Malformed.
     """
+    for number, kind, start, stop in spans(data):
+        yield number, _varint(data, start)[0] if kind == VARINT else data[start:stop]
+
+
+def spans(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Fields of a message as (number, wire type, start of the content, stop). Raises Malformed."""
     i = 0
     while i < len(data):
         tag, i = _varint(data, i)
-        kind = tag & 7
+        number, kind = tag >> 3, tag & 7
         if kind == VARINT:
-            value, i = _varint(data, i)
-            yield tag >> 3, value
-            continue
-        size = 8 if kind == I64 else 4
-        if kind == LEN:
+            _, stop = _varint(data, i)
+        elif kind == LEN:
             size, i = _varint(data, i)
-        elif kind not in (I64, I32):
+            stop = i + size
+        elif kind in (I64, I32):
+            stop = i + (8 if kind == I64 else 4)
+        else:
             raise Malformed
-        if i + size > len(data):
+        if stop > len(data):
             raise Malformed
-        yield tag >> 3, data[i : i + size]
-        i += size
+        yield number, kind, i, stop
+        i = stop
 
 
 def signed(value: int) -> int:

@@ -17,6 +17,7 @@ import scipy
 
 import megatron
 from megatron.errors import ConfigError, DataError
+from megatron.files import read_json
 from muneox.output import short, write_atomically
 from muneox.scaling.backtest import HeldOutRun, backtest, coverage, mean_error
 from muneox.scaling.diagnostics import describe_ladder, not_collapsing
@@ -316,13 +317,13 @@ def save(path: Path, content: dict[str, Any], register: bool) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Load a registered forecast. Raises DataError if the file is not one, or was changed after it was registered."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        seal = content["registered"]["sha256"]
+        content = read_json(path)
+        seal, current = content["registered"]["sha256"], _seal(content)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a registered forecast; --save writes one") from error
-    if seal != _seal(content):
+    if seal != current:
         raise DataError(f"{path} was changed after it was registered: its hash does not match")
     return dict(content)
 

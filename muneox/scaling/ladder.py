@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from megatron.errors import ConfigError, DataError
+from megatron.files import open_regular, read_json
 from megatron.neox_arguments.fields import shared_by
 from megatron.neox_arguments.transfer import LADDER, SIZE_LADDER
 from muneox.runs import (
@@ -121,19 +122,20 @@ def finite(points: Sequence[Point], drop: bool) -> tuple[list[Point], list[Point
 
 def _table(path: Path, chosen: Selection, law: str) -> list[dict[str, str]] | None:
     """Rows of a table with one row per run; None if the file is the history of one run, which has no size column."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        columns = list(reader.fieldnames or ())
-        if chosen.x not in columns:
-            if law == "compute" and any(column in columns for column in STEP_COLUMNS):
-                return None
-            raise DataError(_unknown(path, "column", chosen.x, columns))
-        if chosen.y not in columns:
-            raise DataError(_unknown(path, "column", chosen.y, columns))
-        for key, _ in chosen.where:
-            if key not in columns:
-                raise DataError(_unknown(path, "column", key, columns))
-        return [row for row in reader if all(_same(row[key], value) for key, value in chosen.where)]
+    try:
+        with open_regular(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns, rows = list(reader.fieldnames or ()), list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}") from error
+    if chosen.x not in columns:
+        if law == "compute" and any(column in columns for column in STEP_COLUMNS):
+            return None
+        raise DataError(_unknown(path, "column", chosen.x, columns))
+    for key in (chosen.y, *(key for key, _ in chosen.where)):
+        if key not in columns:
+            raise DataError(_unknown(path, "column", key, columns))
+    return [row for row in rows if all(_same(row[key], value) for key, value in chosen.where)]
 
 
 def _same(cell: str, wanted: str) -> bool:
@@ -162,16 +164,18 @@ def _evaluation(path: Path, chosen: Selection) -> Point:
     The size is the configuration value x. For x = params it can also be `model_num_parameters`.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         results, config = dict(content["results"]), dict(content.get("config") or {})
-    except (ValueError, KeyError, TypeError) as error:
+        metrics = {
+            f"{task}/{name.split(',')[0]}": number
+            for task, values in results.items()
+            for name, value in values.items()
+            if (number := as_number(value)) is not None
+        }
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a results file of lm-evaluation-harness: it has no `results`") from error
-    metrics = {
-        f"{task}/{name.split(',')[0]}": number
-        for task, values in results.items()
-        for name, value in values.items()
-        if (number := as_number(value)) is not None
-    }
     if chosen.y not in metrics:
         raise DataError(_unknown(path, "metric", chosen.y, list(metrics)))
     run = Run(name=path.stem, source=str(path), config={**content, **config})

@@ -31,6 +31,7 @@ from megatron.neox_arguments.yaml_loader import load_config
 SAMPLERS = ("grid", "random", "qmc", "tpe")
 PRUNERS = ("none", "median", "hyperband")
 _KEYS = ("sampler", "seed", "widths", "seeds", "pruner", "parameters")
+_MAX_POINTS = 10_000
 _RANGE_KEYS = ("low", "high", "log", "points")
 # Keys that the search sets in every trial, so a space cannot vary them.
 _OWN = {"seed": "give `seeds` next to `parameters`", "hidden_size": "give `widths` next to `parameters`"}
@@ -220,6 +221,6 @@ def _range(name: str, value: Mapping[str, Any]) -> Parameter:
         raise ConfigError(f"parameters: {name}: the range from {low} to {high} is empty; low must be below high")
     if log and low <= 0:
         raise ConfigError(f"parameters: {name}: low must be above 0 in a logarithmic range, got {low}")
-    if points is not None and (type(points) is not int or points < 2):
-        raise ConfigError(f"parameters: {name}: points: expected an integer >= 2, got {points!r}")
+    if points is not None and (type(points) is not int or not 2 <= points <= _MAX_POINTS):
+        raise ConfigError(f"parameters: {name}: points: expected an integer from 2 to {_MAX_POINTS}, got {points!r}")
     return Parameter(name, float(low), float(high), bool(log), points)

@@ -126,18 +126,23 @@ def _advisory_lock(engine: Any) -> Lock:
 
 def open_study(storage: BaseStorage, lock: Lock, name: str, description: dict[str, Any], where: str) -> optuna.Study:
     """Join or create the study `name`. Raises StudyError if it belongs to another space or configuration."""
-    with lock():
-        study = optuna.create_study(
-            storage=storage,
-            study_name=name,
-            direction="minimize",
-            load_if_exists=True,
-            sampler=optuna.samplers.RandomSampler(),  # unused: see samplers.py
-        )
-        stored = study.user_attrs.get("description")
-        if stored is None and not study.get_trials(deepcopy=False):
-            study.set_user_attr("description", description)
-            return study
+    try:
+        with lock():
+            study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                direction="minimize",
+                load_if_exists=True,
+                sampler=optuna.samplers.RandomSampler(),  # unused: see samplers.py
+            )
+            stored = study.user_attrs.get("description")
+            if stored is None and not study.get_trials(deepcopy=False):
+                study.set_user_attr("description", description)
+                return study
+    except Exception as error:  # a damaged file; Optuna, SQLAlchemy and JSON each raise their own errors
+        raise StudyError(f"{where}: cannot be used as a study: {first_line(error)}") from error
+    if not isinstance(stored, Mapping | None):
+        raise StudyError(f"{where}: the study {name!r} in it is damaged: its description is {stored!r}")
     if stored is None:
         raise StudyError(f"{where}: the study {name!r} in it was not created by this search; name another --study")
     found = differing(stored, description)

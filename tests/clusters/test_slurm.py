@@ -52,7 +52,7 @@ def test_usr1_to_the_script_saves_and_queues_the_job_again(slurm, make_run, refe
 
 def test_the_time_limit(slurm, make_run, references):
     """The warning before the limit comes by itself. Slurm looks at its clock every 30 s."""
-    run = make_run(eval_iters=20, eval_interval=1)  # evaluations take the time, and leave the training as it is
+    run = make_run(eval_iters=60, eval_interval=1)  # evaluations take the time, and leave the training as it is
     job = submit(slurm, run, "--time=1", "--signal=B:USR1@1")
     ended = slurm.wait(job, "COMPLETED", "FAILED", "TIMEOUT", seconds=400)
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), run.said()

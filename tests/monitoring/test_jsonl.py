@@ -35,7 +35,7 @@ def steps_of(path):
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
     lambda name: name != "step" and not name.endswith("_nonfinite")
 )
-numbers = st.none() | st.integers() | st.floats()
+numbers = st.none() | st.integers(-(2**63), 2**63 - 1) | st.floats()
 
 
 @given(st.lists(st.dictionaries(names, numbers), max_size=4))

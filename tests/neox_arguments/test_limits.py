@@ -197,7 +197,7 @@ LIMITED = {path: field for path, field in PATHS.items() if key_of(field).limit i
 def outside(limit, whole):
     """Return a strategy for values of the key's type outside `limit`."""
     if isinstance(limit, Items):
-        return st.just([-1] if limit.kind is not str else [1])
+        return st.just([-1] if limit.kind is not str else ["neither of them"] if limit.limit else [1])
     if isinstance(limit, Pattern):
         return st.just("neither of them")
     if isinstance(limit, OneOf) and isinstance(limit.values[0], str):

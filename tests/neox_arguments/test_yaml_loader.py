@@ -46,7 +46,10 @@ def test_scalars(text, value):
         assert parsed == value and type(parsed) is type(value)
 
 
-@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers())
+integers = st.integers(-(2**63), 2**63 - 1)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | integers)
 def test_every_number_printed_by_python_is_read_exactly(number):
     parsed = values(f"k: {number!r}")["k"]
     assert parsed == number and type(parsed) is type(number)
@@ -60,7 +63,7 @@ text_ = st.text().filter(lambda text: not re.fullmatch(r"[-+.\d_eE]+", text))
     st.dictionaries(
         st.text("abc_-", min_size=1),
         st.recursive(
-            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | text_,
+            st.none() | st.booleans() | integers | st.floats(allow_nan=False) | text_,
             lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("xyz", min_size=1), inner, max_size=3),
             max_leaves=5,
         ),
