@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import stat
 import tempfile
@@ -37,12 +38,15 @@ def read_bytes(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
         return file.read()
 
 
-def parse_json(content: str | bytes) -> Any:
-    """Parse JSON of at most 100 levels whose integers fit in 64 bits. Raises ValueError for everything else."""
+def parse_json(content: str | bytes, finite: bool = False) -> Any:
+    """Parse JSON of at most 100 levels whose integers fit in 64 bits. Raises ValueError for everything else.
+
+    finite: refuse NaN and infinity, which Python writes but JSON does not have.
+    """
     if isinstance(content, bytes):
         content = content.decode(json.detect_encoding(content))
     try:
-        value = _DECODER.decode(content)
+        value = (_FINITE_DECODER if finite else _DECODER).decode(content)
     except RecursionError:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
     level = [value]
@@ -64,7 +68,14 @@ def _integer(digits: str) -> int:
     return value
 
 
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return value
+
+
 _DECODER = json.JSONDecoder(parse_int=_integer)
+_FINITE_DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_finite, parse_constant=_finite)
 
 
 def _items(value: Any) -> Iterable[Any]:

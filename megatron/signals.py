@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import enum
+import faulthandler
 import signal
 import sys
 import time
@@ -12,6 +13,9 @@ from collections.abc import Iterator
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 """A run that gets one of these finishes its step, saves and exits. SIGUSR1 is Slurm's warning before a time limit."""
+
+STACKS_SIGNAL = signal.SIGUSR2
+"""A worker that gets this writes the Python stacks of its threads to stderr and continues."""
 
 REPEAT_SECONDS = 0.5
 """A signal so soon after the first one is the same request: a process can get it directly and from its launcher."""
@@ -23,6 +27,15 @@ def handled_signals() -> tuple[signal.Signals, ...]:
     """STOP_SIGNALS without SIGHUP where it is ignored: under nohup, the end of the terminal is no request."""
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return tuple(number for number in STOP_SIGNALS if number != signal.SIGHUP or not ignored)
+
+
+def write_stacks_when_asked() -> None:
+    """Write the Python stacks of all threads to stderr at STACKS_SIGNAL, and where the process crashes.
+
+    A crash is a SIGSEGV, SIGBUS, SIGFPE, SIGILL or SIGABRT.
+    """
+    faulthandler.enable()
+    faulthandler.register(STACKS_SIGNAL, all_threads=True)
 
 
 class Request(enum.Enum):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron.data.guard import FileGuard
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.errors import DataError
 from megatron.files import open_regular, read_json, write_whole
@@ -31,11 +32,18 @@ class SampleOrder:
 
     doc_idx [epochs * documents] i32: sequences of the dataset in reading order. sample_idx [samples + 1, 2]: entry of
     `doc_idx` and token offset in it at which each sample starts. shuffle_idx [samples]: order of the samples.
+    guards: of the files that the arrays are mapped from.
     """
 
     doc_idx: np.ndarray
     sample_idx: np.ndarray
     shuffle_idx: np.ndarray
+    guards: tuple[FileGuard, ...] = ()
+
+    def check_files(self) -> None:
+        """Raise DataError, which names the file, if one of the files has become shorter since it was opened."""
+        for guard in self.guards:
+            guard.check()
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,8 @@ class GPTDataset:
     def __getitem__(self, index: int) -> np.ndarray:
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
+        self.order.check_files()
+        self.indexed.check_files()
         sample = int(self.order.shuffle_idx[index])
         (entry, offset), (last_entry, last_offset) = self.order.sample_idx[sample : sample + 2].tolist()
         tokens = np.empty(self.seq_length + 1, np.int64)
@@ -187,10 +197,12 @@ def _load_order(folder: Path) -> SampleOrder | None:
     try:
         if read_json(folder / _HASHES, 10_000) != _hashes(folder):
             return None
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in _INDICES]
+        mapped = {folder / f"{name}.npy": np.load(folder / f"{name}.npy", mmap_mode="r") for name in _INDICES}
     except (OSError, ValueError, EOFError):
         return None
-    order = SampleOrder(*arrays)
+    guards = tuple(FileGuard(path, array) for path, array in mapped.items())
+    doc_idx, sample_idx, shuffle_idx = (array.view(np.ndarray) for array in mapped.values())
+    order = SampleOrder(doc_idx, sample_idx, shuffle_idx, guards)
     return order if order.sample_idx.shape == (len(order.shuffle_idx) + 1, 2) else None
 
 

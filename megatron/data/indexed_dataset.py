@@ -25,6 +25,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from megatron.data.guard import FileGuard
 from megatron.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -79,7 +80,7 @@ class IndexedDataset:
             if not path.is_file():
                 raise DataError(f"{path} does not exist: {PREPARE_HINT}")
         try:
-            raw, tokens = _map_file(idx_path), _map_file(bin_path)
+            (raw, index_guard), (tokens, guard) = _map_file(idx_path), _map_file(bin_path)
         except OSError as error:
             raise DataError(f"{self.prefix}: cannot read: {error.strerror or error}") from error
         self.dtype, n, d = _read_header(raw, idx_path)
@@ -90,6 +91,7 @@ class IndexedDataset:
         if tokens.size % self.dtype.itemsize:
             raise DataError(f"{bin_path}: {tokens.size} bytes is not a whole number of {self.dtype.name}: truncated?")
         self._tokens = tokens.view(self.dtype)
+        self._guards = index_guard, guard
 
     def _verify(self) -> None:
         idx_path = data_file(self.prefix, ".idx")
@@ -122,6 +124,11 @@ class IndexedDataset:
     def __getitem__(self, index: int) -> np.ndarray:
         return self.get(index)
 
+    def check_files(self) -> None:
+        """Raise DataError, which names the file, if one of the files has become shorter since it was opened."""
+        for guard in self._guards:
+            guard.check()
+
     def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
         """Tokens [offset, offset + length) of sequence `index` (default: to its end), as a view into the file."""
         size = int(self.sizes[index])
@@ -144,11 +151,12 @@ class IndexedDataset:
         self._open()  # the process that pickled it has verified the files
 
 
-def _map_file(path: Path) -> np.ndarray:
+def _map_file(path: Path) -> tuple[np.ndarray, FileGuard]:
     """Bytes of a file as a read-only array. Empty files are handled separately because mmap refuses them."""
     if path.stat().st_size == 0:
-        return np.empty(0, np.uint8)
-    return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
+        return np.empty(0, np.uint8), FileGuard(path, None)
+    mapped = np.memmap(path, dtype=np.uint8, mode="r")
+    return mapped.view(np.ndarray), FileGuard(path, mapped)
 
 
 def _read_header(raw: np.ndarray, path: Path) -> tuple[np.dtype, int, int]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from megatron.errors import ConfigError
+from megatron.errors import ConfigError, DataError, UserError, first_line
 from megatron.signals import STOP_SIGNALS, signal_at_parents_end
+
+T = TypeVar("T")
 
 
 class GlobalBatchSampler(Sampler[list[int]]):
@@ -81,6 +86,38 @@ def leave_signals_to_trainer(worker_id: int) -> None:
     signal_at_parents_end(signal.SIGKILL)
 
 
+def end_processes() -> None:
+    """Kill the loaders' processes that are left at the end of this one, such as after an error.
+
+    multiprocessing asks them to end by SIGTERM, which they ignore, and would wait for them forever.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises where a loader's process is killed
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+def plain_errors(batches: Iterator[T]) -> Iterator[T]:
+    """Iterate over batches of a loader, with errors of its processes as one line.
+
+    torch wraps an error in the traceback of the process, and reports a killed process as a RuntimeError; that becomes a
+    DataError.
+    """
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except UserError as error:
+            name = type(error).__name__
+            raise type(error)(str(error).rpartition(f"{name}: ")[2].strip()) from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(f"num_workers: a process that loads data has ended ({first_line(error)})") from error
+        yield batch
+
+
 def build_loader(
     dataset: object, sampler: GlobalBatchSampler, num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[dict[str, torch.Tensor]]:
@@ -89,6 +126,9 @@ def build_loader(
     The order does not depend on `num_workers`. Iterating does not change torch's global random state, which lets a
     resumed run reproduce the uninterrupted one.
     """
+    if num_workers > 0:
+        atexit.unregister(end_processes)
+        atexit.register(end_processes)  # runs before multiprocessing's own, which was registered earlier
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # anything with __len__ and __getitem__
         batch_sampler=sampler,

@@ -2,6 +2,7 @@
 
 python -m megatron.launch.host start RUN INDEX JOB     start the workers of host INDEX and wait for them
 python -m megatron.launch.host stop RUN                ask them to save and to end
+python -m megatron.launch.host stacks RUN              ask them for their stacks
 python -m megatron.launch.host kill RUN                end them at once
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from megatron.launch.supervisor import supervise
 from megatron.launch.workers import Place, worker_commands
+from megatron.signals import STACKS_SIGNAL
 
 MODULE = "megatron.launch.host"
 _MARK = "MUNEOX_RUN"
@@ -59,6 +61,8 @@ def main(arguments: Sequence[str]) -> int:
             return _start(run, int(index), HostJob.decode(job))
         case ["stop", run]:
             return _signal(signal.SIGTERM, [pid for pid in _processes() if _is_supervisor(pid, run)])
+        case ["stacks", run]:
+            return _signal(STACKS_SIGNAL, [pid for pid in _processes() if _is_supervisor(pid, run)])
         case ["kill", run]:
             return _signal(signal.SIGKILL, [pid for pid in _processes() if _belongs(pid, run)])
     print(__doc__, file=sys.stderr)

@@ -46,6 +46,7 @@ def pdsh_command(
         [*_pdsh(hosts), _python("start", run, "%n", job.encode())],
         stop=[*_pdsh(hosts), _python("stop", run)],
         kill=[*_pdsh(hosts), _python("kill", run)],
+        stacks=[*_pdsh(hosts), _python("stacks", run)],
     )
 
 

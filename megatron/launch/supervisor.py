@@ -11,7 +11,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from megatron.signals import STOP_SIGNALS, Request, Requests, blocked, handled_signals, signal_at_parents_end
+from megatron.signals import (
+    STACKS_SIGNAL,
+    STOP_SIGNALS,
+    Request,
+    Requests,
+    blocked,
+    handled_signals,
+    signal_at_parents_end,
+)
 
 GRACE_SECONDS = 5.0
 """Time that the other processes have to end by themselves once one has failed."""
@@ -22,7 +30,8 @@ class Command:
     """A process to start: its arguments, and what its environment has besides this one's.
 
     passed_as: the signal that it takes for a request to stop, where it takes only one; None: any. stop: a command that
-    passes the request on in its place, such as to processes on other hosts; kill: the same for an end at once.
+    passes the request on in its place, such as to processes on other hosts; kill: the same for an end at once; stacks:
+    the same for STACKS_SIGNAL.
     """
 
     name: str
@@ -31,15 +40,17 @@ class Command:
     passed_as: signal.Signals | None = None
     stop: Sequence[str] | None = None
     kill: Sequence[str] | None = None
+    stacks: Sequence[str] | None = None
 
 
 def supervise(commands: Sequence[Command]) -> int:
     """Start all commands and wait for their end: 0, or the code of the first that failed, 128 + N for signal N.
 
     SIGTERM, SIGUSR1, SIGINT and SIGHUP are passed on, and the end of the processes is awaited. A second one kills them.
-    Where one fails, the others are asked to end, and are killed after GRACE_SECONDS.
+    STACKS_SIGNAL is passed on each time. Where one fails, the others are asked to end, and are killed after
+    GRACE_SECONDS.
     """
-    with blocked({*handled_signals(), signal.SIGCHLD}) as mask:
+    with blocked({*handled_signals(), STACKS_SIGNAL, signal.SIGCHLD}) as mask:
         group = _Group(mask)
         try:
             for command in commands:
@@ -57,7 +68,7 @@ class _Group:
         self.running: dict[int, Command] = {}
         self.code = 0
         self._mask, self._parent = mask, os.getpid()
-        self._awaited = {*handled_signals(), signal.SIGCHLD}
+        self._awaited = {*handled_signals(), STACKS_SIGNAL, signal.SIGCHLD}
         self._requests = Requests()
         self._deadline: float | None = None  # the others are killed then, once one has failed
 
@@ -92,6 +103,13 @@ class _Group:
             self.kill()
 
     def _pass_on(self, number: signal.Signals) -> None:
+        if number == STACKS_SIGNAL:
+            for pid, command in self.running.items():
+                if command.stacks is not None:
+                    _run(command.stacks)
+                else:
+                    _send(pid, number)
+            return
         request = self._requests.note()
         if request is Request.SECOND:
             print(f"stopped at once by a second signal, {number.name}: this step is not saved", file=sys.stderr)
@@ -116,7 +134,9 @@ class _Group:
             return
         _send(pid, signal.SIGKILL, group=True)  # what it has left behind
         if code < 0:
-            print(f"error: {command.name} was killed by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
+            asked = code == -signal.SIGTERM and self._deadline is not None
+            if not asked:
+                print(f"error: {command.name} was killed by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
             code = 128 - code
         if code and self._deadline is None:
             self.code = self.code or code

@@ -135,7 +135,7 @@ def _parse(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     # The text after the last newline is empty, or an incomplete line of a killed process.
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            entry = parse_json(line)
+            entry = parse_json(line, finite=True)
         except ValueError as error:
             raise DataError(f"{path}, line {number}: not JSON: {error}") from error
         if not isinstance(entry, dict) or (entries and not _is_step(entry.get("step"))):

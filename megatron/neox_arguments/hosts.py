@@ -40,7 +40,9 @@ def read_hostfile(path: str) -> Hosts:
             continue
         match = re.fullmatch(rf"({_NAME})\s+slots=({_SLOT})", text)
         if match is None or int(match[2]) < 1:
-            raise ConfigError(f"hostfile: {path}:{number}: expected `host slots=N` with N of at least 1, got {text!r}")
+            raise ConfigError(
+                f"hostfile: {path}:{number}: expected `host slots=N` with N of at least 1, got {text[:80]!r}"
+            )
         if match[1] in hosts:
             raise ConfigError(f"hostfile: {path}:{number}: host {match[1]} is listed twice; give it one line")
         hosts[match[1]] = tuple(range(int(match[2])))

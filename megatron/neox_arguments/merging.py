@@ -36,6 +36,8 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     name = key.replace("-", "_")
     if name in GONE:
         return f"unknown key {key!r}: {GONE[name]}"
+    if len(name) > 80:
+        return f"unknown key {key[:80]!r}..."
     close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
     return f"unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else "")
 

@@ -174,10 +174,12 @@ class EngineConfig:
 class LaunchConfig:
     """How a worker joins the process group, and whether it uses only deterministic algorithms.
 
-    environment: variables to set first, for example RANK under SLURM.
+    timeout_minutes: time after which a rank that hangs ends the job. environment: variables to set first, for example
+    RANK under SLURM.
     """
 
     backend: str
+    timeout_minutes: float
     deterministic: bool
     environment: Mapping[str, str]
 

@@ -69,8 +69,10 @@ def _shape(v: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _near_divisor(number: int, near: int) -> int:
-    """Return the divisor of `number` closest to `near`, the smaller one of a tie."""
-    return next(d for distance in range(near) for d in (near - distance, near + distance) if d > 0 and number % d == 0)
+    """Return the divisor of `number` closest to `near`, the smaller one of a tie; 1 where none is within 10,000."""
+    distances = range(min(near, 10_000))
+    near_ones = (d for distance in distances for d in (near - distance, near + distance))
+    return next((d for d in near_ones if d > 0 and number % d == 0), 1)
 
 
 def _rope_scaling(v: Mapping[str, Any]) -> Iterator[Problem]:

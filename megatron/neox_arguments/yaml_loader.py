@@ -18,11 +18,25 @@ CONFIG_SUFFIXES = (".yml", ".yaml", ".json")
 _MAX_BYTES = 1 << 18  # PyYAML reads about 100 kB per second
 _MAX_DEPTH = 32
 _MAX_NODES = 50_000  # aliases count as often as they are used
+_TOO_DEEP = f"values are nested deeper than {_MAX_DEPTH} levels"
 _TYPES = ("null", "bool", "int", "float", "str", "seq", "map")
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML loader in which 1e-5 is a float, and which has only JSON's types: no dates, sets or binary data."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Like the base class, but a value that is nested too deeply is an error before the rest of it is read."""
+        if self._depth > _MAX_DEPTH:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, _TOO_DEEP, mark)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Like the base class, but every failure is a ConstructorError with its place."""
@@ -190,9 +204,6 @@ def _comma_problems(root: yaml.MappingNode, name: str) -> list[str]:
 
 def _line(node: yaml.Node) -> int:
     return node.start_mark.line + 1
-
-
-_TOO_DEEP = f"values are nested deeper than {_MAX_DEPTH} levels"
 
 
 def _size_problem(root: yaml.Node) -> str | None:

@@ -11,7 +11,7 @@ from megatron.checkpointing.collective import from_rank_0
 from megatron.data.data_utils import Dataset, build_train_valid_test_datasets
 from megatron.data.fingerprint import corpus_fingerprint, data_prefixes
 from megatron.data.gpt_dataset import Located
-from megatron.data.loader import GlobalBatchSampler, build_loader
+from megatron.data.loader import GlobalBatchSampler, build_loader, plain_errors
 from megatron.initialize import Runtime
 from megatron.neox_arguments.run_config import BatchConfig, DataConfig
 
@@ -92,4 +92,5 @@ class RunData:
             dp_size=data.size,
             consumed_samples=consumed_samples,
         )
-        return iter(build_loader(dataset, sampler, workers, pin_memory=self._runtime.device.type == "cuda"))
+        loader = build_loader(dataset, sampler, workers, pin_memory=self._runtime.device.type == "cuda")
+        return plain_errors(iter(loader))

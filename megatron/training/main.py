@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from megatron.initialize import start_worker
+from megatron.connections import naming_lost_connections
+from megatron.initialize import Runtime, start_worker
 from megatron.neox_arguments.job_configs import (
     CoordinateCheckConfig,
     DeterminismCheckConfig,
@@ -31,14 +32,30 @@ def run(config: WorkerConfig) -> Result:
     """
     match config:
         case SaveBaseShapesConfig():
-            return run_save_base_shapes(config, start_worker(config.launch, config.layout))
+            runtime = start_worker(config.launch, config.layout)
         case CoordinateCheckConfig():
-            return run_coord_check(config, start_worker(config.launch, config.engine.layout, config.seeds[0]))
+            runtime = start_worker(config.launch, config.engine.layout, config.seeds[0])
         case DeterminismCheckConfig():
             run = config.run
-            return check_determinism(config, start_worker(run.launch, run.engine.layout, run.seed))
+            runtime = start_worker(run.launch, run.engine.layout, run.seed)
         case RunConfig():
-            return train(config, start_worker(config.launch, config.engine.layout, config.seed))
+            runtime = start_worker(config.launch, config.engine.layout, config.seed)
+    with naming_lost_connections(runtime.rank):
+        result = _work(config, runtime)
+        runtime.barrier()  # the watchdog of rank 0 stays until all ranks are here
+    return result
+
+
+def _work(config: WorkerConfig, runtime: Runtime) -> Result:
+    match config:
+        case SaveBaseShapesConfig():
+            return run_save_base_shapes(config, runtime)
+        case CoordinateCheckConfig():
+            return run_coord_check(config, runtime)
+        case DeterminismCheckConfig():
+            return check_determinism(config, runtime)
+        case RunConfig():
+            return train(config, runtime)
 
 
 def run_and_report(config: WorkerConfig, notices: Sequence[str] = ()) -> int:

@@ -93,6 +93,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig, runtime: Runtime) -> None:
         self.config, self.runtime = config, runtime
+        runtime.activity.begin("building the model", long=True)
         tokenizer = build_tokenizer(*config.tokenizer)
         plan = model_plan(config.model, tokenizer.vocab_size)
         self.corpus = fingerprint(config.data)
@@ -113,6 +114,7 @@ class Trainer:
         self.progress = Progress()
         self.faults = Faults(config.faults)
         self.checkpoints = Checkpoints(config, self.train_module, runtime, self.data_section)
+        runtime.activity.begin("loading the checkpoint", long=True)
         continued = None if config.load is None else self._load(config.load)
         if config.save is not None and config.train:
             check_own_folder(config.save.directory, continued)
@@ -123,6 +125,7 @@ class Trainer:
         """Data for the remaining steps."""
         config = self.config
         samples = _sample_counts(self.progress, config.steps, config.batch, config.evaluation)
+        self.runtime.activity.begin("building the data set", long=True)
         return RunData(config.data, self.runtime, self._vocab_size, config.batch, samples)
 
     @property
@@ -164,6 +167,7 @@ class Trainer:
             "faults": self.faults.section(),
             "run": {"id": self.run_id, "free": free_section(self.config)},
         }
+        self.runtime.activity.begin(f"saving step {self.step}", long=True)
         return self.checkpoints.save(config, self.step, state)
 
     def evaluate(self, split: str) -> float | None:
@@ -171,16 +175,21 @@ class Trainer:
         batches = self.data.evaluation_batches(split)
         if batches is None:
             return None
+        activity = self.runtime.activity
+        activity.begin(f"evaluating at step {self.step}", long=self.config.engine.compile)  # it may compile
+        batches = activity.advancing(batches)
         return self.train_module.evaluate(batches, self.config.evaluation.iters * self.config.batch.accumulation)
 
     def run(self, monitors: MonitorGroup, stop: StopRequest) -> TrainingResult:
         """Train to the last step, to an exit step, or until a stop is requested."""
         config, module, window = self.config, self.train_module, _Window()
         timer = self._timer()
-        batches = self.data.train_batches(self.progress.consumed_samples)
+        activity, first = self.runtime.activity, self.step
+        batches = activity.advancing(self.data.train_batches(self.progress.consumed_samples))
         train_loss = valid_loss = None
         interrupted = False
         while config.train and self.step < config.steps and not interrupted:
+            activity.begin(f"step {self.step + 1}", long=config.engine.compile and self.step == first)
             norms = group_norms(module) if config.logging.param_norms and self._logs(self.step + 1) else {}
             lr = module.scheduler.get_base_lr()
             outcome = module.train_step(batches, stop.requested, self.faults.refuse)
@@ -210,10 +219,12 @@ class Trainer:
             if config.save is not None and (self.step in self.save_steps or interrupted):
                 with timer.paused():
                     say_all(monitors, self.save(config.save))
+        activity.begin("finishing the save", long=True)
         say_all(monitors, self.checkpoints.finish())
         if not config.train:
             valid_loss = self.evaluate("valid")
         test_loss = None if interrupted else self.evaluate("test")
+        activity.begin("the end", long=True)
         at_the_end = {"valid/loss": None if config.train else valid_loss, "test/loss": test_loss}
         if measured := {name: loss for name, loss in at_the_end.items() if loss is not None}:
             monitors.log({"step": self.step, "tokens": self.tokens, **measured})
@@ -244,6 +255,7 @@ class Trainer:
 
     def _rewind(self, bad: BadStep, record: dict[str, Any], monitors: MonitorGroup) -> Iterator[Batch]:
         """Return to the last intact checkpoint and continue its run after the bad batch. Returns the next batches."""
+        self.runtime.activity.begin("loading the checkpoint", long=True)
         say_all(monitors, self.checkpoints.finish())
         loaded = self.checkpoints.reload(bad.what)
         there, size = Progress.of(loaded), self.config.batch.size

@@ -12,10 +12,12 @@ from typing import Any
 from megatron.entry import run_script
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.resolve import dry_run_config, worker_config
+from megatron.signals import write_stacks_when_asked
 
 
 def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
     """Run one worker. Returns the exit code: 1 if a coordinate check fails, otherwise 0."""
+    write_stacks_when_asked()
     neox_args = NeoXArgs.consume_neox_args(overwrite_values, input_args)
     # torch and DeepSpeed load only if the configuration is valid
     if neox_args.dry_run:

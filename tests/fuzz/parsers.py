@@ -76,7 +76,7 @@ def _configs() -> list[bytes]:
 def _resolved(args: Any) -> None:
     from megatron.neox_arguments.resolve import dry_run_config, run_config
 
-    args.notices(), args.deepspeed_config(), args.to_dict(), args.non_default()
+    args.notices(), args.deepspeed_config, args.to_dict(), args.non_default()
     run_config(args), dry_run_config(args)
     json.dumps(args.to_dict())
 
@@ -86,7 +86,7 @@ def _read_config(content: bytes, folder: Path) -> None:
     from megatron.neox_arguments.yaml_loader import load_config
 
     file = load_config(_written(folder, "a.yml", content))
-    if "hidden_size" in {key.replace("-", "_") for key in file.values}:
+    if "hidden_size" in {str(key).replace("-", "_") for key in file.values}:
         _resolved(NeoXArgs.from_ymls([folder / "a.yml"], world_size=1))
 
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
-import uuid
-from pathlib import Path
 
 import pytest
 
-from megatron.monitoring import read_metrics
-from tests.launch.processes import marked, send, wait_until
-from tests.training.harness import ROOT, configuration, environment, free_port, make_corpus
+from tests.launch.processes import marked, send
+from tests.launch.runs import Run
+from tests.training.harness import make_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("multiprocess")]
 
@@ -28,55 +23,6 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "train.py"]
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     return make_corpus(tmp_path_factory.mktemp("signals") / "text_document")
-
-
-class Run:
-    """A run without an end, in two processes of two loader processes each, that has trained some steps."""
-
-    def __init__(self, corpus, folder, command, **changes):
-        config = configuration(corpus, folder / "log", train_iters=100_000, eval_iters=0, num_workers=2, **changes)
-        config |= {"save": str(folder / "ck")}
-        (folder / "config.json").write_text(json.dumps(config))
-        if "torch.distributed.run" in command:
-            command = [*command[:2], "--master-port", str(free_port()), *command[2:]]
-        self.folder, self.mark = folder, uuid.uuid4().hex
-        self.output = folder / "output"
-        with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, *command, str(folder / "config.json")],
-                cwd=ROOT,
-                env=environment(MARK=self.mark),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.wait_for_steps(3)
-
-    def wait_for_steps(self, count):
-        metrics = self.folder / "log" / "metrics.jsonl"
-        wait_until(
-            lambda: self.process.poll() is not None or (metrics.is_file() and metrics.read_text().count("\n") > count),
-            240,
-            "no step in time",
-        )
-        assert self.process.poll() is None, self.output.read_text()
-
-    def workers(self):
-        """The processes of rank 0 and 1: the children of the launcher, in the order of their start."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return sorted(map(int, children.split()))
-
-    def end(self):
-        """The exit code, once every process is gone."""
-        code = self.process.wait(timeout=120)
-        wait_until(lambda: not marked(self.mark), 60, f"processes are left: {marked(self.mark)}")
-        return code
-
-    def assert_saved(self):
-        """The step that is saved must be the last one trained."""
-        step = read_metrics(self.folder / "log" / "metrics.jsonl")[1][-1]["step"]
-        assert (self.folder / "ck" / "latest").read_text().strip() == f"global_step{step}", self.output.read_text()
-        assert step > 3 and "stopped on request" in self.output.read_text()
 
 
 def receivers(run, name):

@@ -27,6 +27,7 @@ OURS = {
     "eval_num_fewshot", "eval_limit",
     "nonfinite_policy", "nonfinite_limit", "loss_spike_policy", "loss_spike_threshold", "loss_spike_window",
     "deterministic", "check_determinism", "override_optimizer", "async_save", "export_variables",
+    "distributed_timeout_minutes",
 }  # fmt: skip
 # Intended differences from GPT-NeoX: key -> reason.
 OTHER_TYPE = {

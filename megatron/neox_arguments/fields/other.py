@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron.neox_arguments.keys import refused, supported
-from megatron.neox_arguments.limits import Pattern, at_least
+from megatron.neox_arguments.limits import Pattern, above, at_least
 from megatron.neox_arguments.transfer import FAMILY, FREE, LADDER, SEARCH, TOKENS
 
 _LAUNCHER_SETS = "the launcher sets RANK and LOCAL_RANK for each process; remove the key"
@@ -82,6 +82,13 @@ class NeoXArgsOther:
     dry_run_gpu: str = supported("H100", "Name of the GPU for which dry_run predicts the time.")
     distributed_backend: str = supported(
         "nccl", "Backend of torch.distributed. Without a GPU, gloo replaces nccl.", transfer=FREE
+    )
+    distributed_timeout_minutes: float = supported(
+        10.0,
+        "With several processes: end the job if one hangs for this long, and name it. Long work on one rank, such as"
+        " a save, is no hang.",
+        limit=above(0),
+        transfer=FREE,
     )
     local_rank: int | None = refused(None, "Rank of the process on its host.", _LAUNCHER_SETS)
     rank: int | None = refused(None, "Global rank of the process.", _LAUNCHER_SETS)

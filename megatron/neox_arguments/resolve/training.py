@@ -90,6 +90,7 @@ def launch_config(args: NeoXArgs, any_number: bool = False) -> LaunchConfig:
     """any_number: the job runs on any number of processes, not on the number of the configuration."""
     return LaunchConfig(
         backend=args.distributed_backend,
+        timeout_minutes=args.distributed_timeout_minutes,
         deterministic=args.deterministic,
         environment=rank_environment(args, any_number=any_number),
     )
