@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "write one HTML page from the results of other commands",
     "inspect-checkpoint": "describe and verify a checkpoint",
     "merge-weights": "write a checkpoint's weights into one file",
+    "convert-neox-to-hf": "write a checkpoint as a model of Hugging Face's transformers",
     "preprocess-data": "tokenize text into .bin and .idx files",
 }
 

@@ -10,6 +10,7 @@ from megatron.checkpointing.load import (
     has_no_manifest,
     load_checkpoint,
     load_weights,
+    read_header,
 )
 from megatron.checkpointing.neox import Assembly, NeoxCheckpoint, is_neox
 from megatron.checkpointing.reshard import Target
@@ -36,6 +37,7 @@ __all__ = [
     "is_neox",
     "load_checkpoint",
     "load_weights",
+    "read_header",
     "save_checkpoint",
     "save_iterations",
     "step_directories",

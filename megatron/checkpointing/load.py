@@ -166,7 +166,7 @@ def load_checkpoint(
     if collective.from_rank_0(lambda: is_neox(path)):
         return _load_from_neox(engine, path, finetune, target)
     weights_only = finetune or not load_optimizer
-    header = collective.on_all_ranks(lambda: _read_header(path))
+    header = collective.on_all_ranks(lambda: read_header(path))
     client_state = header["client_state"]
     if not finetune:
         _check_sections(client_state, mup, data, optimizer if load_optimizer else None)
@@ -226,7 +226,7 @@ def load_weights(load_dir: str | Path, iteration: int | None = None, assembly: A
         raise CheckpointError(f"{load_dir} holds no checkpoint")
     if is_neox(path):
         return LoadedWeights(_neox_weights(path, assembly), saved_iteration(path), path, {}, _configs(path))
-    header = _read_header(path)
+    header = read_header(path)
     whole = header["client_state"].get("layout") is not None
     if not whole and len(list(path.glob("*model_states.pt"))) > 1:
         raise CheckpointError(
@@ -256,8 +256,8 @@ def _configs(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path / CONFIGS} cannot be read: {error}") from error
 
 
-def _read_header(path: Path) -> dict[str, Any]:
-    """Load the first model file, memory-mapped: its tensors are read only when they are used."""
+def read_header(path: Path) -> dict[str, Any]:
+    """Load the first model file, memory-mapped: tensors are read when they are used. Raises CheckpointError."""
     files = sorted(path.glob("mp_rank_*_model_states.pt")) or sorted(path.glob("*_model_states.pt"))
     if not files:
         raise CheckpointError(f"{path} holds no model states")

@@ -137,6 +137,9 @@ class _Files:
                 mapped[rank] = {k.removeprefix(prefix): x for k, x in module.items() if k.startswith(prefix)}
         return mapped[rank]
 
+    def release(self) -> None:
+        self._mapped = (None, {})
+
     def _module(self, rank: int) -> Mapping[str, Any]:
         file = self.by_rank[rank]
         module = _load(file).get("module")
@@ -184,6 +187,10 @@ class NeoxCheckpoint:
             raise CheckpointError(f"{self.path} has no tensor {name}")
         whole = self._merge(name, [part for part in parts if part is not None])
         return whole[: self.assembly.shapes[name][0]] if name in VOCABULARY else whole
+
+    def release(self) -> None:
+        """Close the files that are mapped. What was read stays valid, and keeps its own file mapped."""
+        self._files.release()
 
     def padded_rows(self) -> int:
         """Rows of the embedding over all ranks."""

@@ -185,6 +185,10 @@ class WholeCheckpoint:
     def names(self) -> list[str]:
         return list(self.layout.shapes)
 
+    def release(self) -> None:
+        """Close the files that are mapped. What was read stays valid, and keeps its own file mapped."""
+        self._cache.clear()
+
     def weight(self, name: str) -> Tensor:
         """The weight in the precision of the model (fp32 if the checkpoint was saved under ZeRO 3)."""
         if self.layout.zero_stage == 3:

@@ -156,6 +156,15 @@ class TaskEvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConversionConfig:
+    """A model whose checkpoint is converted to another format."""
+
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    precision: Precision
+
+
+@dataclass(frozen=True, kw_only=True)
 class LauncherConfig:
     """Processes to start. command: the script and its arguments. hosts: None for this host alone.
 

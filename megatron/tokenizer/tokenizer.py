@@ -77,6 +77,10 @@ class HFTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def save(self, path: Path) -> None:
+        """Write the tokenizer as a `tokenizer.json`."""
+        self._tokenizer.save(str(path))
+
     def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
@@ -99,6 +103,10 @@ class TransformersTokenizer:
         if self._tokenizer.eos_token_id is None:
             raise DataError("vocab-file: the tokenizer has no end-of-text token")
         return int(self._tokenizer.eos_token_id)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer as a folder of the transformers library."""
+        self._tokenizer.save_pretrained(str(folder))
 
     def tokenize(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)

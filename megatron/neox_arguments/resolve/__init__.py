@@ -6,6 +6,7 @@ Imports no torch.
 
 from megatron.neox_arguments.resolve.jobs import (
     audit_config,
+    conversion_config,
     coordinate_check_config,
     cost_config,
     dry_run_config,
@@ -22,6 +23,7 @@ from megatron.neox_arguments.resolve.training import batch_config
 __all__ = [
     "audit_config",
     "batch_config",
+    "conversion_config",
     "coordinate_check_config",
     "cost_config",
     "dry_run_config",

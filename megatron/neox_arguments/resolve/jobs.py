@@ -10,6 +10,7 @@ from megatron.errors import ConfigError
 from megatron.neox_arguments.arguments import NeoXArgs
 from megatron.neox_arguments.job_configs import (
     AuditConfig,
+    ConversionConfig,
     CoordinateCheckConfig,
     CostConfig,
     DeterminismCheckConfig,
@@ -216,6 +217,11 @@ def task_evaluation_config(args: NeoXArgs) -> TaskEvaluationConfig:
         results_prefix=args.eval_results_prefix,
         logging=logging_config(args),
     )
+
+
+def conversion_config(args: NeoXArgs) -> ConversionConfig:
+    """Resolve what a conversion needs of the run's configuration."""
+    return ConversionConfig(tokenizer=tokenizer_config(args), model=model_config(args), precision=known(args.precision))
 
 
 def generation_config(args: NeoXArgs) -> GenerationConfig:
