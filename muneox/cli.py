@@ -25,6 +25,8 @@ COMMANDS = {
     "inspect-checkpoint": "describe and verify a checkpoint",
     "merge-weights": "write a checkpoint's weights into one file",
     "convert-neox-to-hf": "write a checkpoint as a model of Hugging Face's transformers",
+    "convert-hf-to-neox": "write a model of Hugging Face's transformers as a checkpoint",
+    "convert-to-neox": "write a checkpoint in GPT-NeoX's format",
     "preprocess-data": "tokenize text into .bin and .idx files",
 }
 

@@ -64,6 +64,7 @@ ENTRY_POINTS = {
     "muneox.analysis.make_proxy",
     "muneox.analysis.transfer",
     "muneox.commands.audit",
+    "muneox.commands.convert_hf_to_neox",
     "muneox.commands.convert_neox_to_hf",
     "muneox.commands.eval",
     "muneox.commands.generate",

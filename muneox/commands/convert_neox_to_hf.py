@@ -28,7 +28,7 @@ from muneox.conversion.source import open_source
 from muneox.conversion.to_hugging_face import check_resources, export_shapes, write_model
 from muneox.conversion.tokenizer_files import end_token, open_tokenizer, write_tokenizer
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp16": torch.float16}
 _GB = 10**9
 
 
@@ -41,7 +41,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
     config = read_config(path, args.config_file)
     source = open_source(path, config.model)
     family = choose_family(source.plan.config, args.architecture)
-    dtype = _DTYPES[config.precision if args.precision == "auto" else args.precision]
+    dtype = DTYPES[config.precision if args.precision == "auto" else args.precision]
     tokenizer = None if args.no_save_tokenizer else open_tokenizer(config.tokenizer)
     shapes = export_shapes(source, family)
     check_resources(shapes, source, dtype, args.output_dir)

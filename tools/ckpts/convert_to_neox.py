@@ -1,0 +1,10 @@
+"""Convert a checkpoint to GPT-NeoX's format. The same as `muneox convert-to-neox`."""
+
+import sys
+
+if __name__ == "__main__":
+    try:
+        from muneox.cli import run_tool
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {sys.executable} has no package {error.name}: run `make setup` and use .venv/bin/python")
+    sys.exit(run_tool("muneox.commands.convert_to_neox"))
