@@ -19,16 +19,17 @@ from megatron.neox_arguments.run_config import RunConfig
 from megatron.training.coord_check_run import CheckResult, run_coord_check
 from megatron.training.determinism import DeterminismResult, check_determinism
 from megatron.training.save_base_shapes import run_save_base_shapes
+from megatron.training.stop import StopRequest
 from megatron.training.trainer import TrainingResult, train
 
 Result = TrainingResult | CheckResult | DeterminismResult | Path
 
 
-def run(config: WorkerConfig) -> Result:
+def run(config: WorkerConfig, stop: StopRequest | None = None) -> Result:
     """Do the configured job.
 
     Save base shapes (returns the path), check coordinates or determinism (returns the verdict), or train (returns the
-    losses).
+    losses). stop: lets the caller request the end of training.
     """
     match config:
         case SaveBaseShapesConfig():
@@ -41,12 +42,12 @@ def run(config: WorkerConfig) -> Result:
         case RunConfig():
             runtime = start_worker(config.launch, config.engine.layout, config.seed)
     with naming_lost_connections(runtime.rank):
-        result = _work(config, runtime)
+        result = _work(config, runtime, stop)
         runtime.barrier()  # the watchdog of rank 0 stays until all ranks are here
     return result
 
 
-def _work(config: WorkerConfig, runtime: Runtime) -> Result:
+def _work(config: WorkerConfig, runtime: Runtime, stop: StopRequest | None) -> Result:
     match config:
         case SaveBaseShapesConfig():
             return run_save_base_shapes(config, runtime)
@@ -55,19 +56,19 @@ def _work(config: WorkerConfig, runtime: Runtime) -> Result:
         case DeterminismCheckConfig():
             return check_determinism(config, runtime)
         case RunConfig():
-            return train(config, runtime)
+            return train(config, runtime, stop=stop)
 
 
 def run_and_report(config: WorkerConfig, notices: Sequence[str] = ()) -> int:
-    """Call `run`, then print `notices` and the result on the first rank.
+    """Call `run`, then print `notices` and the result on the first rank. The process ends after it.
 
     Returns the exit code: 1 if a check failed, otherwise 0.
     """
-    result = run(config)
+    result = run(config, StopRequest(ends_process=True))
     if torch.distributed.get_rank() == 0:
         for notice in notices:
             print(f"note: {notice}")
-        print(describe(result))
+        print(describe(result), flush=True)
     return int(isinstance(result, CheckResult | DeterminismResult) and not result.passed)
 
 

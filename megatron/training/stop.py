@@ -16,10 +16,14 @@ class StopRequest:
     """Set by SIGTERM, SIGUSR1, SIGINT or SIGHUP: the loop finishes the step, saves and returns.
 
     A second signal ends the process at once, with 128 plus its number, even in the middle of a long step.
+
+    ends_process: whether the process has nothing to do after the run. A signal then changes nothing once it has ended:
+    the exit code stays that of the run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ends_process: bool = False) -> None:
         self.requested = False
+        self.ends_process = ends_process
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
@@ -41,6 +45,8 @@ class StopRequest:
         threading.Thread(target=_exit_on_second, args=(reader, numbers), daemon=True).start()
         try:
             yield self
+            if self.ends_process:
+                previous = dict.fromkeys(numbers, signal.SIG_IGN)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 
 import pytest
 
-from tests.launch.processes import marked, send
+from tests.launch.processes import marked, send, wait_until
 from tests.launch.runs import Run
 from tests.training.harness import make_corpus
 
@@ -69,6 +70,21 @@ def test_train_py_alone_gets_it_with_its_loaders(corpus, tmp_path, number):
     send([-run.process.pid], number)
     assert run.end() == 0
     run.assert_saved()
+
+
+@pytest.mark.parametrize("command", [DEEPY, ["train.py"]], ids=["deepy", "train"])
+def test_signals_after_the_end_change_nothing(corpus, tmp_path, command):
+    """Slurm's warning can reach a run that has finished and has not left yet."""
+    run = Run(corpus, tmp_path, command, train_iters=100)
+    wait_until(lambda: "finished at step 100" in run.output.read_text(), 120, "no end in time")
+    receivers = run.workers() if command == DEEPY else [run.process.pid]
+    sent = 0
+    while run.process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            send(receivers, signal.SIGUSR1)
+            sent += 1
+        time.sleep(0.01)
+    assert (run.end(), sent > 1) == (0, True), run.output.read_text()
 
 
 @pytest.mark.parametrize("to", ["launcher", "worker"])
