@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 
 
@@ -33,13 +34,21 @@ def one_per_line(problems: Sequence[str], limit: int = 40) -> str:
     return "\n".join([*problems[:limit], *more])
 
 
+_LONG_WORD = re.compile(r"(\S{200})\S{250,}(\S{50})")
+_LONGEST = 20_000  # characters of a message
+
+
 class UserError(Exception):
     """A mistake of the user or a fault outside the program. The message names the file, key or parameter.
 
-    `exit_code` is the exit code of the entry script: 2 for wrong usage (configuration, command line), else 1.
+    `exit_code` is the exit code of the entry script: 2 for wrong usage (configuration, command line), else 1. Words of
+    more than 500 characters, which come from a damaged file, are cut.
     """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_LONG_WORD.sub(r"\1...\2", message)[:_LONGEST])
 
 
 class ConfigError(UserError):

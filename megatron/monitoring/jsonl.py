@@ -178,7 +178,7 @@ def _decode(record: Mapping[str, Any]) -> dict[str, Any]:
     for name in record:
         if name.endswith(NONFINITE) and (plain := name.removesuffix(NONFINITE)) in record:
             kind = decoded.pop(name)
-            if record[plain] is None:
+            if record[plain] is None and kind in _KINDS:  # two lines of one step can disagree
                 decoded[plain] = float(kind)
     return decoded
 

@@ -98,7 +98,8 @@ def find_config(name: str, folder: str | None = None) -> Path:
     If `configs/...` does not exist in the current folder, the file of that name in this project is used.
     """
     path = Path(folder, name) if folder else Path(name)
-    if not path.name or len(os.fsencode(path.name)) > 250 or len(os.fspath(path)) > 4000 or "\0" in name:
+    too_long = len(os.fspath(path)) > 4000 or any(len(os.fsencode(part)) > 250 for part in path.parts)
+    if not path.name or too_long or "\0" in name:
         raise ConfigError(f"{name[:100]!r}: expected the path of a configuration file")
     candidates = [path, *(path.with_name(path.name + suffix) for suffix in CONFIG_SUFFIXES)]
     if path.suffix in CONFIG_SUFFIXES:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 
 import pytest
 
-from tests.clusters.runs import ENDLESS
-from tests.training.harness import ROOT
+from tests.clusters.runs import ENDLESS, STEPS
+from tests.launch.processes import wait_until
+from tests.training.harness import ROOT, losses
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("clusters")]
 
@@ -51,13 +53,17 @@ def test_usr1_to_the_script_saves_and_queues_the_job_again(slurm, make_run, refe
 
 
 def test_the_time_limit(slurm, make_run, references):
-    """The warning before the limit comes by itself. Slurm looks at its clock every 30 s."""
-    run = make_run(eval_iters=60, eval_interval=1)  # evaluations take the time, and leave the training as it is
+    """The warning before the limit comes by itself, and the job continues in its next turn."""
+    run = make_run(steps=ENDLESS, lr_decay_iters=STEPS)
     job = submit(slurm, run, "--time=1", "--signal=B:USR1@1")
-    ended = slurm.wait(job, "COMPLETED", "FAILED", "TIMEOUT", seconds=400)
-    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), run.said()
-    assert int(ended["Restarts"]) >= 1, run.said()
-    run.assert_trained_as(references)
+    wait_until(lambda: slurm.job(job)["Restarts"] == "1", 200, run.said)
+    [before] = re.findall(r"stopped on request at step (\d+)", run.said())
+    run.wait_for_steps(max(int(before), STEPS) + 20, seconds=200)
+    assert re.search(rf"resumed from \S+ at step {before}\b", run.said())
+    slurm.run("scancel", str(job))
+    slurm.wait(job, "CANCELLED")
+    run.wait_for_end()
+    assert losses(run.folder / "log")[:STEPS] == references[2]
 
 
 def test_scancel_saves(slurm, make_run):

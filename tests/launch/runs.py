@@ -31,17 +31,22 @@ class Run:
             command = [*command[:2], "--master-port", str(free_port()), *command[2:]]
         self.folder, self.mark = folder, uuid.uuid4().hex
         self.output = folder / "output"
+        self._command, self._variables = command, variables or {}
+        self.start()
+        self.wait_for_steps(3)
+
+    def start(self) -> None:
+        """Start it, or start it again once it has ended."""
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, *command, str(folder / "config.json")],
+                [sys.executable, *self._command, str(self.folder / "config.json")],
                 cwd=ROOT,
-                env=environment(MARK=self.mark, **(variables or {})),
+                env=environment(MARK=self.mark, **self._variables),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         started.append(self)
-        self.wait_for_steps(3)
 
     def wait_for_steps(self, count: int) -> None:
         metrics = self.folder / "log" / "metrics.jsonl"

@@ -223,3 +223,9 @@ def test_records_are_kept_while_the_disk_is_full(tmp_path, caplog):
         signal.signal(signal.SIGXFSZ, handler)
     assert read_metrics(path)[1] == [*expected, {"step": 5, "loss": 2.0**-5}]  # written when it was closed
     assert sum("JsonlMonitor" in message for message in caplog.messages) == 1
+
+
+def test_two_lines_of_a_step_that_disagree_about_a_value(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{}\n{"step": 1, "lr_nonfinite": "text"}\n{"step": 1, "lr": null}\n')
+    assert read_metrics(path)[1] == [{"step": 1, "lr": None}]
