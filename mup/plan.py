@@ -73,8 +73,7 @@ class ModelScale:
 
     init_scale: factor on sigma of every matrix.
     zero_queries: whether parts named "query" start at zero.
-    zero_values: whether values whose heads grow more slowly than the model start at zero, as a readout does in a
-    coordinate check.
+    zero_values: whether parts named "value" start at zero, as a readout does in a coordinate check.
     """
 
     base: BaseSizes
@@ -123,17 +122,6 @@ class ParameterPlan(ScaledParameter):
         stacked = min(dim for dim in dims if dim is not None) if None not in dims else 0
         return weight.flatten(0, stacked - 1).unbind() if stacked else (weight,)
 
-    def normalised(self, weight: Tensor) -> Tensor:
-        """Return the drawn entries of a weight, with parts divided by their factor. Their std is init_std."""
-        weight = weight.clone()
-        kept = torch.ones_like(weight, dtype=torch.bool)
-        for part, factor in self.parts:
-            if factor == 0.0:
-                part.of(kept).fill_(False)
-            else:
-                part.of(weight).div_(factor)
-        return weight[kept]
-
 
 def plan_parameter(
     name: str,
@@ -154,7 +142,9 @@ def plan_parameter(
     infshape = zip_infshape(base_shape, shape, fin_if_same=False)
     infshape.declare(declaration.role, declaration.fan_in_dim, declaration.fan_out_dim)
     role, r, s, own = describe(infshape)
-    scaling = _scaling(role, r, s, model, in_block)
+    # parts of a fused matrix have their own fan-out
+    slower = role is Role.HIDDEN and s < r and not declaration.parts
+    scaling = _scaling(Role.VALUE if slower else role, r, s, model, in_block)
     method, std = _initial(declaration, infshape, model)
     factors = [
         (part, _part_factor(part, part.count(shape[0]) / base.count(base_shape[0]), role, r, s, model))
@@ -203,10 +193,10 @@ def _part_factor(part: Part, s: float, role: Role, r: float, s_of_all: float, mo
     """Init std of the part divided by that of the whole matrix."""
     if part.name == "query" and model.zero_queries:
         return 0.0
-    if part.role is Role.VALUE and (s >= r or not model.options.mup):
-        return 1.0  # values that grow with the model are hidden
-    if part.role is Role.VALUE and model.zero_values:
+    if part.name == "value" and model.zero_values:
         return 0.0
+    if part.role is Role.VALUE and (s >= r or not model.options.mup):
+        return 1.0  # keys and values that grow with the model are hidden
     whole = _scaling(role, r, s_of_all, model).init_std
     return _scaling(part.role, r, s, model).init_std / whole
 

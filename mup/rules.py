@@ -5,17 +5,23 @@ Symbols, relative to the base model, in global (unsharded) sizes:
 `mL` = layers / base layers. A cell of the table holds the exponents of r, s and m. At r = s = m = 1 every factor is
 exactly 1.0, so muP at base width equals the standard parametrization (SP) bit for bit.
 
-VALUE is the role of values whose key-value heads grow more slowly than the model. By [SPEC] condition 1 the spectral
+VALUE is the role of a matrix inside the network whose fan-out grows more slowly than its fan-in: keys and values of a
+fixed number of key-value heads, and the first matrix of an MLP of fixed inner width. By [SPEC] condition 1 the spectral
 norm of a weight is sqrt(fan_out / fan_in). A random weight with entries of size std has the norm std * sqrt(fan_in) if
-fan_in is the larger dimension, so std scales as s^1/2 / r. This is HIDDEN's r^-1/2 for s = r. For a fixed number of
-heads it is r^-1, which [TP5] Table 8 gives for a map from a width to a finite dimension. All other cells are those of
-HIDDEN. With HIDDEN's std the excess of r^1/2 becomes visible once the query heads, whose number grows, have pulled the
-input along the few rows of the initial weight. The README has measurements.
+fan_in is the larger dimension, so std scales as s^1/2 / r. This is HIDDEN's r^-1/2 for s = r. For a finite fan-out it
+is r^-1, which [TP5] Table 8 gives for a map from a width to a finite dimension. All other cells are those of HIDDEN.
+With HIDDEN's std the excess of r^1/2 becomes visible once the layers around the matrix have pulled its input along the
+few rows of the initial weight. A matrix whose fan-out grows faster keeps r^-1/2.
+
+The eps column: in this form, with the 1/m of the readout in the forward pass, the gradient of every parameter with an
+infinite dimension falls as 1/m. Adam's update g / (|g| + eps) keeps its size if eps falls with g. A vector takes the
+ratio of its own dimension, so gains of a QK norm at a fixed head dimension, summed over all heads, keep eps.
 
 Sources:
   [TP5]  Yang et al., Tensor Programs V, arXiv:2203.03466, Table 8 (the form with readout multiplier), App. B.
   [TP6]  Yang et al., Tensor Programs VI: Feature Learning in Infinite-Depth Networks, arXiv:2310.02244, Table 1.
   [CP]   Dey et al., Don't be lazy: CompleteP, arXiv:2505.01618, Table 1 (depth, AdamW eps and weight decay).
+  [CDP]  Mlodozeniec et al., Completed Hyperparameter Transfer, arXiv:2512.22382 (eps of all modules, QK norms).
   [SPEC] Yang, Simon, Bernstein, A Spectral Condition for Feature Learning, arXiv:2310.17813 (Muon).
   [WD]   Wortsman et al., Small-scale proxies, arXiv:2309.14322 (independent weight decay).
 """
@@ -35,7 +41,7 @@ class Role(str, enum.Enum):
     INPUT = "input"  # finite fan-in, infinite fan-out: token and learned position embeddings
     HIDDEN = "hidden"  # infinite by infinite: qkv, attention output, mlp matrices, experts
     OUTPUT = "output"  # infinite fan-in, finite fan-out: readout, router, value head
-    VALUE = "value"  # values of key-value heads whose number is fixed or grows more slowly than the model
+    VALUE = "value"  # like hidden, but the fan-out is fixed or grows more slowly than the fan-in
     VECTOR = "vector"  # one infinite dimension, no matrix product: biases, norm gains
     POSITION_BIAS = "position_bias"  # no infinite dimension: relative position bias
 
@@ -95,14 +101,16 @@ _READOUT = Power(width=-1)  # [TP5] Table 8: logits x 1/m, weights of constant s
 _HIDDEN_STD = Power(fan_in=-0.5)  # [TP5] Table 8: variance 1 / fan_in
 _VALUE_STD = Power(fan_in=-1, fan_out=0.5)  # [SPEC] condition 1; [TP5] Table 8 where fan-out is finite
 
-# lr 1/fan_in: [TP5] Table 8; eps 1/m, because gradients of hidden weights scale so: [CP] Table 1; wd: lr*wd constant
-_ADAM_HIDDEN = Cell(init_std=_HIDDEN_STD, lr=Power(fan_in=-1), eps=Power(width=-1), weight_decay=Power(fan_in=1))
+_EPS = Power(width=-1)  # [CP] Table 1, [CDP]: gradients fall as 1/m
+# lr 1/fan_in: [TP5] Table 8; wd: lr*wd constant
+_ADAM_HIDDEN = Cell(init_std=_HIDDEN_STD, lr=Power(fan_in=-1), eps=_EPS, weight_decay=Power(fan_in=1))
 _ADAM: dict[Role, Cell] = {
-    Role.INPUT: Cell(),  # [TP5] Table 8
+    Role.INPUT: Cell(eps=_EPS),  # [TP5] Table 8
     Role.HIDDEN: _ADAM_HIDDEN,
     Role.VALUE: replace(_ADAM_HIDDEN, init_std=_VALUE_STD),
-    Role.OUTPUT: Cell(forward=_READOUT),  # [TP5] Table 8
-    Role.VECTOR: Cell(weight_decay=None),  # [TP5] Table 8, biases; vectors are not decayed
+    Role.OUTPUT: Cell(eps=_EPS, forward=_READOUT),  # [TP5] Table 8
+    # [TP5] Table 8, biases; vectors are not decayed; for a vector r and s are the ratio of its own dimension
+    Role.VECTOR: Cell(eps=Power(fan_in=-1), weight_decay=None),
     Role.POSITION_BIAS: Cell(),  # no infinite dimension, so no factor: [TP5] App. B
 }
 
@@ -110,11 +118,11 @@ _SIGN: dict[Role, Cell] = {role: replace(cell, eps=ONE) for role, cell in _ADAM.
 
 _SGD_HIDDEN = Cell(init_std=_HIDDEN_STD, lr=Power(fan_in=-1, fan_out=1), weight_decay=Power(fan_in=1, fan_out=-1))
 _SGD: dict[Role, Cell] = {  # [TP5] Table 8, SGD column; weight decay inverse to the lr factor
-    Role.INPUT: Cell(lr=Power(width=1), weight_decay=Power(width=-1)),
+    Role.INPUT: Cell(lr=Power(fan_out=1), weight_decay=Power(fan_out=-1)),
     Role.HIDDEN: _SGD_HIDDEN,
     Role.VALUE: replace(_SGD_HIDDEN, init_std=_VALUE_STD),
-    Role.OUTPUT: Cell(lr=Power(width=1), weight_decay=Power(width=-1), forward=_READOUT),
-    Role.VECTOR: Cell(lr=Power(width=1), weight_decay=None),
+    Role.OUTPUT: Cell(lr=Power(fan_in=1), weight_decay=Power(fan_in=-1), forward=_READOUT),
+    Role.VECTOR: Cell(lr=Power(fan_in=1), weight_decay=None),  # 1 if its dimension is finite
     Role.POSITION_BIAS: Cell(),  # no infinite dimension
 }
 
@@ -142,7 +150,8 @@ class Options:
     """Options of the rules for a whole model.
 
     weight_decay_mode: `scaled` (lr*wd independent of width), `constant` (lambda everywhere) or `independent`
-        (p -= wd * p, without the factor lr: [WD]). Vectors are never decayed.
+        (p -= wd * (rate / peak rate) * p: independent of the peak rate and of the factor on lr, [WD]). Vectors are
+        never decayed.
     depth_alpha: 0 (off), 0.5 (depth-muP [TP6]) or 1 (CompleteP [CP]).
     Raises ValueError for any other value.
     """

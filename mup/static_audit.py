@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from mup.layer import MuOutput
-from mup.plan import ParameterPlan, ScaledParameter, planned
+from mup.plan import ScaledParameter, planned
 from mup.rules import Options, Role, Scaling, attention_scale, readout_mult
 
 __all__ = [
@@ -26,15 +26,9 @@ __all__ = [
     "AuditRow",
     "attention_scales",
     "audit",
-    "audit_plans",
-    "factor_row",
-    "measured_attention_scale",
-    "measured_gain",
 ]
 
 CLOSE = 1e-6  # relative tolerance of computed numbers
-MEASURED = 1e-4  # relative tolerance of measured factors, and of rates that an engine can keep in float32
-STD_TOLERANCE = 6.0  # tolerance of a measured std, in standard errors
 FACTOR = "factor"  # role of rows that are not parameters
 
 
@@ -66,10 +60,12 @@ class AuditRow:
         """Quantities that depart from their rule."""
         return tuple(self.faults)
 
-    def compare(self, quantity: str, measured: float, expected: float, tolerance: float = CLOSE) -> None:
-        """Record both values, and a fault if they differ by more than the relative `tolerance`."""
+    def compare(
+        self, quantity: str, measured: float, expected: float, tolerance: float = CLOSE, absolute: float = 1e-15
+    ) -> None:
+        """Record both values, and a fault if they differ by more than the relative and the absolute tolerance."""
         self.measured[quantity], self.expected[quantity] = measured, expected
-        if not math.isclose(measured, expected, rel_tol=tolerance, abs_tol=1e-12):
+        if not math.isclose(measured, expected, rel_tol=tolerance, abs_tol=absolute):
             factor = f", {measured / expected:.3g} times too large" if expected and measured > expected else ""
             self.faults[quantity] = f"{quantity} is {measured:.4g}, the rule says {expected:.4g}{factor}"
 
@@ -227,70 +223,6 @@ def _compare_with_group(
             if key == "weight_decay":
                 measured += group.get("independent_weight_decay", 0.0)
             row.compare(key, measured, measured if key in unruled else base * getattr(scaling, key), tolerance)
-
-
-def audit_plans(
-    weights: Mapping[str, Tensor],
-    plans: Mapping[str, ParameterPlan],
-    groups: Sequence[Mapping[str, Any]],
-    *,
-    lr: float,
-    eps: float,
-    weight_decay: float,
-) -> list[AuditRow]:
-    """Audit planned parameters, one row per parameter.
-
-    weights: initial weights of the planned shapes.
-    groups: optimizer groups with `parameter_names`, at the peak rate of the schedule. A parameter that is not in
-    exactly one group has a fault.
-    lr, eps, weight_decay: base values set by the user.
-    """
-    bases = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
-    of_parameter: dict[str, list[Mapping[str, Any]]] = {name: [] for name in plans}
-    for group in groups:
-        for name in group["parameter_names"]:
-            of_parameter[name].append(group)
-    rows = []
-    for name, plan in plans.items():
-        row = AuditRow(name, plan.role.value, plan.shape, plan.base_shape, plan.fan_in_mult)
-        drawn = plan.normalised(weights[name].detach().float())
-        std = 0.0 if plan.init_method == "ones" else float(drawn.square().mean().sqrt())
-        row.compare("init_std", std, plan.init_std, STD_TOLERANCE / math.sqrt(2.0 * max(drawn.numel() - 1, 1)))
-        if len(of_parameter[name]) != 1:
-            row.faults["groups"] = f"the parameter is in {len(of_parameter[name])} optimizer groups, expected 1"
-        for group in of_parameter[name][:1]:
-            _compare_with_group(row, plan.scaling, bases, group, MEASURED)
-        rows.append(row)
-    return rows
-
-
-def factor_row(name: str, expected: float, measured: float) -> AuditRow:
-    """Row for a forward factor of the model, with the value of the rules and the value measured on the layer."""
-    row = AuditRow(name, FACTOR)
-    row.compare("forward", measured, expected, MEASURED)
-    return row
-
-
-@torch.no_grad()
-def measured_attention_scale(core: Callable[[Tensor, Tensor, Tensor], Tensor], head_dim: int) -> float:
-    """Measure the factor on q.k that `core` applies, from the odds with which position 1 attends to position 0.
-
-    core: causal attention of q, k, v, each [1, 1, 2, head_dim].
-    """
-    generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, 1, 2, head_dim, generator=generator, dtype=torch.float64) for _ in range(2))
-    difference = q[0, 0, 1] @ (k[0, 0, 0] - k[0, 0, 1])
-    q = q / difference  # a factor of 1 now gives log-odds of 1
-    v = torch.zeros(1, 1, 2, head_dim, dtype=torch.float64)
-    v[..., 0, :] = 1.0
-    weight = float(core(q, k, v)[0, 0, 1, 0])
-    return math.log(weight / (1.0 - weight))
-
-
-@torch.no_grad()
-def measured_gain(layer: Callable[..., Any], x: Tensor, unscaled: Tensor) -> float:
-    """Measure the multiplier of a layer: the norm of `layer(x)` divided by that of the output without multiplier."""
-    return float(layer(x).double().norm() / unscaled.double().norm())
 
 
 def _std(parameter: Tensor) -> float:

@@ -54,6 +54,19 @@ def test_the_check_sees_circles_in_functions_and_under_type_checking():
     assert circle(import_graph({**sources, "p.d": ("import os", False)})) == []
 
 
+# --- the audit's second source ---
+
+
+def test_the_expected_values_of_the_audit_share_no_code_with_what_they_prove():
+    """A mistake in the rules, the plan or the resolver cannot be in a module that imports nothing of the project."""
+    tree = ast.parse((ROOT / "megatron" / "audit" / "expected.py").read_text())
+    allowed = {"__future__", "collections.abc", "dataclasses", "math", "re", "typing"}
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert modules <= allowed
+    assert not {getattr(node, "id", "") for node in ast.walk(tree)} & {"__import__", "exec", "eval"}
+
+
 # --- readers of the configuration ---
 
 # They create a NeoXArgs, vary it, or compare two of them key by key. What they start receives what it resolves to.

@@ -101,8 +101,9 @@ class Attention(nn.Module):
         self.head_dim = hidden_size // num_heads
         period = (self.queries_per_kv + 2) * self.head_dim
         queries = Part("query", Role.HIDDEN, 0, self.queries_per_kv * self.head_dim, period)
+        keys = Part("key", Role.VALUE, period - 2 * self.head_dim, period - self.head_dim, period)
         values = Part("value", Role.VALUE, period - self.head_dim, period, period)
-        fused = Declaration(Role.HIDDEN, parts=(queries, values))
+        fused = Declaration(Role.HIDDEN, parts=(queries, keys, values))
         self.query_key_value = column_linear(hidden_size, num_kv_heads * period, bias, fused, tp)
         self.dense = row_linear(hidden_size, hidden_size, bias, Declaration(Role.HIDDEN, "output_matrix"), tp)
         self.q_norm, self.k_norm = (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from megatron.neox_arguments.hosts import Hosts
 from megatron.neox_arguments.run_config import (
@@ -18,6 +19,7 @@ from megatron.neox_arguments.run_config import (
     ModelConfig,
     Precision,
     RunConfig,
+    ScheduleConfig,
     TokenizerConfig,
 )
 
@@ -69,14 +71,18 @@ class SaveBaseShapesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig:
-    """A static audit at the peak learning rate `lr`."""
+    """A static audit over the schedule of the run.
+
+    keys: every key of the user's configuration, from which the audit derives the expected values on its own.
+    """
 
     launch: LaunchConfig
     tokenizer: TokenizerConfig
     model: ModelConfig
     engine: EngineConfig
-    lr: float
+    schedule: ScheduleConfig
     seed: int
+    keys: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

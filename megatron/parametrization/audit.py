@@ -1,29 +1,11 @@
-"""The static audit (mup.static_audit) of a model under any layout, and notes on dimensions that do not grow."""
+"""Notes of the static audit on dimensions that do not grow."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from torch import Tensor
+from collections.abc import Mapping
 
 from megatron.architecture import Widths
 from mup.plan import ParameterPlan, unscaled_fan_ins
-from mup.static_audit import AuditRow, audit_plans
-
-
-def audit_parameters(
-    weights: Mapping[str, Tensor],
-    plans: Mapping[str, ParameterPlan],
-    groups: Sequence[Mapping[str, Any]],
-    *,
-    lr: float,
-    eps: float,
-    weight_decay: float,
-) -> list[AuditRow]:
-    """Call `mup.static_audit.audit_plans` with the weights without vocabulary padding."""
-    unpadded = {name: weights[name][: plan.shape[0]] for name, plan in plans.items()}
-    return audit_plans(unpadded, plans, groups, lr=lr, eps=eps, weight_decay=weight_decay)
 
 
 def notes(plans: Mapping[str, ParameterPlan], widths: Widths, base: Widths) -> list[str]:
@@ -41,6 +23,6 @@ def _fixed_key_value_heads(widths: Widths, base: Widths) -> list[str]:
         return []
     return [
         f"keys and values have {widths.num_kv_heads} heads of {widths.head_dim} in base and target while the model "
-        f"grows from {base.hidden_size} to {widths.hidden_size}: the values are then output-like and start "
-        "smaller by the square root of the width multiplier"
+        f"grows from {base.hidden_size} to {widths.hidden_size}: both then map a width to a finite dimension "
+        "and start smaller by the square root of the width multiplier"
     ]

@@ -26,8 +26,7 @@ class Parametrization:
     """Parametrization of one model. In SP (`options.mup` false) the base is the model itself.
 
     query_zero_init: whether queries start at zero.
-    value_zero_init: whether values whose heads grow more slowly than the model start at zero, as a readout does in a
-    coordinate check.
+    value_zero_init: whether values start at zero, as a readout does in a coordinate check.
     """
 
     widths: Widths

@@ -47,9 +47,10 @@ class _Step:
             return None
         for group in self.param_groups:
             if decay := group.get("independent_weight_decay", 0.0):
+                share = group["lr"] / group["peak_lr"] if group["peak_lr"] else 0.0
                 for p in group["params"]:
                     if p.grad is not None:
-                        p.mul_(1.0 - decay)
+                        p.mul_(1.0 - decay * share)
         loss: float | None = super().step(closure)  # type: ignore[misc]  # of the torch optimizer next in line
         return loss
 

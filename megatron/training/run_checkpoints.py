@@ -27,7 +27,7 @@ from megatron.training.report import checkpoint_layout, mup_section
 from megatron.training.resume import optimizer_section
 from megatron.training.train_module import TrainModule
 
-_SETTINGS = ("betas", "eps", "weight_decay", "independent_weight_decay", "momentum", "nesterov")
+_SETTINGS = ("betas", "eps", "weight_decay", "independent_weight_decay", "peak_lr", "momentum", "nesterov")
 
 
 class Checkpoints:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from megatron.training.audit_run import ModelAudit
+    from megatron.audit.run import ModelAudit
     from mup.static_audit import AuditRow
 
 MEASURES = ("init_std", "lr", "eps", "weight_decay")

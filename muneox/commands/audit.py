@@ -1,8 +1,10 @@
-"""Static audit: compare every parameter's init std, lr, eps and weight decay with the rule of its role and shape.
+"""Static audit: measure the model and the optimizer of a configuration, and compare with what its keys must give.
 
     python tools/mup/audit.py configs/mup/target.yml configs/local_setup.yml --json audit.json
 
-The exit code is 1 if a measured value departs from its rule.
+The audit measures the multipliers of every layer, forward and backward, the initial weights, the groups over
+the schedule, and two updates of the weights with a known gradient. The expected values come from a second table, which
+shares no code with the model. The exit code is 1 if a measured value departs.
 """
 
 from __future__ import annotations
@@ -51,10 +53,13 @@ def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str,
     options, rest = parser.parse_known_args(input_args)
     neox_args = NeoXArgs.consume_neox_args(overwrite_values, rest)
     config = audit_config(neox_args)
+    from megatron.audit.run import run_audit
     from megatron.initialize import start_worker
-    from megatron.training.audit_run import run_audit
 
-    audit = run_audit(config, start_worker(config.launch, config.engine.layout, config.seed))
+    runtime = start_worker(config.launch, config.engine.layout, config.seed)
+    audit = run_audit(config, runtime)
+    if not runtime.is_first:
+        return int(not audit.passed)
     content = as_dict(audit)
     _show(content, Console(width=None if sys.stdout.isatty() else 160), options.brief)
     if options.json:

@@ -15,7 +15,6 @@ from mup import Declaration, MuAdam, MuAdamW, MuSGD, Options, Part, Role, param_
 from mup.groups import group_parameters, learning_rate_multipliers
 from mup.init_methods import BaseSizes, InitMethods
 from mup.plan import ModelScale, ParameterPlan, plan_parameter, planned, unscaled_fan_ins
-from mup.static_audit import audit_plans, factor_row, measured_attention_scale, measured_gain
 
 H, L = 32, 3  # hidden size and layers of the base model
 BASE = BaseSizes(hidden_size=H, num_layers=L)
@@ -183,7 +182,7 @@ def test_sp_has_no_parts_and_zero_starts_are_zero() -> None:
     q, k, v = stds(p, 2)
     assert (q, v) == (0, 0) and k == pytest.approx(1 / 2, rel=0.05)
     assert not torch.signbit(p.draw(generator())[p.draw(generator()) == 0]).any()  # no negative zeros
-    assert stds(qkv(256, 8, 64, 2, zero_values=True), 8)[2] == pytest.approx(1 / 2, rel=0.05)  # these are hidden
+    assert stds(qkv(64, 2, 64, 2, zero_values=True), 2)[2] == 0  # also at the base
 
 
 def test_parts_are_rows_of_every_period() -> None:
@@ -296,7 +295,7 @@ def test_param_groups_know_blocks() -> None:
     )
     by_name = {g["name"]: (g["lr"], g["eps"]) for g in groups}
     assert by_name["block.hidden.r4"] == pytest.approx((1 / 4 / 2, 1 / 4 / 2))
-    assert by_name["block.vector"] == pytest.approx((1 / 2, 1 / 2)) and by_name["vector"] == (1, 1)
+    assert by_name["block.vector"] == pytest.approx((1 / 2, 1 / 4 / 2)) and by_name["vector"] == (1, 1 / 4)
     inside = {p.name: p.in_block for _, p in planned(model, in_block=lambda name: name.startswith("1."))}
     assert inside == {
         "0.weight": False,
@@ -311,60 +310,7 @@ def test_param_groups_know_blocks() -> None:
     assert {g["name"]: g["lr"] for g in flat} == {
         "block.input": 1,
         "block.vector": 1,
+        "block.vector#1": 1,  # eps differs: the bias of the readout has no infinite dimension
         "block.hidden.r4": 1 / 4,
         "block.output": 1,
     }
-
-
-# ---- the audit of plans ----------------------------------------------------------------------------------------
-
-
-def audited(p: ParameterPlan, weight: Tensor, groups: list[dict[str, Any]]) -> tuple[str, ...]:
-    [row] = audit_plans({p.name: weight}, {p.name: p}, groups, lr=1.0, eps=1e-8, weight_decay=0.1)
-    assert (row.shape, row.base_shape, row.fan_in_mult, row.role) == (
-        p.shape,
-        p.base_shape,
-        p.fan_in_mult,
-        p.role.value,
-    )
-    return row.departures
-
-
-def test_the_audit_of_plans_checks_parts_and_each_quantity() -> None:
-    p = qkv(256, 2, 64, 2, zero_queries=True)
-    weight = p.draw(generator())
-    [group] = grouped(p)
-    assert audited(p, weight, [group]) == ()
-    assert audited(p, weight, []) == audited(p, weight, [group, group]) == ("groups",)
-    for quantity in ("lr", "eps", "weight_decay"):
-        assert audited(p, weight, [group | {quantity: group[quantity] * 1.001}]) == (quantity,)
-    halves = group | {"weight_decay": 0.1, "independent_weight_decay": group["weight_decay"] - 0.1}
-    assert audited(p, weight, [halves]) == ()
-    larger_values = weight.clone()
-    larger_values.view(2, -1, 256)[:, -8:] *= 2  # the scale of hidden rows: r = 4
-    assert audited(p, larger_values, [group]) == ("init_std",)
-    assert audited(p, weight * 1.05, [group]) == ("init_std",)
-    gain = plan((64,), (16,), Declaration(Role.VECTOR, "ones"))
-    assert audited(gain, torch.ones(64), grouped(gain)) == ()
-
-
-@pytest.mark.parametrize(("errors", "departs"), [(5.9, False), (-5.9, False), (-6.1, True)])
-def test_the_tolerance_of_a_planned_std_is_six_standard_errors(errors: float, departs: bool) -> None:
-    """The standard error of the std of n normal numbers is std / sqrt(2 (n - 1))."""
-    p = plan((50, 40), (50, 40))
-    signs = torch.tensor([1.0, -1.0]).repeat(1000).view(50, 40)
-    weight = 0.02 * (1 + errors / math.sqrt(2 * 1999)) * signs
-    assert audited(p, weight, grouped(p)) == (("init_std",) if departs else ())
-
-
-def test_measured_factors() -> None:
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scores = (q @ k.transpose(-1, -2) * 0.3).masked_fill(torch.ones(2, 2).triu(1).bool(), -torch.inf)
-        return scores.softmax(-1) @ v
-
-    assert measured_attention_scale(attend, 16) == pytest.approx(0.3)
-    x = torch.randn(3, 5, generator=generator())
-    assert measured_gain(lambda x: -0.25 * x, x, x) == pytest.approx(0.25)
-    assert factor_row("logits", 0.25, 0.25 * (1 + 9e-5)).passed
-    row = factor_row("logits", 0.25, 0.25 * (1 + 2e-4))
-    assert not row.passed and row.departures == ("forward",) and row.role == "factor"

@@ -94,17 +94,17 @@ def test_scaled_decay_times_lr_does_not_depend_on_the_width(
 # (init_std, lr, eps, weight_decay, forward) at r = 4, s = 9, m = 16, from Tensor Programs V, Table 8, and the
 # spectral condition
 CELLS: dict[tuple[str, Role], tuple[float, ...]] = {
-    ("adamw", Role.INPUT): (1, 1, 1, 1, 1),
+    ("adamw", Role.INPUT): (1, 1, 1 / 16, 1, 1),
     ("adamw", Role.HIDDEN): (1 / 2, 1 / 4, 1 / 16, 4, 1),
     ("adamw", Role.VALUE): (3 / 4, 1 / 4, 1 / 16, 4, 1),
-    ("adamw", Role.OUTPUT): (1, 1, 1, 1, 1 / 16),
-    ("adamw", Role.VECTOR): (1, 1, 1, 0, 1),
+    ("adamw", Role.OUTPUT): (1, 1, 1 / 16, 1, 1 / 16),
+    ("adamw", Role.VECTOR): (1, 1, 1 / 4, 0, 1),
     ("adamw", Role.POSITION_BIAS): (1, 1, 1, 1, 1),
-    ("sgd", Role.INPUT): (1, 16, 1, 1 / 16, 1),
+    ("sgd", Role.INPUT): (1, 9, 1, 1 / 9, 1),
     ("sgd", Role.HIDDEN): (1 / 2, 9 / 4, 1, 4 / 9, 1),
     ("sgd", Role.VALUE): (3 / 4, 9 / 4, 1, 4 / 9, 1),
-    ("sgd", Role.OUTPUT): (1, 16, 1, 1 / 16, 1 / 16),
-    ("sgd", Role.VECTOR): (1, 16, 1, 0, 1),
+    ("sgd", Role.OUTPUT): (1, 4, 1, 1 / 4, 1 / 16),
+    ("sgd", Role.VECTOR): (1, 4, 1, 0, 1),
     ("sgd", Role.POSITION_BIAS): (1, 1, 1, 1, 1),
     ("lion", Role.INPUT): (1, 1, 1, 1, 1),
     ("lion", Role.HIDDEN): (1 / 2, 1 / 4, 1, 4, 1),
@@ -112,11 +112,11 @@ CELLS: dict[tuple[str, Role], tuple[float, ...]] = {
     ("lion", Role.OUTPUT): (1, 1, 1, 1, 1 / 16),
     ("lion", Role.VECTOR): (1, 1, 1, 0, 1),
     ("lion", Role.POSITION_BIAS): (1, 1, 1, 1, 1),
-    ("muon", Role.INPUT): (1, 1, 1, 1, 1),
+    ("muon", Role.INPUT): (1, 1, 1 / 16, 1, 1),
     ("muon", Role.HIDDEN): (1 / 2, 3 / 2, 1, 2 / 3, 1),
     ("muon", Role.VALUE): (3 / 4, 3 / 2, 1, 2 / 3, 1),
-    ("muon", Role.OUTPUT): (1, 1, 1, 1, 1 / 16),
-    ("muon", Role.VECTOR): (1, 1, 1, 0, 1),
+    ("muon", Role.OUTPUT): (1, 1, 1 / 16, 1, 1 / 16),
+    ("muon", Role.VECTOR): (1, 1, 1 / 4, 0, 1),
     ("muon", Role.POSITION_BIAS): (1, 1, 1, 1, 1),
 }
 

@@ -53,7 +53,7 @@ def test_the_rules_of_the_table(mult, heads_grow):
         group = groups[name]
         hidden = parameter.role is Role.HIDDEN
         assert group["lr"] == pytest.approx(ADAM["lr"] / (mult if hidden else 1))
-        assert group["eps"] == pytest.approx(ADAM["eps"] / (mult if hidden else 1))
+        assert group["eps"] == pytest.approx(ADAM["eps"] / mult)
         decay = {Role.HIDDEN: mult, Role.VECTOR: 0}.get(parameter.role, 1)
         assert group["weight_decay"] == pytest.approx(ADAM["weight_decay"] * decay)
         if parameter.declaration.init == "matrix":
@@ -80,6 +80,15 @@ def test_ffn_has_a_separate_multiplier():
     assert (up.scaling.lr, down.scaling.lr) == (1 / 2, 1 / 8)
     names = {group["name"]: group["lr_mult"] for group in groups_of(plan)}
     assert names["block.hidden.r2"] == 1 / 2 and names["block.hidden.r8"] == 1 / 8
+
+
+def test_the_first_matrix_of_an_mlp_of_fixed_width_starts_like_a_readout():
+    """[SPEC] condition 1: the norm of a map from a width to a fixed number of units is sqrt(fan_out / fan_in)."""
+    base, wide = Widths(32, 2, 2, 64, 2), Widths(128, 8, 8, 64, 2)
+    plan = make_plan(wide, base)
+    down, up = (plan.parameters[f"layers.0.mlp.dense_{way}.weight"] for way in ("4h_to_h", "h_to_4h"))
+    assert (up.scaling.init_std, up.scaling.lr) == (1 / 4, 1 / 4)
+    assert (down.scaling.init_std, down.scaling.lr) == (1, 1)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
@@ -208,19 +217,19 @@ GROUPED = Widths(hidden_size=64, num_attention_heads=4, num_kv_heads=2, ffn_hidd
 
 
 def _qkv_stds(plan) -> tuple[float, float]:
-    """RMS of the query and key rows, and of the value rows, in the first block."""
+    """RMS of the query rows, and of the key and value rows, in the first block."""
     name = "layers.0.attention.query_key_value.weight"
     widths = plan.config.widths
     rows = draw(plan.parameters[name], 3).view(widths.num_kv_heads, -1, widths.hidden_size)  # [kv heads, q + k + v, h]
-    others, values = rows[:, : -widths.head_dim], rows[:, -widths.head_dim :]
+    others, values = rows[:, : -2 * widths.head_dim], rows[:, -2 * widths.head_dim :]
     return float(others.square().mean().sqrt()), float(values.square().mean().sqrt())
 
 
 @pytest.mark.parametrize("mult", [2, 4, 16])
-def test_values_of_fixed_key_value_heads_start_like_a_readout(mult):
+def test_keys_and_values_of_fixed_heads_start_like_a_readout(mult):
     """They have sigma / r instead of sigma / sqrt(r). Growing heads, a growing head dimension and SP are unchanged."""
-    others, values = _qkv_stds(make_plan(scaled(mult, base=GROUPED), base=GROUPED))
-    assert others == pytest.approx(0.02 / math.sqrt(mult), rel=0.03)
+    queries, values = _qkv_stds(make_plan(scaled(mult, base=GROUPED), base=GROUPED))
+    assert queries == pytest.approx(0.02 / math.sqrt(mult), rel=0.03)
     assert values == pytest.approx(0.02 / mult, rel=0.03)
     growing = dataclasses.replace(scaled(mult, base=GROUPED), num_kv_heads=2 * mult)
     wide_heads = dataclasses.replace(scaled(mult, base=GROUPED), num_attention_heads=4)
@@ -233,6 +242,6 @@ def test_values_of_fixed_key_value_heads_start_like_a_readout(mult):
         assert values == pytest.approx(others, rel=0.05)
     half = dataclasses.replace(scaled(16, base=GROUPED), num_kv_heads=8)  # 4 times as many at 16 times the width
     name = "layers.0.attention.query_key_value.weight"
-    [(values_of_half, factor)] = make_plan(half, base=GROUPED).parameters[name].parts
-    assert (values_of_half.name, factor) == ("value", 0.5)
+    parts = [(part.name, factor) for part, factor in make_plan(half, base=GROUPED).parameters[name].parts]
+    assert parts == [("key", 0.5), ("value", 0.5)]
     assert make_plan(GROUPED, base=GROUPED).parameters[name].parts == ()

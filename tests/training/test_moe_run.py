@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from megatron.audit.run import run_audit
 from megatron.initialize import initialize_megatron
 from megatron.model import moe
 from megatron.model.build import materialise
 from megatron.monitoring import read_metrics
 from megatron.neox_arguments.resolve import audit_config, coordinate_check_config, model_config, run_config
-from megatron.training.audit_run import run_audit
 from megatron.training.coord_check_run import CoordinateCheck
 from megatron.training.model_from_config import model_plan
 from megatron.training.trainer import Trainer
@@ -166,12 +166,15 @@ def audit(corpus, tmp_path, **changes):
 def test_audit_passes_models_with_experts(corpus, tmp_path, changes):
     result = audit(corpus, tmp_path, **{**WIDE, **changes})
     assert result.passed, [row for row in (*result.parameters, *result.factors) if not row.passed]
-    assert "router" in [row.name for row in result.factors]
+    assert "layers.0 router" in [row.name for row in result.factors]
 
 
 def test_audit_detects_a_router_without_its_multiplier(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(moe.Router, "forward", lambda self, x: F.linear(x, self.weight))
-    assert [row.name for row in audit(corpus, tmp_path, **MOE).factors if not row.passed] == ["router"]
+    assert [row.name for row in audit(corpus, tmp_path, **MOE).factors if not row.passed] == [
+        "layers.0 router",
+        "layers.1 router",
+    ]
 
 
 CHECK = {"coord_check": True, "coord_check_seeds": 3, "optimizer": {"type": "Adam", "params": {"lr": 3e-3}}}

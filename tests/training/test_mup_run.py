@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from megatron.audit.run import run_audit
 from megatron.errors import BaseShapeError, ConfigError
 from megatron.initialize import initialize_megatron
 from megatron.model import attention
 from megatron.neox_arguments.resolve import audit_config, coordinate_check_config, model_config, save_base_shapes_config
 from megatron.parametrization.base_shapes import canonical_name, load_base_shapes
-from megatron.training.audit_run import run_audit
 from megatron.training.coord_check_run import CoordinateCheck, run_coord_check
 from megatron.training.model_from_config import model_plan
 from megatron.training.save_base_shapes import run_save_base_shapes
@@ -259,21 +259,25 @@ def test_audit_detects_standard_attention(corpus, tmp_path, monkeypatch):
         lambda self, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
     )
     departing = [row.name for row in audit(corpus, tmp_path, num_attention_heads=1).factors if not row.passed]
-    assert departing == ["attention scale"]
+    assert departing == ["layers.0 attention scale", "layers.1 attention scale"]
 
 
 def test_audit_detects_a_lost_lr_mult_and_a_second_rescale(corpus, tmp_path, monkeypatch):
     from megatron.model import build
-    from megatron.training import audit_run
+    from megatron.parametrization import groups
+    from megatron.training import engine
 
-    def forget(*arguments, build_train_module=audit_run.build_train_module):
-        module = build_train_module(*arguments)
-        module.engine.optimizer.param_groups[2]["lr"] *= 4
-        return module
+    def forget(*arguments, **options):
+        made = groups.parameter_groups(*arguments, **options)
+        for group in made:
+            group["lr_mult"] = 1.0
+        return made
 
-    monkeypatch.setattr(audit_run, "build_train_module", forget)
+    monkeypatch.setattr(engine, "parameter_groups", forget)
+    monkeypatch.setattr(engine, "learning_rate_multipliers", lambda plans: None)
     rows = audit(corpus, tmp_path).parameters
-    assert {row.departures for row in rows if row.role == "hidden"} == {("lr",)} and any(row.passed for row in rows)
+    wrong = {row.role for row in rows if {"lr", "lr at last", "lr of the update at peak"} <= set(row.departures)}
+    assert wrong == {"hidden"} and any(row.passed for row in rows)
 
     def twice(parameters, *args, initialise=build.initialise):
         parameters = list(parameters)

@@ -127,13 +127,13 @@ class NeoXArgsMup:
     mup_weight_decay_mode: Literal["scaled", "constant", "independent"] = supported(
         "scaled",
         "scaled: lr x weight_decay does not depend on the width. constant: weight_decay is not scaled."
-        " independent: p -= weight_decay * p, without the factor lr.",
+        " independent: p -= weight_decay * (rate / peak rate) * p, which does not depend on the peak rate.",
         mup_only=True,
         transfer=must_match("the two models scale weight decay differently"),
     )
     mup_eps_scaling: bool = supported(
         True,
-        "Divide Adam's eps by the width multiplier for hidden matrices.",
+        "Divide Adam's eps by the width multiplier, as gradients fall. A vector uses the ratio of its own dimension.",
         mup_only=True,
         transfer=must_match("the two models scale Adam's eps differently"),
     )

@@ -152,14 +152,14 @@ def worker_config(args: NeoXArgs) -> WorkerConfig:
 
 
 def audit_config(args: NeoXArgs) -> AuditConfig:
-    args.require("lr")
     return AuditConfig(
         launch=launch_config(args),
         tokenizer=tokenizer_config(args),
         model=model_config(args),
         engine=_eager(engine_config(args)),
-        lr=known(args.lr),
+        schedule=schedule_config(args),
         seed=args.seed,
+        keys=args.to_dict(),
     )
 
 
