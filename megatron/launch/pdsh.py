@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import secrets
 import shlex
 import subprocess
@@ -20,6 +21,7 @@ from megatron.launch.workers import Place
 from megatron.neox_arguments.job_configs import DEFAULT_PORT, LauncherConfig
 
 _ROOT = Path(__file__).resolve().parents[2]
+_FAILURE = re.compile(rb"^pdsh@.*: ssh exited with exit code ([1-9]\d*)")  # pdsh itself waits for all hosts
 _TIMEOUT = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]
 
 
@@ -47,6 +49,7 @@ def pdsh_command(
         stop=[*_pdsh(hosts), _python("stop", run)],
         kill=[*_pdsh(hosts), _python("kill", run)],
         stacks=[*_pdsh(hosts), _python("stacks", run)],
+        failure=_FAILURE,
     )
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import IO
 
 from megatron.signals import (
     STACKS_SIGNAL,
@@ -24,6 +27,9 @@ from megatron.signals import (
 GRACE_SECONDS = 5.0
 """Time that the other processes have to end by themselves once one has failed."""
 
+REMOTE_GRACE_SECONDS = 15.0
+"""The same for other hosts, once a host has failed."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -31,7 +37,8 @@ class Command:
 
     passed_as: the signal that it takes for a request to stop, where it takes only one; None: any. stop: a command that
     passes the request on in its place, such as to processes on other hosts; kill: the same for an end at once; stacks:
-    the same for STACKS_SIGNAL.
+    the same for STACKS_SIGNAL. failure: matches a line of its errors that says that a part of it, such as a host, has
+    failed. Group 1 is the code.
     """
 
     name: str
@@ -41,6 +48,7 @@ class Command:
     stop: Sequence[str] | None = None
     kill: Sequence[str] | None = None
     stacks: Sequence[str] | None = None
+    failure: re.Pattern[bytes] | None = None
 
 
 def supervise(commands: Sequence[Command]) -> int:
@@ -71,6 +79,8 @@ class _Group:
         self._awaited = {*handled_signals(), STACKS_SIGNAL, signal.SIGCHLD}
         self._requests = Requests()
         self._deadline: float | None = None  # the others are killed then, once one has failed
+        self._part_code = 0  # of a part of a command that has failed, while the command waits for its other parts
+        self._readers: list[threading.Thread] = []
 
     def start(self, command: Command) -> None:
         """Start it in a session of its own: a signal to the group of this process comes only once, through here."""
@@ -79,9 +89,26 @@ class _Group:
             env={**os.environ, **command.environment},
             start_new_session=True,
             preexec_fn=self._prepare,
+            stderr=None if command.failure is None else subprocess.PIPE,
         )
+        if command.failure is not None:
+            assert process.stderr is not None
+            reader = threading.Thread(target=self._read, args=(process.stderr, command.failure), daemon=True)
+            self._readers.append(reader)
+            reader.start()
         process.returncode = 0  # `wait` reaps it, not the Popen object
         self.running[process.pid] = command
+
+    def _read(self, errors: IO[bytes], failure: re.Pattern[bytes]) -> None:
+        """Pass the errors of a command on. At the first failure, the rest of it has REMOTE_GRACE_SECONDS to end."""
+        for line in errors:
+            with contextlib.suppress(OSError):
+                sys.stderr.buffer.write(line)
+                sys.stderr.flush()
+            if (found := failure.search(line)) and self._deadline is None:
+                self._part_code = int(found[1])
+                self._deadline = time.monotonic() + REMOTE_GRACE_SECONDS
+                os.kill(self._parent, signal.SIGCHLD)  # ends the wait without a deadline
 
     def _prepare(self) -> None:
         """In the new process: take signals, also those that a shell's `&` ignores, and end with the launcher."""
@@ -100,6 +127,7 @@ class _Group:
             self._pass_on(signal.Signals(received.si_signo))
         self._reap()
         if self._deadline is not None and time.monotonic() >= self._deadline:
+            self.code = self.code or self._part_code
             self.kill()
 
     def _pass_on(self, number: signal.Signals) -> None:
@@ -138,8 +166,8 @@ class _Group:
             if not asked:
                 print(f"error: {command.name} was killed by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
             code = 128 - code
+        self.code = self.code or code
         if code and self._deadline is None:
-            self.code = self.code or code
             self._deadline = time.monotonic() + GRACE_SECONDS
             for other in self.running:
                 _send(other, signal.SIGTERM)
@@ -154,6 +182,8 @@ class _Group:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         self.running.clear()
+        for reader in self._readers:
+            reader.join(GRACE_SECONDS)
 
 
 def _send(pid: int, number: signal.Signals, group: bool = False) -> None:

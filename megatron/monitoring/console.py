@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -23,15 +25,24 @@ _FIELDS = {
 }
 
 
+class _Output(Console):
+    """Raises BrokenPipeError where nobody reads it; rich's own answer is to end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class ConsoleMonitor:
     """Prints plain lines, and on a terminal also a live line. Files and CI logs get only the plain lines.
+
+    The run outlives its output: once the terminal is closed or the reader of a pipe has ended, lines are dropped.
 
     total_steps: number of updates of the whole training, shown after the step.
     """
 
     def __init__(self, total_steps: int | None = None, console: Console | None = None) -> None:
         self.total_steps = total_steps
-        self.console = console or Console()
+        self.console = console or _Output()
         self._live: Live | None = None
         self._last: Record = {}
 
@@ -62,14 +73,26 @@ class ConsoleMonitor:
     def close(self) -> None:
         if self._live is not None:
             live, self._live = self._live, None
-            live.stop()
+            with self._writing():
+                live.stop()
 
     def _step(self, step: int | float | None) -> str:
         return f"step {step}/{self.total_steps}" if self.total_steps else f"step {step}"
 
     def _print(self, line: str) -> None:
-        self.console.print(Text(line), soft_wrap=True)
-        self.console.file.flush()
+        with self._writing():
+            self.console.print(Text(line), soft_wrap=True)
+            self.console.file.flush()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Send the output to the null device once it cannot be written."""
+        try:
+            yield
+        except OSError:  # also from now on, and at the end of the process, which writes what is left
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.console.file.fileno())
+            os.close(null)
 
 
 def format_record(record: Record) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -130,3 +131,43 @@ def test_scancel_of_a_job_of_deepy_saves(slurm, make_run):
     slurm.wait(job, "CANCELLED")
     run.wait_for_end()
     assert run.saved() >= 20
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGUSR1, 0), (signal.SIGINT, None), (signal.SIGTERM, 1), (signal.SIGHUP, 1)],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_signal_to_srun_itself(slurm, make_run, number, code):
+    """srun passes SIGUSR1 on. At SIGTERM and SIGHUP it kills its tasks; at one SIGINT it prints their state.
+
+    code: None where the run continues, 0 where it saves.
+    """
+    run = make_run(steps=ENDLESS, checkpoint_factor=10)
+    command = ["srun", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--kill-on-bad-exit=1"]
+    process = run.start(*command, "python", "-u", "train.py", str(run.file), **slurm.environment)
+    run.wait_for_steps(20, seconds=300)
+    [srun, *_] = run.find("srun ")
+    os.kill(srun, number)
+    if code is None:
+        run.wait_for_steps(run.steps() + 20)
+        os.kill(srun, signal.SIGUSR1)
+    ended = process.wait(timeout=120)
+    assert (ended == 0) == (code != 1), f"{ended}: {run.said()}"
+    run.wait_for_end()
+    if code == 1:
+        assert "stopped on request" not in run.said() and (run.folder / "ck" / "latest").exists()
+    else:
+        assert run.saved() >= 20
+
+
+def test_usr1_before_the_first_step_queues_the_job_again(slurm, make_run, references):
+    """There is nothing to save, and the work is not lost: the job starts again."""
+    run = make_run()
+    job = submit(slurm, run)
+    wait_until(lambda: run.find(r"\S*python\S* -u train\.py"), 120, run.said)
+    assert run.steps() == 0
+    slurm.run("scancel", "--batch", "--signal=USR1", str(job))
+    ended = slurm.wait(job, "COMPLETED", "FAILED", seconds=400)
+    assert (ended["Restarts"], ended["ExitCode"]) == ("1", "0:0"), run.said()
+    run.assert_trained_as(references)

@@ -140,6 +140,28 @@ def test_workers_end_with_a_launcher_that_is_killed(tmp_path):
     assert launch.words() == [["ready", "SIGTERM", "saved"], ["ready"]]
 
 
+# Says that a host has failed, as pdsh does, and ends by itself only after `seconds`.
+PARTS = """
+import re, sys
+from megatron.launch import supervisor
+supervisor.REMOTE_GRACE_SECONDS = 1.0
+seconds, mark = sys.argv[1:]
+script = f"echo 'pdsh@here: node2: ssh exited with exit code 7' >&2; sleep {seconds}; exit 9"
+failure = re.compile(rb"^pdsh@.*: ssh exited with exit code ([1-9]\\d*)")
+command = supervisor.Command("parts", ["sh", "-c", script], failure=failure, kill=["touch", mark])
+sys.exit(supervisor.supervise([command]))
+"""
+
+
+@pytest.mark.parametrize(("seconds", "code"), [("0", 9), ("100", 7)])
+def test_a_command_of_which_a_part_has_failed(tmp_path, seconds, code):
+    """It may end by itself, with its own code. After a time it is killed with all its parts."""
+    command = [sys.executable, "-c", PARTS, seconds, str(tmp_path / "killed")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == code and (tmp_path / "killed").exists() == (code == 7), done.stderr
+    assert done.stderr == "pdsh@here: node2: ssh exited with exit code 7\n"
+
+
 def test_the_first_process_of_a_container(tmp_path):
     """As process 1, which the kernel protects from signals without a handler."""
     unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import io
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,21 @@ def test_a_message_reaches_the_console():
     console = Console(file=io.StringIO(), width=200)
     MonitorGroup([Recorder(), ConsoleMonitor(console=console)]).say("saved x at step 3")
     assert console.file.getvalue() == "saved x at step 3\n"
+
+
+def test_a_run_outlives_the_reader_of_its_output(tmp_path):
+    """The lines are dropped, also one that is printed at the end, and the exit code is that of the run."""
+    script = (
+        "import sys, time; from megatron.monitoring.console import ConsoleMonitor; monitor = ConsoleMonitor()\n"
+        "monitor.say('first'); sys.stdin.read(); monitor.say('second'); monitor.say('third'); monitor.close()\n"
+        f"print('end'); open({str(tmp_path / 'done')!r}, 'w').close()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1, stderr=-1) as process:
+        assert process.stdout.readline() == b"first\n"
+        process.stdout.close()
+        process.stdin.close()
+        assert process.wait(timeout=60) == 0 and process.stderr.read() == b""
+    assert (tmp_path / "done").exists()
 
 
 def test_an_exception_in_the_training_closes_all_and_propagates():
