@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 
 from megatron.entry import run_script
-from muneox.commands.prepare_data import main
+from muneox.commands.prepare_data import main, train_tokenizer
+
+__all__ = ["main", "train_tokenizer"]
 
 if __name__ == "__main__":
     sys.exit(run_script(main))

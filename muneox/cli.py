@@ -28,6 +28,8 @@ COMMANDS = {
     "convert-hf-to-neox": "write a model of Hugging Face's transformers as a checkpoint",
     "convert-to-neox": "write a checkpoint in GPT-NeoX's format",
     "preprocess-data": "tokenize text into .bin and .idx files",
+    "merge-datasets": "merge .bin and .idx data sets of a folder into one",
+    "train-tokenizer": "train a byte-level BPE tokenizer on files of text",
 }
 
 

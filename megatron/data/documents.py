@@ -77,7 +77,7 @@ class DocumentReader:
         for path in self.files:
             before = self.bytes_read
             for document in self._read(path):
-                if any(text.strip() for text in document.values()):
+                if any(text and not text.isspace() for text in document.values()):
                     yield document
             self.bytes_read = before + path.stat().st_size
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,30 @@ from megatron.data.indexed_dataset import IndexedDatasetBuilder, best_fitting_dt
 from megatron.errors import DataError
 from megatron.processes import process_pool
 from megatron.tokenizer import Tokenizer, build_tokenizer
+from megatron.tokenizer.coverage import Coverage
+from megatron.tokenizer.long_text import token_ids
 
 _BATCH_CHARACTERS = 1 << 20
 _BATCH_DOCUMENTS = 1000
 
 Batch = list[dict[str, str]]
-Encoded = dict[str, tuple[np.ndarray, np.ndarray]]  # key -> tokens of all documents, number of tokens per document
+
+
+_LONG = 1 << 18  # characters of a text that is tokenized in pieces
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokens of a batch. tokens: by key, those of all documents, and their number in each document.
+
+    without_tokens: texts that gave no token. unknown: unknown tokens. dropped: how often each character without a token
+    occurs.
+    """
+
+    tokens: dict[str, tuple[np.ndarray, np.ndarray]]
+    without_tokens: int
+    unknown: int
+    dropped: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -40,11 +57,32 @@ class TokenizerSpec:
 
 @dataclass
 class EncodingStats:
-    """Progress of the encoding. text_bytes: UTF-8 bytes over all keys. tokens: with end-of-document tokens, by key."""
+    """Progress of the encoding. text_bytes: UTF-8 bytes over all keys. tokens: with end-of-document tokens, by key.
+
+    without_tokens, unknown, dropped: see `Encoded`.
+    """
 
     documents: int = 0
     text_bytes: int = 0
     tokens: dict[str, int] = field(default_factory=dict)
+    without_tokens: int = 0
+    unknown: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def losses(self) -> list[str]:
+        """One sentence for each kind of text that the tokens do not contain."""
+        sentences = []
+        if self.dropped:
+            named = ", ".join(f"{character!r} ({count:,})" for character, count in self.dropped.most_common(5))
+            sentences.append(
+                f"{self.dropped.total():,} characters have no token and are missing from the data: {named}"
+                + (f" and {len(self.dropped) - 5} others" if len(self.dropped) > 5 else "")
+            )
+        if self.unknown:
+            sentences.append(f"{self.unknown:,} tokens are the unknown token, because the vocabulary lacks their text")
+        if self.without_tokens:
+            sentences.append(f"{self.without_tokens:,} texts gave no token")
+        return sentences
 
 
 def encode_documents(
@@ -74,13 +112,17 @@ def encode_documents(
         if workers > 1:
             encoded = _encode_in_workers(_batches(documents), spec, eod, workers)
         else:
-            encoded = ((batch, _encode(tokenizer, batch, eod)) for batch in _batches(documents))
-        for batch, arrays in encoded:
-            for key, (tokens, sizes) in arrays.items():
+            coverage = Coverage(tokenizer)
+            encoded = ((batch, _encode(tokenizer, coverage, batch, eod)) for batch in _batches(documents))
+        for batch, result in encoded:
+            for key, (tokens, sizes) in result.tokens.items():
                 builders[key].add_documents(tokens, sizes)
                 stats.tokens[key] += tokens.size
             stats.documents += len(batch)
             stats.text_bytes += sum(len(text.encode()) for document in batch for text in document.values())
+            stats.without_tokens += result.without_tokens
+            stats.unknown += result.unknown
+            stats.dropped.update(result.dropped)
             on_batch(stats)
         if not stats.documents:
             raise DataError("the input contains no documents: nothing was written")
@@ -108,17 +150,28 @@ def _batches(documents: Iterable[dict[str, str]]) -> Iterator[Batch]:
         yield batch
 
 
-def _encode(tokenizer: Tokenizer, batch: Batch, eod: int | None) -> Encoded:
-    encoded: Encoded = {}
+def _encode(tokenizer: Tokenizer, coverage: Coverage, batch: Batch, eod: int | None) -> Encoded:
+    encoded = {}
+    without_tokens = unknown = 0
+    dropped: Counter[str] = Counter()
     for key in batch[0]:
-        ids = tokenizer.tokenize_batch([document[key] for document in batch])
-        if eod is not None:
-            for document_ids in ids:
-                document_ids.append(eod)
-        sizes = np.fromiter(map(len, ids), np.int64, len(ids))
-        tokens = np.fromiter(chain.from_iterable(ids), np.int32, int(sizes.sum()))
-        encoded[key] = (tokens, sizes)
-    return encoded
+        texts = [document[key] for document in batch]
+        ids = _token_ids(tokenizer, texts)
+        without_tokens += sum(
+            not len(found) and bool(text) and not text.isspace() for found, text in zip(ids, texts, strict=True)
+        )
+        dropped.update(coverage.dropped(texts))
+        end = np.array([] if eod is None else [eod], np.int32)
+        tokens = np.concatenate([part for found in ids for part in (found, end)])
+        unknown += 0 if tokenizer.unknown is None else int((tokens == tokenizer.unknown).sum())
+        encoded[key] = (tokens, np.fromiter((len(found) + end.size for found in ids), np.int64, len(ids)))
+    return Encoded(encoded, without_tokens, unknown, dropped)
+
+
+def _token_ids(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
+    """Tokens of each text. Tokenizes short texts together, and a long one in pieces."""
+    short = iter(tokenizer.tokenize_batch([text for text in texts if len(text) < _LONG]))
+    return [np.array(next(short), np.int32) if len(text) < _LONG else token_ids(tokenizer, text) for text in texts]
 
 
 _worker: dict[str, Any] = {}
@@ -126,11 +179,12 @@ _worker: dict[str, Any] = {}
 
 def _start_worker(spec: TokenizerSpec, eod: int | None) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes already run in parallel
-    _worker.update(tokenizer=spec.build(), eod=eod)
+    tokenizer = spec.build()
+    _worker.update(tokenizer=tokenizer, coverage=Coverage(tokenizer), eod=eod)
 
 
 def _encode_in_worker(batch: Batch) -> Encoded:
-    return _encode(_worker["tokenizer"], batch, _worker["eod"])
+    return _encode(_worker["tokenizer"], _worker["coverage"], batch, _worker["eod"])
 
 
 def _encode_in_workers(

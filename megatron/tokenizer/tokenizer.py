@@ -23,6 +23,16 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
+    def unknown(self) -> int | None:
+        """Id of the token that stands for text outside the vocabulary, or None."""
+        ...
+
+    @property
+    def drops_characters(self) -> bool:
+        """Whether a character can have no token at all."""
+        ...
+
+    @property
     def eod(self) -> int:
         """Id of the end-of-document token. Raises DataError if the vocabulary has none."""
         ...
@@ -43,6 +53,8 @@ class CharLevelTokenizer:
     vocab_size = 512
     eod = 0
     pad = 1
+    unknown = None
+    drops_characters = False
 
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode("utf-8", errors="replace"))
@@ -65,6 +77,7 @@ class HFTokenizer:
         if not vocab:
             raise DataError(f"vocab-file {source} contains an empty vocabulary")
         self.vocab_size = max(vocab.values()) + 1
+        self.unknown, self.drops_characters = _outside(tokenizer)
         self._eod: int | None = next((vocab[token] for token in _EOD_TOKENS if token in vocab), None)
 
     @property
@@ -95,6 +108,7 @@ class TransformersTokenizer:
     def __init__(self, tokenizer: Any, name: str, source: str, what: str = "check the name and the network") -> None:
         self.name, self._tokenizer = name, tokenizer
         self.vocab_size = len(tokenizer)
+        self.unknown, self.drops_characters = _outside(tokenizer.backend_tokenizer)
         if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens) - tokenizer.get_added_vocab().keys():
             raise DataError(f"vocab-file: {source} holds no tokens except special ones; {what}")
 
@@ -129,6 +143,8 @@ class SPMTokenizer:
     def __init__(self, processor: Any) -> None:
         self._processor = processor
         self.vocab_size = processor.get_piece_size()
+        self.unknown: int | None = processor.unk_id()
+        self.drops_characters = True  # its normalization can
         eod = processor.piece_to_id(_EOD_TOKENS[0])
         self._eod: int = processor.eos_id() if eod == processor.unk_id() else eod
 
@@ -159,6 +175,7 @@ class TiktokenTokenizer:
     def __init__(self, encoding: Any) -> None:
         self._encoding = encoding
         self.vocab_size = encoding.n_vocab
+        self.unknown, self.drops_characters = None, False  # every byte has a token
         self.eod = encoding.eot_token
 
     def tokenize(self, text: str) -> list[int]:
@@ -244,6 +261,17 @@ def _read(load: Callable[[], Any], key: str, path: str, what: str) -> Any:
         return load()
     except Exception as error:
         raise DataError(f"{key}: {path} is not {what}: {error}") from error
+
+
+def _outside(tokenizer: Any) -> tuple[int | None, bool]:
+    """Id of the unknown token of a tokenizer of the tokenizers library, and whether it can drop characters.
+
+    GPT-2's unknown token ends documents too, and its vocabulary never needs one. A vocabulary of whole words has no
+    token for most characters alone, so that they cannot be checked one by one.
+    """
+    name = getattr(tokenizer.model, "unk_token", None)
+    unknown = None if name is None or name in _EOD_TOKENS else tokenizer.token_to_id(name)
+    return unknown, type(tokenizer.model).__name__ == "BPE"
 
 
 def _char_level(vocab_file: object, merge_file: object) -> Tokenizer:

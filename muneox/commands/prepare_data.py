@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from megatron.data.indexed_dataset import IndexedDataset
 from megatron.errors import ConfigError, DataError
 from megatron.files import open_regular, put_in_place, read_json
 from megatron.tokenizer import TOKENIZER_TYPES
+from megatron.tokenizer.train_tokenizer import train_tokenizer
 
 _FORMAT = 1  # of corpus.json and the files written: raise it to have old corpora prepared again
 _TOKENIZER_TRAINING_BYTES = 10_000_000  # more text does not change the merges of a few thousand tokens
@@ -69,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1234, help="seed of the order of documents")
     parser.add_argument("--workers", type=int, default=1, help="number of tokenizer processes")
     parser.add_argument("--force", action="store_true", help="prepare the corpus again even if it is up to date")
+    parser.add_argument("-f", "--force-redownload", action="store_true", help="download again, and prepare again")
     return parser
 
 
@@ -147,10 +150,12 @@ def prepare(source: Source, folder: Path, request: dict[str, Any], workers: int)
             if request["trained_vocab_size"]:
                 vocab_file = str(draft / "tokenizer.json")
                 train = texts[: split_documents(request["split"], len(texts))[1]] or texts
-                train_tokenizer(train, request["trained_vocab_size"], Path(vocab_file))
+                train_tokenizer(for_training(train), request["trained_vocab_size"], Path(vocab_file))
             spec = TokenizerSpec(request["tokenizer_type"], vocab_file, request["merge_file"])
             documents = ({"text": text} for text in texts)
-            encode_documents(documents, {"text": draft / prefix}, spec, append_eod=whole, workers=workers)
+            stats = encode_documents(documents, {"text": draft / prefix}, spec, append_eod=whole, workers=workers)
+            for loss in stats.losses():
+                print(f"warning: {loss}", file=sys.stderr)
             facts = {"request": request, "append_eod": whole, "vocab_size": spec.build().vocab_size}
             facts |= measure(IndexedDataset(draft / prefix), texts, request["split"])
             written = sorted(draft.iterdir())
@@ -164,23 +169,10 @@ def prepare(source: Source, folder: Path, request: dict[str, Any], workers: int)
     return facts
 
 
-def train_tokenizer(texts: Sequence[str], vocab_size: int, path: Path) -> None:
-    """Train a byte-level BPE tokenizer on the first ten million characters of the (shuffled) texts and save it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>", "<|padding|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+def for_training(texts: Sequence[str]) -> Sequence[str]:
+    """The first ten million characters of the (shuffled) texts, in whole texts."""
     ends = np.cumsum([len(text) for text in texts])
-    enough = int(np.searchsorted(ends, _TOKENIZER_TRAINING_BYTES)) + 1
-    tokenizer.train_from_iterator(texts[:enough], trainer)
-    tokenizer.save(str(path))
+    return texts[: int(np.searchsorted(ends, _TOKENIZER_TRAINING_BYTES)) + 1]
 
 
 def measure(indexed: IndexedDataset, texts: Sequence[str], split: str) -> dict[str, Any]:

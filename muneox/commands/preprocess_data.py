@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--ftfy", action="store_true", help="fix mojibake with the ftfy library")
     tokenizer = parser.add_argument_group("tokenizer")
     tokenizer.add_argument("--tokenizer-type", required=True, choices=list(TOKENIZER_TYPES))
-    tokenizer.add_argument("--vocab-file")
+    tokenizer.add_argument("--vocab-file", "--vocab")
     tokenizer.add_argument("--merge-file")
     tokenizer.add_argument(
         "--append-eod", action="store_true", help="end every document with the end-of-document token"
@@ -131,6 +132,8 @@ def main(input_args: Sequence[str] | None = None) -> EncodingStats:
             documents, prefixes, spec, append_eod=args.append_eod, workers=args.workers, on_batch=on_batch
         )
     print(describe(stats, time.monotonic() - started))
+    for loss in stats.losses():
+        print(f"warning: {loss}", file=sys.stderr)
     if reader.skipped:
         print(f"skipped {reader.skipped} bad lines")
     for prefix in prefixes.values():

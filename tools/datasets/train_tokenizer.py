@@ -1,0 +1,10 @@
+"""Train a byte-level BPE tokenizer. The same as `muneox train-tokenizer`."""
+
+import sys
+
+if __name__ == "__main__":
+    try:
+        from muneox.cli import run_tool
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {sys.executable} has no package {error.name}: run `make setup` and use .venv/bin/python")
+    sys.exit(run_tool("muneox.commands.train_tokenizer"))
