@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 from megatron.entry import run_script
-from muneox.commands.prepare_data import main, train_tokenizer
+from megatron.tokenizer.train_tokenizer import train_tokenizer
+from muneox.commands.prepare_data import main
 
 __all__ = ["main", "train_tokenizer"]
 

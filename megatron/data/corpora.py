@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import shutil
 import sysconfig
-import tempfile
 import tokenize
-import urllib.error
-import urllib.request
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +13,9 @@ from random import Random
 from typing import Any
 
 from megatron.data.documents import COMPRESSED, DocumentReader, find_files
-from megatron.errors import ConfigError, DataError
-from megatron.files import put_in_place
+from megatron.data.downloads import fetch, known
+from megatron.errors import DataError
 
-DOWNLOADS = {
-    "enwik8": "http://mattmahoney.net/dc/enwik8.zip",
-    "text8": "http://mattmahoney.net/dc/text8.zip",
-    "tinyshakespeare": "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-}
 # Fewer documents are cut into pieces: `split` divides by documents, and 0.1 % of them should be at least one.
 MIN_DOCUMENTS = 500
 _PIECES, _MIN_PIECE = 1000, 1024
@@ -153,39 +143,10 @@ def _is_binary(file: Path) -> bool:
         return b"\0" in stream.read(8192)
 
 
-def named_download(name: str, folder: Path) -> Source:
-    """A well-known corpus, downloaded to `folder` unless it is there. Raises DataError without a network."""
-    if name not in DOWNLOADS:
-        raise ConfigError(
-            f"unknown data set {name!r}; expected one of {', '.join(DOWNLOADS)}; use --input for your own text, "
-            "and no name for the default corpus"
-        )
-    file = folder / f"{name}.txt"
-    if not file.is_file():
-        _download(DOWNLOADS[name], file)
-    return Source(name, DOWNLOADS[name], [file], folder, shuffle=False)
-
-
-def _download(url: str, target: Path) -> None:
-    """Download `url`, unpack it if it is a zip of one file, and then move it to `target`."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
-            fetched, unpacked = Path(folder, "fetched"), Path(folder, "unpacked")
-            with urllib.request.urlopen(url, timeout=30) as response, open(fetched, "wb") as out:
-                shutil.copyfileobj(response, out)
-            if url.endswith(".zip"):
-                with zipfile.ZipFile(fetched) as archive, archive.open(archive.namelist()[0]) as member:
-                    with open(unpacked, "wb") as out:
-                        shutil.copyfileobj(member, out)
-                fetched = unpacked
-            put_in_place(fetched, target)
-    except (urllib.error.URLError, OSError, zipfile.BadZipFile, EOFError) as error:
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise DataError(
-            f"cannot download {url} ({reason}): put its text at {target}, "
-            "or use the default corpus, which needs no network: `python prepare_data.py`"
-        ) from error
+def downloaded_text(name: str, data_dir: Path, again: bool = False) -> Source:
+    """A plain text of DOWNLOADS, downloaded to its folder unless it is there. Raises DataError without a network."""
+    data_set = known(name)
+    return Source(name, data_set.urls[0], fetch(data_set, data_dir, again), data_dir / data_set.folder, shuffle=False)
 
 
 def read_documents(source: Source, seed: int) -> tuple[list[str], bool]:

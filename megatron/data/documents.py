@@ -1,10 +1,11 @@
-"""Read documents from files and folders: plain text, .jsonl and .json, also compressed as .zst or .gz."""
+"""Read documents from files and folders: plain text, .jsonl and .json, also compressed as .zst or .gz, and in .tar."""
 
 from __future__ import annotations
 
 import codecs
 import gzip
 import io
+import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from megatron.optional import import_optional
 
 TextSplit = Literal["file", "paragraph", "line"]
 _JSON_LINES = (".jsonl", ".ndjson")
-COMPRESSED = (".zst", ".gz")
+_ARCHIVES = (".tar", ".tgz")
+COMPRESSED = (".zst", ".gz", ".tgz")
 
 
 def find_files(inputs: Sequence[str | Path]) -> list[Path]:
@@ -82,20 +84,38 @@ class DocumentReader:
             self.bytes_read = before + path.stat().st_size
 
     def _read(self, path: Path) -> Iterator[dict[str, str]]:
-        kind = _suffix(path)
         try:
             with open(path, "rb") as raw, _decompressed(raw, path) as stream:
-                if kind in _JSON_LINES:
-                    yield from self._json_lines(path, raw, stream)
-                elif kind == ".json":
-                    yield from self._json(path, stream)
-                else:
-                    yield from self._text(path, raw, stream)
+                yield from self._stream(path, raw, stream)
         except UnicodeDecodeError as error:
             where = f" at byte {error.start}" if self.text_split == "file" else ""
             raise DataError(f"{path} is not UTF-8 text: {error.reason}{where}") from error
-        except (OSError, EOFError, zlib.error) as error:
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
             raise DataError(f"{path}: cannot read: {getattr(error, 'strerror', None) or error}") from error
+
+    def _stream(self, path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[dict[str, str]]:
+        kind = _suffix(path)
+        if kind in _JSON_LINES:
+            yield from self._json_lines(path, raw, stream)
+        elif kind == ".json":
+            yield from self._json(path, stream)
+        elif kind in _ARCHIVES:
+            yield from self._archive(path, raw, stream)
+        else:
+            yield from self._text(path, raw, stream)
+
+    def _archive(self, path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[dict[str, str]]:
+        """Documents of the files of a tar archive, in their order, without unpacking it."""
+        before, checked = self.bytes_read, _TarStream(stream)
+        with tarfile.open(fileobj=checked, mode="r|") as archive:
+            for entry in archive:
+                name = path / entry.name
+                member = archive.extractfile(entry) if entry.isfile() and not name.name.startswith(".") else None
+                if member is not None:
+                    self.bytes_read = before
+                    with member, _decompressed(member, name) as content:
+                        yield from self._stream(name, raw, content)
+        checked.check_end()
 
     def _json_lines(self, path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[dict[str, str]]:
         before = self.bytes_read
@@ -164,19 +184,38 @@ def _encodable(text: str) -> str:
 
 def _suffix(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED:
+    if suffixes and suffixes[-1] in (".zst", ".gz"):
         suffixes.pop()
     return suffixes[-1] if suffixes else ""
 
 
 def _decompressed(raw: IO[bytes], path: Path) -> IO[bytes]:
     suffix = path.suffix.lower()
-    if suffix == ".gz":
+    if suffix in (".gz", ".tgz"):
         return gzip.open(raw)  # type: ignore[return-value]
     if suffix != ".zst":
         return raw
     zstandard = import_optional("zstandard", None, f"{path}: reading .zst", DataError)
     return io.BufferedReader(_ZstdFrames(raw, zstandard), buffer_size=1 << 20)
+
+
+class _TarStream(io.RawIOBase):
+    """Reads a tar archive and checks its end. The standard library takes a truncated archive for a whole one."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._last = stream, b""
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self._last = (self._last + data)[-tarfile.BLOCKSIZE :]
+        return data
+
+    def check_end(self) -> None:
+        """Read the rest. Raises EOFError unless the archive ends with a block of zeros, as every tar archive does."""
+        while self.read(1 << 16):
+            pass
+        if self._last != bytes(tarfile.BLOCKSIZE):
+            raise EOFError("corrupt or truncated tar archive: it has no end mark")
 
 
 class _ZstdFrames(io.RawIOBase):

@@ -3,7 +3,8 @@
     python prepare_data.py                      the source text of sympy, which torch needs: no download
     python prepare_data.py --standard-library   the source text of the running Python's standard library
     python prepare_data.py --input FILE|FOLDER  your own text
-    python prepare_data.py enwik8 -d data       a named download
+    python prepare_data.py enwik8 -t bpe        a named download, with a tokenizer trained on it
+    python prepare_data.py -d ./data            GPT-NeoX's command: enwik8 with GPT-2's tokenizer, both downloaded
 
 The default text is the same on every machine: one version of sympy (26 MB, with its tests). Its size and SHA-256 are
 checked and recorded in corpus.json. The text of the standard library depends on the running Python.
@@ -25,43 +26,47 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron.data.corpora import (
-    DOWNLOADS,
     Source,
+    downloaded_text,
     installed_text,
     local_text,
-    named_download,
     read_documents,
     standard_library,
 )
 from megatron.data.data_utils import SPLITS, split_documents
+from megatron.data.documents import DocumentReader
+from megatron.data.downloads import DEFAULT, DOWNLOADS, Download, fetch, fetch_gpt2_tokenizer, known
 from megatron.data.encoding import TokenizerSpec, encode_documents
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.errors import ConfigError, DataError
 from megatron.files import open_regular, put_in_place, read_json
-from megatron.tokenizer import TOKENIZER_TYPES
+from megatron.tokenizer import TOKENIZER_TYPES, build_tokenizer
 from megatron.tokenizer.train_tokenizer import train_tokenizer
 
 _FORMAT = 1  # of corpus.json and the files written: raise it to have old corpora prepared again
+_KINDS = {"bpe": "HFTokenizer", "byte": "CharLevelTokenizer"}
 _TOKENIZER_TRAINING_BYTES = 10_000_000  # more text does not change the merges of a few thousand tokens
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Parser of the command line. -d, -t, -v and -m are GPT-NeoX's."""
     parser = argparse.ArgumentParser(description="Prepare a corpus to train on.", allow_abbrev=False)
-    parser.add_argument("dataset", nargs="?", help=f"{', '.join(DOWNLOADS)} (default: sympy's source text)")
+    parser.add_argument(
+        "dataset", nargs="?", help=f"{', '.join(DOWNLOADS)} (default: sympy's source text; with -d {DEFAULT})"
+    )
     parser.add_argument("--input", nargs="+", help="your own text files and folders")
     parser.add_argument(
         "--standard-library", action="store_true", help="use the source text of this Python's standard library"
     )
-    parser.add_argument("-d", "--data-dir", default="data", help="folder of corpora (default: %(default)s)")
+    parser.add_argument("-d", "--data-dir", help="folder of corpora (default: data)")
     parser.add_argument(
         "--output-dir", help="folder of this corpus (default: <data-dir>/corpus, or /<name of a download>)"
     )
     parser.add_argument(
         "-t",
         "--tokenizer",
-        default="bpe",
-        help="bpe: trained on the corpus; byte; or a tokenizer-type, with -v and -m",
+        help="bpe: trained on the corpus (default); byte; or a tokenizer-type, with -v and -m. The default of "
+        "GPT-NeoX's data sets is GPT2BPETokenizer, with gpt2-vocab.json and gpt2-merges.txt of -d",
     )
     # 2048 suits hidden sizes of 64 to 256: 4096 gives 12 % more bytes per token and doubles the cost of the readout.
     parser.add_argument("--vocab-size", type=int, default=2048, help="of the bpe tokenizer (default: %(default)s)")
@@ -77,11 +82,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(input_args: Sequence[str] | None = None) -> dict[str, Any]:
     """Prepare a corpus unless it is up to date. Returns the content of corpus.json. Raises UserError."""
-    args = build_parser().parse_args(input_args)
+    args = _complete(build_parser().parse_args(input_args))
+    data_set = known(args.dataset) if args.dataset else None
+    if args.tokenizer == "GPT2BPETokenizer" and data_set and not (args.vocab_file or args.merge_file):
+        args.vocab_file, args.merge_file = map(str, fetch_gpt2_tokenizer(args.data_dir, args.force_redownload))
+    if data_set and not data_set.text:
+        return prepare_documents(data_set, args)
     source = _source(args)
-    folder = Path(args.output_dir or Path(args.data_dir) / source.name)
+    folder = Path(args.output_dir or args.data_dir / source.name)
     request = _request(args, source)
-    facts = None if args.force else up_to_date(folder, request)
+    facts = None if args.force or args.force_redownload else up_to_date(folder, request)
     if facts is None:
         facts = prepare(source, folder, request, args.workers)
     else:
@@ -90,28 +100,46 @@ def main(input_args: Sequence[str] | None = None) -> dict[str, Any]:
     return facts
 
 
-def _source(args: argparse.Namespace) -> Source:
+def _complete(args: argparse.Namespace) -> argparse.Namespace:
+    """Set what depends on other options. Refuses bad options before any work, with ConfigError."""
     if args.dataset and args.input:
         raise ConfigError(f"give a data set ({args.dataset}) or --input, not both")
     if args.standard_library and (args.dataset or args.input):
         raise ConfigError("--standard-library cannot be combined with a data set or --input: remove one of them")
+    if args.data_dir and not (args.dataset or args.input or args.standard_library):
+        args.dataset = DEFAULT
+    args.data_dir = Path(args.data_dir or "data")
+    large = args.dataset and not known(args.dataset).text
+    if args.tokenizer is None:
+        of_neox = args.dataset and (large or args.dataset == DEFAULT)
+        args.tokenizer = "GPT2BPETokenizer" if of_neox else "bpe"
+    if args.tokenizer not in (*_KINDS, *TOKENIZER_TYPES):
+        raise ConfigError(f"--tokenizer: {args.tokenizer!r} is not bpe, byte, or one of {', '.join(TOKENIZER_TYPES)}")
+    if large and args.tokenizer == "bpe":
+        raise ConfigError(
+            f"--tokenizer: {args.dataset} is too large to train a tokenizer here; train one on a part of it with "
+            "tools/datasets/train_tokenizer.py, and use -t HFTokenizer -v tokenizer.json"
+        )
+    if args.tokenizer == "bpe" and not 258 <= args.vocab_size <= 1_000_000:
+        raise ConfigError(f"--vocab-size must be at least 258 (bytes and two special tokens), not {args.vocab_size}")
+    if args.workers < 1:
+        raise ConfigError(f"--workers must be at least 1, not {args.workers}")
+    split_documents(args.split, 1000)
+    if args.tokenizer not in (*_KINDS, "GPT2BPETokenizer") or args.vocab_file:
+        build_tokenizer(_KINDS.get(args.tokenizer, args.tokenizer), args.vocab_file, args.merge_file)
+    return args
+
+
+def _source(args: argparse.Namespace) -> Source:
     if args.input:
         return local_text(args.input)
     if args.dataset:
-        return named_download(args.dataset, Path(args.data_dir) / args.dataset)
+        return downloaded_text(args.dataset, args.data_dir, args.force_redownload)
     return standard_library() if args.standard_library else installed_text()
 
 
 def _request(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     """Everything that the result depends on."""
-    kinds = {"bpe": "HFTokenizer", "byte": "CharLevelTokenizer"}
-    if args.tokenizer not in (*kinds, *TOKENIZER_TYPES):
-        raise ConfigError(f"--tokenizer: {args.tokenizer!r} is not bpe, byte, or one of {', '.join(TOKENIZER_TYPES)}")
-    if args.tokenizer == "bpe" and not 258 <= args.vocab_size <= 1_000_000:
-        raise ConfigError(f"--vocab-size must be at least 258 (bytes and two special tokens), not {args.vocab_size}")
-    if args.workers < 1:
-        raise ConfigError(f"--workers must be at least 1, not {args.workers}")
-    split_documents(args.split, 1000)  # refuses a bad --split before any work
     return {
         "format": _FORMAT,
         "source": source.description,
@@ -119,13 +147,27 @@ def _request(args: argparse.Namespace, source: Source) -> dict[str, Any]:
         "fingerprint": source.fingerprint(),
         "prefix": "text_document" if source.name == "corpus" else f"{source.name}_text_document",
         "trained_vocab_size": args.vocab_size if args.tokenizer == "bpe" else None,
-        "tokenizer_type": kinds.get(args.tokenizer, args.tokenizer),
+        "tokenizer_type": _KINDS.get(args.tokenizer, args.tokenizer),
         "vocab_file": args.vocab_file,
         "vocab_sha256": _sha256(Path(args.vocab_file)) if Path(args.vocab_file or "").is_file() else None,
         "merge_file": args.merge_file,
         "split": args.split,
         "seed": args.seed,
     }
+
+
+def prepare_documents(data_set: Download, args: argparse.Namespace) -> dict[str, Any]:
+    """Download and tokenize a large data set of documents, without holding it in memory."""
+    files = fetch(data_set, args.data_dir, args.force_redownload)
+    prefix = Path(args.output_dir or args.data_dir / data_set.folder) / f"{data_set.folder}_text_document"
+    kind = _KINDS.get(args.tokenizer, args.tokenizer)
+    spec = TokenizerSpec(kind, args.vocab_file, args.merge_file)
+    stats = encode_documents(DocumentReader(files), {"text": prefix}, spec, append_eod=True, workers=args.workers)
+    for loss in stats.losses():
+        print(f"warning: {loss}", file=sys.stderr)
+    print(f"{stats.documents:,} documents, {stats.tokens['text']:,} tokens")
+    _print_keys(prefix, kind, args.vocab_file, args.merge_file)
+    return {"documents": stats.documents, "bytes": stats.text_bytes, "tokens": stats.tokens["text"]}
 
 
 def up_to_date(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
@@ -230,8 +272,12 @@ def summarize(facts: dict[str, Any], folder: Path) -> None:
             f"{entropy['nats_per_byte']:.4f} nats/byte",
             highlight=False,
         )
-    keys = {"data-path": str(folder / request["prefix"]), "tokenizer-type": request["tokenizer_type"]}
     vocab_file = str(folder / "tokenizer.json") if request["trained_vocab_size"] else request["vocab_file"]
+    _print_keys(folder / request["prefix"], request["tokenizer_type"], vocab_file, request["merge_file"])
+
+
+def _print_keys(prefix: Path, kind: str, vocab_file: str | None, merge_file: str | None) -> None:
+    keys = {"data-path": str(prefix), "tokenizer-type": kind}
     keys |= {"vocab-file": vocab_file} if vocab_file else {}
-    keys |= {"merge-file": request["merge_file"]} if request["merge_file"] else {}
+    keys |= {"merge-file": merge_file} if merge_file else {}
     print("train on it with " + ", ".join(f"{key}: {value}" for key, value in keys.items()))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import tarfile
 
 import pytest
 import zstandard
@@ -32,6 +34,28 @@ FORMATS = {
     "frames.jsonl.zst": b"".join(zstandard.compress(json_lines([text])) for text in TEXTS),
     "x.json.zst": zstandard.compress(json.dumps([{"text": text} for text in TEXTS]).encode()),
     "blank.jsonl": b"\n" + json_lines() + b"\n\n",
+}
+
+
+def archive(mode):
+    """A tar file of a compressed file, a folder and a hidden file."""
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode=mode) as file:
+        for name, content in (("a/.hidden", b"no text"), ("a/x.jsonl.zst", FORMATS["x.jsonl.zst"])):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            file.addfile(entry, io.BytesIO(content))
+        folder = tarfile.TarInfo("b")
+        folder.type = tarfile.DIRTYPE
+        file.addfile(folder)
+    return written.getvalue()
+
+
+FORMATS |= {
+    "x.tar": archive("w"),
+    "x.jsonl.zst.tar": archive("w"),
+    "x.tar.gz": archive("w:gz"),
+    "x.tgz": archive("w:gz"),
 }
 
 
@@ -114,6 +138,8 @@ BAD = {
     "between.jsonl.zst": (FORMATS["frames.jsonl.zst"] + b"garbage", r"between\.jsonl\.zst: .*corrupt"),
     "noise.jsonl.zst": (b"no zstd at all", r"noise\.jsonl\.zst: .*corrupt"),
     "cut.jsonl.gz": (FORMATS["x.jsonl.gz"][:-5], r"cut\.jsonl\.gz: cannot read"),
+    "cut.tar": (FORMATS["x.tar"][:1100], r"cut\.tar: cannot read: .*truncated"),
+    "noise.tar.gz": (gzip.compress(b"no archive" * 100), r"noise\.tar\.gz: cannot read"),
     "noise.txt.gz": (b"no gzip", r"noise\.txt\.gz: cannot read"),
 }
 

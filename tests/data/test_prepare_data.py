@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import io
 import json
 import math
 import os
 import sysconfig
+import tarfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -16,9 +18,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import models, pre_tokenizers, trainers
 
 from megatron.data import corpora
 from megatron.data.data_utils import build_train_valid_test_datasets, split_documents
+from megatron.data.downloads import DOWNLOADS
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.errors import ConfigError, DataError
 from megatron.tokenizer import build_tokenizer
@@ -267,7 +272,7 @@ def test_named_download(tmp_path, prepare, monkeypatch):
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("enwik8", text)
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: open(archive, "rb"))
-    facts = prepare("enwik8")
+    facts = prepare("enwik8", "-t", "bpe")
     folder = tmp_path / "data" / "enwik8"
     assert "".join(decoded(folder, "enwik8_text_document")) == text, "in the original order"
     assert facts["request"]["prefix"] == "enwik8_text_document"
@@ -284,15 +289,81 @@ def test_a_download_without_a_network_names_the_way_out(tmp_path, prepare, monke
     assert not [path for path in Path(tmp_path).rglob("*") if path.is_file()]
 
 
+@pytest.fixture
+def network(tmp_path, monkeypatch):
+    """Stands for the network: the content of each file by the end of its address. Records what is asked for."""
+    tokenizer = RustTokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(["some text of pages"], trainer)
+    tokenizer.model.save(str(tmp_path), "net")
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("enwik8", "".join(f"<page>{i} of the encyclopedia</page>\n" for i in range(5000)))
+    lines = b'{"text": "one document"}\n{"text": "another document"}\n'
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w:gz") as file:
+        entry = tarfile.TarInfo("hn/part.jsonl")
+        entry.size = len(lines)
+        file.addfile(entry, io.BytesIO(lines))
+    content = {
+        "gpt2-vocab.json": (tmp_path / "net-vocab.json").read_bytes(),
+        "gpt2-merges.txt": (tmp_path / "net-merges.txt").read_bytes(),
+        "enwik8.zip": archive.getvalue(),
+        "hn.tar.gz": tar.getvalue(),
+    }
+    asked = []
+
+    def urlopen(url, timeout):
+        asked.append(url.rpartition("/")[2])
+        return io.BytesIO(content[asked[-1]])
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    return asked
+
+
+def test_gpt_neox_command_writes_where_its_local_setup_looks(tmp_path, network):
+    data = tmp_path / "data"
+    main(["-d", str(data)])
+    tokenizer = build_tokenizer("GPT2BPETokenizer", data / "gpt2-vocab.json", data / "gpt2-merges.txt")
+    indexed = IndexedDataset(data / "enwik8" / "enwik8_text_document")
+    text = "".join(tokenizer.detokenize(indexed[i].tolist()) for i in range(len(indexed)))
+    assert text == "".join(f"<page>{i} of the encyclopedia</page>\n" for i in range(5000))
+    assert network == ["gpt2-vocab.json", "gpt2-merges.txt", "enwik8.zip"]
+    main(["-d", str(data)])
+    assert len(network) == 3, "what is there is not downloaded again"
+    main(["-d", str(data), "-f"])
+    assert len(network) == 6
+
+
+def test_a_large_data_set_is_read_from_its_archive(tmp_path, network, capsys):
+    facts = main(["hackernews", "-d", str(tmp_path / "data"), "-t", "CharLevelTokenizer"])
+    indexed = IndexedDataset(tmp_path / "data" / "hackernews" / "hackernews_text_document")
+    assert [bytes(indexed[i].tolist()) for i in range(len(indexed))] == [b"one document\0", b"another document\0"]
+    assert facts["documents"] == 2 and network == ["hn.tar.gz"] and "2 documents" in capsys.readouterr().out
+
+
+def test_gpt_neox_data_sets_have_their_names_and_folders():
+    """Names, and the folders that differ from them, of tools/datasets/corpora.py of GPT-NeoX."""
+    names = "enron pile_subset pile github arxiv europarl freelaw nih pubmed books1 books3 hackernews openwebtext2"
+    names += " stackexchange ubuntu_irc youtube_subtitles c4 c4_openwebtext enwik8"
+    assert set(names.split()) <= set(DOWNLOADS)
+    assert {n: d.folder for n, d in DOWNLOADS.items() if d.folder != n} == {"pile_subset": "pile_00"}
+    assert [len(DOWNLOADS[name].urls) for name in ("pile", "c4", "c4_openwebtext")] == [30, 1024, 512]
+    assert DOWNLOADS["c4"].urls[7].endswith("c4-train.00007-of-01024.json.gz")
+
+
 @pytest.mark.parametrize(
     "flags, error, message",
     [
+        (["pile", "-t", "bpe"], ConfigError, "pile is too large to train a tokenizer here"),
         (["enwik9"], ConfigError, "unknown data set 'enwik9'; expected one of enwik8"),
         (["enwik8", "--input", "x"], ConfigError, "not both"),
         (["enwik8", "--standard-library"], ConfigError, "--standard-library cannot be combined"),
         (["--input", "nowhere"], DataError, "nowhere does not exist"),
         (["--tokenizer", "wordpiece"], ConfigError, "--tokenizer: 'wordpiece'"),
-        (["--vocab-size", "100"], ConfigError, "--vocab-size"),
+        (["-t", "bpe", "--vocab-size", "100"], ConfigError, "--vocab-size"),
         (["--split", "a"], ConfigError, "split"),
         (["--workers", "0"], ConfigError, "--workers"),
         (["-t", "HFTokenizer", "-v", "nowhere.json"], DataError, "vocab-file: nowhere.json does not exist"),
