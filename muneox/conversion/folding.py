@@ -9,11 +9,12 @@ from torch import Tensor
 from megatron.architecture import Widths
 from megatron.model.config import GPTConfig
 from megatron.parametrization.widths import ForwardFactors
+from mup.rules import attention_scale
 
 
 def plain_factors(widths: Widths) -> ForwardFactors:
     """Factors of an ordinary Transformer: 1, and 1/sqrt(head dimension) for the attention scores."""
-    return ForwardFactors(embedding=1.0, attention=widths.head_dim**-0.5, logits=1.0, residual=1.0)
+    return ForwardFactors(1.0, attention_scale(widths.head_dim, widths.head_dim), 1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

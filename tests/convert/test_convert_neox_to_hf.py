@@ -145,6 +145,7 @@ def test_the_checkpoint_of_a_run(family, tmp_path, capsys):
     assert tokenizer.eos_token_id == theirs.config.eos_token_id == VOCAB - 1
     said = capsys.readouterr().out
     assert CLASSES[family] in said and f"{sum(p.numel() for p in theirs.parameters()):,} parameters" in said
+    assert "folded" not in said  # without muP there is nothing to fold
 
 
 @pytest.mark.slow
