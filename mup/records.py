@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -101,6 +101,8 @@ class Coordinates:
     outputs(module): whether a module maps a width to a finite dimension. The output of such a module, and of the
         whole model, is allowed to vanish at init as the width grows (Tensor Programs V, arXiv:2203.03466,
         Appendix D.1). Its records have may_vanish set.
+    shrinks: kinds that are allowed to vanish at every step: outputs of random weights from a width to a finite
+        dimension, for example of a tied readout. They also multiply every change below them, and this part shrinks.
     pool: for a model spread over processes, merges their tables by adding the sums and numbers of equal kinds.
     """
 
@@ -113,11 +115,12 @@ class Coordinates:
         kind: Callable[[str], str] = str,
         extra: Extra | None = None,
         outputs: Callable[[nn.Module], bool] = is_output,
+        shrinks: Container[str] = (),
         pool: Callable[[Sizes], Sizes] | None = None,
     ) -> None:
         self.model, self.run, self.keep = model, run, keep
         self.kind, self.extra, self.outputs = kind, extra, outputs
-        self.pool = pool
+        self.shrinks, self.pool = shrinks, pool
         self._initial: dict[str, Tensor] = {}
         self._of_outputs: set[str] = set()
 
@@ -136,7 +139,8 @@ class Coordinates:
                 size = float(x.abs().mean() if first else (x - start).square().mean())
                 kind = self.kind(name)
                 total, number, _ = sizes.get(kind, (0.0, 0, False))
-                sizes[kind] = (total + size, number + 1, first and kind in self._of_outputs)
+                vanishing = kind in self.shrinks or (first and kind in self._of_outputs)
+                sizes[kind] = (total + size, number + 1, vanishing)
         sizes = sizes if self.pool is None else self.pool(sizes)
         statistic, power = ("mean_abs", 1.0) if first else ("rms_delta", 0.5)
         return [

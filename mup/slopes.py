@@ -17,6 +17,8 @@ from mup.records import FDICT
 
 __all__ = ["Row", "Thresholds", "Verdict", "verdict"]
 
+CHANGE = "rms_delta"  # the statistic of changes in training, of mup.records
+
 # Query times key before the softmax can shrink as the width grows (Tensor Programs V, Appendix D.1). No parameter
 # could declare this, so attention logits are recognised by name.
 ATTENTION_LOGITS = re.compile(r"(attn|attention)[._]?(logits|scores)|(^|\.)(scores|attn_weights_pre_softmax)\Z", re.I)
@@ -62,7 +64,7 @@ class Verdict:
     """Result of a coordinate check.
 
     passed: no row fails and the check is not powerless.
-    powerless: whether the reference (SP) also passed; None without a reference.
+    powerless: whether no change fails in the reference (SP); None without a reference.
     """
 
     passed: bool
@@ -110,7 +112,7 @@ class Verdict:
             where = f"{worst.module or '(model)'} {worst.statistic}: {worst.reason}"
             return f"FAIL: {len(self.failures)} of {scope}; worst: {where}"
         if self.powerless:
-            return f"FAIL: powerless: the standard parametrization passes as well ({scope}): train longer or wider"
+            return f"FAIL: powerless: no change fails in the standard parametrization ({scope}): train longer or wider"
         return f"PASS: {scope}"
 
 
@@ -128,15 +130,17 @@ def verdict(
     records: a list of mappings, a mapping of columns or a DataFrame with module, `axis`, seed, t, statistic, value
         and optionally may_vanish, which marks values that can shrink, like the output of readouts at t = 0. Several
         values of one cell are averaged. The DataFrame of `mup.coord_check.get_coord_data` is also accepted.
-    reference: records of the same check in the standard parametrization. If they pass, the check is powerless.
+    reference: records of the same check in the standard parametrization. If all their changes pass, the check is
+        powerless. A failure before the first step shows nothing about training.
     axis: the column that grows, width or depth.
     may_vanish(module, statistic, t): values that can shrink in addition to those marked in the records; by default
         attention logits, recognised by their usual names.
     Statistics that are zero everywhere (a readout that starts at zero) are ignored.
-    Raises ValueError if columns are missing, or if there are too few values, too narrow a range or too few seeds.
+    Raises ValueError if columns are missing, if there are too few values, too narrow a range or too few seeds, or if
+    changes were recorded and all are zero.
     """
     cells, values, seeds, vanishing = _collect(records, axis)
-    _require_power(values, seeds, axis, thresholds)
+    require_power(values, seeds, axis, thresholds)
     rows = []
     for (module, statistic, t), points in cells.items():
         if all(value == 0 for _, _, value in points):
@@ -145,10 +149,13 @@ def verdict(
         rows.append(_row(module, statistic, t, points, values, thresholds, vanish, resamples))
     if not rows:
         raise ValueError("nothing to judge: every statistic is zero at every width. Check that the models were trained")
+    if any(statistic == CHANGE for _, statistic, _ in cells) and not any(row.statistic == CHANGE for row in rows):
+        raise ValueError("no evidence: no activation changed in training. Check that the learning rate is not 0")
     powerless = None
     if reference is not None:
         options: dict[str, Any] = {"axis": axis, "thresholds": thresholds, "may_vanish": may_vanish}
-        powerless = verdict(reference, resamples=resamples, **options).passed
+        found = verdict(reference, resamples=resamples, **options).rows
+        powerless = all(row.ok for row in [row for row in found if row.statistic == CHANGE] or found)
     passed = all(row.ok for row in rows) and not powerless
     return Verdict(passed, rows, axis, values, len(seeds), powerless, thresholds)
 
@@ -206,7 +213,10 @@ def _collect(records: Any, axis: str) -> tuple[dict[Cell, list[Point]], list[flo
     return cells, values, seeds, vanishing
 
 
-def _require_power(values: Sequence[float], seeds: Sequence[Any], axis: str, need: Thresholds) -> None:
+def require_power(
+    values: Sequence[float], seeds: Sequence[Any], axis: str = "width", need: Thresholds = Thresholds()
+) -> None:
+    """Raise ValueError if the values of the axis, in order, or the seeds are too few for a verdict, or too close."""
     if len(values) < max(2, need.min_widths):
         raise ValueError(f"a verdict needs {need.min_widths} or more {axis}s, got {len(values)}")
     if values[0] <= 0 or values[-1] / values[0] < need.min_range:

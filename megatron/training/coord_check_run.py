@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from megatron.architecture import Widths
-from megatron.errors import TrainingError
+from megatron.errors import ConfigError, TrainingError
 from megatron.initialize import Runtime, seed_all
 from megatron.model.build import plan_model
 from megatron.model.moe import expert_layers, route_by_position
@@ -27,9 +27,11 @@ from megatron.training.data import RunData
 from megatron.training.engine import build_train_module
 from megatron.training.model_from_config import gpt_config, make_parametrization, resolve_base_widths
 from megatron.training.objective import Batch, masked_token
+from mup import slopes
 from mup.slopes import Verdict, verdict
 
 CHECKED_STEPS = (1, 4)
+OUTPUTS = ("readout",)  # modules whose weights have a gradient in the first step
 MAX_CHECK_TOKENS = 512  # a check measures sizes of activations and needs no accurate gradient
 
 Record = dict[str, Any]
@@ -55,6 +57,23 @@ def checked_widths(config: CoordinateCheckConfig, base: Widths) -> list[int]:
     return sizes
 
 
+def require_power(config: CoordinateCheckConfig, base: Widths) -> None:
+    """Raise ConfigError, before any model is trained, if widths or seeds are too few for a verdict."""
+    sizes = sorted(set(checked_widths(config, base)))
+    for size in sizes:
+        config.model.widths.scaled_from(base, size)  # raises if heads do not fit
+    try:
+        slopes.require_power(sizes, config.seeds)
+    except ValueError as error:
+        raise ConfigError(f"coord_check: {error}; see coord_check_widths and coord_check_seeds") from error
+
+
+def _fixed_key_value_heads(family: Widths, base: Widths) -> bool:
+    """Whether keys and values grow more slowly than the model. family: the widths of a model of another size."""
+    size, base_size = (widths.num_kv_heads * widths.head_dim for widths in (family, base))
+    return size * base.hidden_size < base_size * family.hidden_size
+
+
 def _check_batch(config: CoordinateCheckConfig, replicas: int) -> BatchConfig:
     """Sizes of one microbatch with the same samples under every layout, if the replicas divide their number."""
     samples = min(config.batch_size, max(1, MAX_CHECK_TOKENS // config.model.seq_length))
@@ -73,13 +92,22 @@ def _fixed_batch(config: CoordinateCheckConfig, runtime: Runtime, vocab_size: in
     return next(RunData(data, runtime, vocab_size, batch, (batch.size, 0, 0)).train_batches())
 
 
-def _for_check(parametrization: Parametrization, tied: bool) -> Parametrization:
-    """The same rules, but queries and all matrices to a finite dimension start at zero.
+def _for_check(parametrization: Parametrization, tied: bool, fixed_values: bool) -> Parametrization:
+    """The same rules, but queries and all matrices to a finite dimension start at zero, at every width.
 
-    A random start would hide what they learn.
+    A random start would hide what they learn. fixed_values: whether values are such matrices in this family of models.
     """
     options = dataclasses.replace(parametrization.options, readout_zero_init=not tied)
-    return dataclasses.replace(parametrization, options=options, query_zero_init=True, value_zero_init=True)
+    return dataclasses.replace(parametrization, options=options, query_zero_init=True, value_zero_init=fixed_values)
+
+
+def _with_a_gradient(records: list[Record], t: int, outputs: Container[str], tied: bool) -> list[Record]:
+    """Records of the modules that have had a gradient after t steps.
+
+    Below a readout that starts at zero the first gradient is zero. After one step only weight decay has changed the
+    weights there, and its size says nothing about learning.
+    """
+    return records if t != 1 or tied else [record for record in records if record["module"] in outputs]
 
 
 class CoordinateCheck:
@@ -91,6 +119,7 @@ class CoordinateCheck:
         self.vocab_size = tokenizer.vocab_size
         self.masked_token = masked_token(config.engine.loss, tokenizer)
         self.base, _ = resolve_base_widths(config.model)
+        require_power(config, self.base)
         self.batch_sizes = _check_batch(config, runtime.groups.data.size)
         self.batch = _fixed_batch(config, runtime, self.vocab_size, self.batch_sizes)
         self.schedule = ScheduleConfig(lr=config.lr, decay_iters=CHECKED_STEPS[-1])
@@ -107,7 +136,10 @@ class CoordinateCheck:
             options = dataclasses.replace(parametrization.options, mup=False)
             parametrization = dataclasses.replace(parametrization, base=widths, options=options)
         gpt = gpt_config(model, widths, self.vocab_size)
-        plan = plan_model(gpt, _for_check(parametrization, gpt.tied_readout))
+        sizes = checked_widths(self.config, self.base)
+        narrow, wide = (model.widths.scaled_from(self.base, size) for size in (min(sizes), max(sizes)))
+        fixed_values = _fixed_key_value_heads(wide, narrow)
+        plan = plan_model(gpt, _for_check(parametrization, gpt.tied_readout, fixed_values))
         seed_all(seed, self.runtime.groups)
         module = build_train_module(
             self.config.engine, self.runtime, plan, self.schedule, self.batch_sizes, seed, self.masked_token
@@ -118,7 +150,8 @@ class CoordinateCheck:
         records = []
         for t in range(CHECKED_STEPS[-1] + 1):
             if t in (0, *CHECKED_STEPS):
-                records += [{"width": hidden_size, "seed": seed, **record} for record in coordinates.measure(t)]
+                found = _with_a_gradient(coordinates.measure(t), t, OUTPUTS, gpt.tied_readout)
+                records += [{"width": hidden_size, "seed": seed, **record} for record in found]
             if t < CHECKED_STEPS[-1]:
                 outcome = module.train_step(self._batches())
                 if outcome.fault is not None:

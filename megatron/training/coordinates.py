@@ -57,6 +57,14 @@ def _pool_over_processes(own: Sizes) -> Sizes:
     return pooled
 
 
+def _shrinking(module: TrainModule) -> set[str]:
+    """Kinds whose random weights map a width to a finite dimension: a tied readout, and keys of fixed heads."""
+    plan, name = module.plan, "layers.0.attention.query_key_value.weight"
+    smaller = {part.name for part, factor in plan.parameters[name].parts if 0.0 < factor < 1.0}
+    keys = {"attention.key"} if "key" in smaller else set()
+    return keys | ({"readout"} if plan.config.tied_readout else set())
+
+
 def gpt_coordinates(module: TrainModule, batch: Batch) -> Coordinates:
     """Coordinates of a model under any layout, in evaluation mode on one fixed batch. All blocks are of one kind."""
     model = module.model
@@ -68,5 +76,6 @@ def gpt_coordinates(module: TrainModule, batch: Batch) -> Coordinates:
         kind=lambda name: _kind(model.global_name(name)),
         extra=_inside_attention,
         outputs=lambda module: isinstance(module, Readout | Router),
+        shrinks=_shrinking(module),
         pool=_pool_over_processes,
     )

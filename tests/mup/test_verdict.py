@@ -177,3 +177,18 @@ def test_the_plot_marks_failing_modules(tmp_path: Path) -> None:
     assert set(lines) == {"fine", "FAIL broken +1.00"}
     assert lines["FAIL broken +1.00"].get_color() == "red" != lines["fine"].get_color()
     assert "FAIL" in figure.get_suptitle() and figure.axes[0].get_xscale() == "log"
+
+
+def test_power_is_a_change_that_fails_in_the_reference() -> None:
+    """A reference that differs only before the first step says nothing about training."""
+    start = records({"a": 0.5}, statistic="mean_abs", t=0)
+    assert verdict(records({"a": 0.0}), reference=start + records({"a": 0.0})).powerless is True
+    assert verdict(records({"a": 0.0}), reference=start + records({"a": 0.5})).powerless is False
+    still = [{**record, "value": 0.0} for record in records({"a": 0.0})]
+    with pytest.raises(ValueError, match="no evidence: no activation changed"):
+        verdict(records({"a": 0.0}, statistic="mean_abs", t=0) + still)
+
+
+def test_kinds_that_shrink_can_vanish_at_every_step() -> None:
+    assert verdict(records({"readout": -0.5}, may_vanish=True)).passed
+    assert not verdict(records({"readout": 0.5}, may_vanish=True)).passed

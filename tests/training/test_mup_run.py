@@ -209,6 +209,42 @@ def test_coordinate_check_detects_a_wrong_rule(corpus, tmp_path, monkeypatch, ro
     assert caught(corpus, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"coord_check_seeds": 2}, "3 or more seeds, got 2; see coord_check_widths"),
+        ({"coord_check_widths": [16, 32, 128]}, "4 or more widths, got 3"),
+        ({"coord_check_widths": [16, 32, 32, 128]}, "4 or more widths, got 3"),
+        ({"coord_check_widths": [32, 48, 64, 128]}, "8x range"),
+        ({"coord_check_widths": [16, 32, 64, 130]}, "multiple of num_attention_heads"),
+        ({"optimizer": {"type": "Adam", "params": {"lr": 0.0}}, "min_lr": 0.0}, "lr 0 nothing changes"),
+    ],
+)
+def test_a_check_without_evidence_is_refused_before_it_trains(corpus, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(CoordinateCheck, "measure", lambda *arguments: pytest.fail("a model was trained"))
+    with pytest.raises(ConfigError, match=message):
+        check(corpus, tmp_path, **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"no_weight_tying": False},
+        {"mup_weight_decay_mode": "constant"},
+        {"mup_weight_decay_mode": "independent", "weight_decay": 0.01},
+        {"num_kv_heads": 1, "mup_base_num_kv_heads": 1},  # the base is among the widths
+        {"mup_base_hidden_size": 32, "mup_base_num_attention_heads": 2, "coord_check_widths": [16, 32, 64, 128]},
+        {"activation": "swiglu", "norm": "rmsnorm", "use_qk_layernorm": True},
+        {"mup_depth_alpha": 1.0, "mup_base_num_layers": 1},
+        {"gpt_j_residual": True, "pos_emb": "learned"},
+    ],
+)
+def test_coordinate_check_passes_correct_models(corpus, tmp_path, changes):
+    result = check(corpus, tmp_path, **changes)
+    assert result.passed, result.mup.table()
+
+
 @pytest.mark.parametrize("exponent", [0.0, 0.5])
 def test_coordinate_check_detects_a_wrong_readout_multiplier(corpus, tmp_path, monkeypatch, exponent):
     from megatron.parametrization import widths

@@ -81,6 +81,8 @@ def coordinate_check_config(args: NeoXArgs) -> CoordinateCheckConfig:
     lr = args.coord_check_lr or args.lr
     if lr is None:
         raise ConfigError("coord_check: needs a learning rate; set lr (optimizer.params.lr) or coord_check_lr")
+    if lr == 0:
+        raise ConfigError("coord_check: at lr 0 nothing changes, so there is no evidence; set coord_check_lr")
     return CoordinateCheckConfig(
         launch=launch_config(args),
         tokenizer=tokenizer_config(args),
