@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from megatron.checkpointing.collective import from_rank_0
-from megatron.data.data_utils import Dataset, build_train_valid_test_datasets
+from megatron.data.data_utils import SPLITS, Dataset, build_train_valid_test_datasets
 from megatron.data.fingerprint import corpus_fingerprint, data_prefixes
 from megatron.data.gpt_dataset import Located
 from megatron.data.loader import GlobalBatchSampler, build_loader, plain_errors
@@ -77,9 +77,13 @@ class RunData:
         train = self._datasets[0]
         return [] if train is None else train.locate(first, count)
 
+    def has(self, split: str) -> bool:
+        """Whether the run has data of `valid` or `test`."""
+        return self._datasets[SPLITS.index(split)] is not None
+
     def evaluation_batches(self, split: str) -> Iterator[dict[str, Tensor]] | None:
         """Iterate over microbatches of `valid` or `test`. Returns None if the run has no such data."""
-        dataset = self._datasets[("train", "valid", "test").index(split)]
+        dataset = self._datasets[SPLITS.index(split)]
         return None if dataset is None else self._batches(dataset, 0, workers=0)
 
     def _batches(self, dataset: Dataset, consumed_samples: int, workers: int) -> Iterator[dict[str, Tensor]]:

@@ -126,7 +126,10 @@ class Trainer:
         config = self.config
         samples = _sample_counts(self.progress, config.steps, config.batch, config.evaluation)
         self.runtime.activity.begin("building the data set", long=True)
-        return RunData(config.data, self.runtime, self._vocab_size, config.batch, samples)
+        data = RunData(config.data, self.runtime, self._vocab_size, config.batch, samples)
+        if samples[2] and not data.has("test"):
+            self.notices.append(f"split {config.data.split!r} leaves no text to the test set: the run has no test loss")
+        return data
 
     @property
     def step(self) -> int:

@@ -78,6 +78,11 @@ def test_a_split_that_leaves_an_empty_dataset_is_refused(tmp_path):
         build(data_path=path, num_samples=(5, 5, 0))
 
 
+def test_a_split_that_leaves_no_text_to_test_gives_no_test_set(tmp_path):
+    train, valid, test = build(data_path=corpus(tmp_path / "x", documents=40))
+    assert len(train) >= 50 and len(valid) >= 10 and test is None
+
+
 def test_separate_paths_are_blended(tmp_path):
     paths = [corpus(tmp_path / str(token), token=token) for token in (1, 2, 3)]
     train, valid, test = build(

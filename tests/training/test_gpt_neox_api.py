@@ -1,33 +1,74 @@
 """GPT-NeoX's functions: a training loop of one's own, with its checkpoints and samples."""
 
+import io
+import json
+
 import pytest
 import torch
+import yaml
 
 import megatron
 from megatron import NeoXArgs, initialize_megatron, mpu, print_rank_0
 from megatron.checkpointing import load_weights
-from megatron.errors import ConfigError
+from megatron.errors import ConfigError, DataError
 from megatron.gpt_neox import (
     generate_samples_from_prompt,
+    generate_samples_input_from_file,
+    generate_samples_interactive,
+    generate_samples_unconditional,
     load_checkpoint,
     save_checkpoint,
+    setup_for_inference_or_eval,
     setup_model_and_optimizer,
 )
 
 
+def keys(tmp_path):
+    return {
+        "num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "seq_length": 16, "pos_emb": "rotary",
+        "tokenizer_type": "CharLevelTokenizer", "train_iters": 4, "train_micro_batch_size_per_gpu": 2,
+        "optimizer": {"type": "Adam", "params": {"lr": 1e-2}}, "save": str(tmp_path / "checkpoints"),
+    }  # fmt: skip
+
+
 @pytest.fixture
 def neox_args(tmp_path):
-    return NeoXArgs.from_dict(
-        {
-            "num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "seq_length": 16, "pos_emb": "rotary",
-            "tokenizer_type": "CharLevelTokenizer", "train_iters": 4, "train_micro_batch_size_per_gpu": 2,
-            "optimizer": {"type": "Adam", "params": {"lr": 1e-2}}, "save": str(tmp_path / "checkpoints"),
-        },
-        world_size=1,
-    )  # fmt: skip
+    return NeoXArgs.from_dict(keys(tmp_path), world_size=1)
 
 
-def test_a_loop_saves_loads_and_samples(neox_args, capsys):
+def check_other_ways_to_sample(tmp_path, neox_args, model, capsys, monkeypatch):
+    """From a file, without a prompt, from typed prompts, and with the model of a command line."""
+    (tmp_path / "prompts").write_text(" ab \n\ncd\n")
+    options = {"maximum_tokens": 3, "temperature": 1.0}
+    expected = generate_samples_from_prompt(neox_args, model, ["ab", "cd"], **options)
+    found = generate_samples_input_from_file(neox_args, model, str(tmp_path / "prompts"), **options)
+    assert [sample["text"] for sample in found] == [sample["text"] for sample in expected]
+    lines = [json.loads(line) for line in (tmp_path / "prompts.output.jsonl").read_text().splitlines()]
+    assert lines == found and [line["context"] for line in lines] == ["ab", "cd"]
+    assert set(lines[0]) == {"context", "text", "length", "finished", "duration_seconds"}
+    with pytest.raises(DataError, match="input_file: .*nowhere: No such file"):
+        generate_samples_input_from_file(neox_args, model, str(tmp_path / "nowhere"))
+
+    target = tmp_path / "samples.jsonl"
+    samples = generate_samples_unconditional(neox_args, model, 3, str(target), **options)
+    assert [json.loads(line) for line in target.read_text().splitlines()] == samples
+    assert [sample["context"] for sample in samples] == [""] * 3
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("ab\n"))
+    capsys.readouterr()
+    generate_samples_interactive(neox_args, model, **options)
+    assert capsys.readouterr().out == expected[0]["text"] + "\n\n"
+
+    config = tmp_path / "config.yml"
+    config.write_text(yaml.safe_dump({**keys(tmp_path), "load": neox_args.load}))
+    loaded, of_command = setup_for_inference_or_eval(input_args=[str(config)])
+    assert not loaded.module.training and of_command.no_load_optim
+    again = generate_samples_from_prompt(of_command, loaded, ["ab", "cd"], **options)
+    assert [sample["text"] for sample in again] == [sample["text"] for sample in expected]
+    assert not loaded.module.training, "sampling does not start dropout"
+
+
+def test_a_loop_saves_loads_and_samples(tmp_path, neox_args, capsys, monkeypatch):
     initialize_megatron(neox_args)
     assert mpu.get_model_parallel_world_size() == 1
     model, optimizer, schedule, reference = setup_model_and_optimizer(neox_args)
@@ -52,10 +93,11 @@ def test_a_loop_saves_loads_and_samples(neox_args, capsys):
     first, second = generate_samples_from_prompt(neox_args, model, ["ab", ""], maximum_tokens=3)
     assert (first["context"], second["context"]) == ("ab", "") and first["length"] <= 3
     assert generate_samples_from_prompt(neox_args, model, "ab", maximum_tokens=3)[0]["text"] == first["text"]
-    assert model.training
+    assert model.module.training
     again, *_ = setup_model_and_optimizer(neox_args)
     assert neox_args.iteration == 2
     assert all(torch.equal(value, trained[name]) for name, value in again.module.named_parameters())
+    check_other_ways_to_sample(tmp_path, neox_args, again, capsys, monkeypatch)
     print_rank_0("step", 2)
     assert capsys.readouterr().out.endswith("step 2\n")
 
