@@ -4,8 +4,8 @@
 #   MASTER_ADDR=node1 sh configs/launch/mpirun.sh hosts configs/125M.yml configs/local_setup.yml --load checkpoints
 #
 # The hostfile has one line `host slots=N` for each host, and MASTER_ADDR is the first one. Run it in the folder of
-# train.py, which is the same on all hosts. To stop: `kill -USR1` to mpirun saves and exits with code 0. SIGTERM, SIGINT
-# and SIGHUP end the processes after odls_base_sigkill_timeout, in seconds: what is saved by then is kept.
+# train.py, which is the same on all hosts. To stop: `kill -USR1` to mpirun saves and exits with code 0. At SIGTERM, SIGINT
+# and SIGHUP mpirun ends its processes, after odls_base_sigkill_timeout seconds at the latest: a save is not certain.
 # -x passes a variable by its name, so that its value is in no list of processes.
 set -e
 hostfile=$1
