@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from mup.infshape import InfShape, zip_infshape
 from mup.init_methods import BaseSizes, InitMethods, draw_
 from mup.roles import Declaration, Part, attach, describe, infshape_of
-from mup.rules import FROM_WIDTH, INNER, Options, Role, Scaling, parameter_scaling
+from mup.rules import FROM_WIDTH, Options, Role, Scaling, parameter_scaling
 
 __all__ = ["ModelScale", "ParameterPlan", "ScaledParameter", "plan_parameter", "planned", "unscaled_fan_ins"]
 
@@ -50,7 +50,7 @@ def planned(
 ) -> Iterator[tuple[nn.Parameter, ScaledParameter]]:
     """Iterate over every parameter of the model with its plan, in the order of named_parameters.
 
-    width_mult: m of the model for the eps of inner matrices; by default that of each matrix.
+    width_mult: m of the model for the eps of matrices; by default that of each matrix.
     in_block: whether a name belongs to a residual block, whose learning rate and eps scale with `depth_mult`.
     Raises ShapeError before set_base_shapes.
     """
@@ -59,7 +59,7 @@ def planned(
         path, _, _ = name.rpartition(".")
         shape = infshape_of(parameter, name)
         role, r, s, own = describe(shape, model.get_submodule(path))
-        m = own if width_mult is None or role not in INNER else width_mult
+        m = own if width_mult is None else width_mult
         inside = in_block is not None and in_block(name)
         scaling = parameter_scaling(
             role, fan_in_mult=r, fan_out_mult=s, width_mult=m, depth_mult=depth_mult, in_block=inside, options=options

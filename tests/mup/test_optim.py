@@ -160,12 +160,13 @@ def test_param_groups_follow_the_table() -> None:
     groups = {g["name"]: g for g in param_groups(model, lr=1.0, weight_decay=0.1, eps=1e-8, options=options)}
     hidden = groups["hidden.r4"]
     assert (hidden["lr"], hidden["eps"], hidden["weight_decay"]) == (0.25, 2.5e-9, pytest.approx(0.4))
-    assert {name.split(".")[0] for name in groups} == {"input", "hidden", "output", "vector"}
+    assert {name.split(".")[0] for name in groups} == {"input", "hidden", "output", "vector", "vector#1"}
     assert all(g["weight_decay"] == 0 for name, g in groups.items() if name.startswith("vector"))
     of_model = {g["name"]: g for g in param_groups(model, lr=1.0, eps=1e-8, width_mult=2.0)}
     assert {name: g["eps"] for name, g in of_model.items()} == {
-        name: 5e-9 if name == "hidden.r4" else 1e-8
-        for name in groups  # gradients decrease with m of the model, not with r
+        # gradients of matrices decrease with m of the model, those of a vector with its own dimension
+        name: {"vector": 2.5e-9, "vector#1": 1e-8}.get(name, 5e-9)
+        for name in groups
     }
     sgd = param_groups(model, lr=1.0, width_mult=2.0, options=Options(optimizer="sgd"))
     assert {g["name"]: g["lr"] for g in sgd} == {"input": 4, "vector": 4, "hidden.r4": 1, "output": 4, "vector#1": 1}
