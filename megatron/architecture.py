@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from megatron.errors import ConfigError
 
-Positions = Literal["learned", "rotary", "none"]
+Positions = Literal["learned", "rotary", "rpe", "alibi", "none"]
 Norm = Literal["layernorm", "rmsnorm"]
 PlainActivation = Literal["gelu", "gelu_tanh", "relu", "silu", "swish", "mish", "softsign"]
 GatedActivation = Literal["geglu", "reglu", "swiglu", "glu", "bilinear"]
@@ -138,6 +138,8 @@ class Architecture:
     rotary_pct: float = 1.0
     rotary_base: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    rpe_num_buckets: int = 32
+    rpe_max_distance: int = 128
     sliding_window: int | None = None
     norm: Norm = "layernorm"
     norm_epsilon: float = 1e-5

@@ -103,6 +103,7 @@ Fan = Callable[[Sizes], int]
 MATRICES: Sequence[tuple[str, Fan | None, Fan | None]] = (
     (r"embedding\.(word|position)_embeddings\.weight", None, lambda x: x.hidden),
     (r"layers\.\d+\.attention\.query_key_value\.weight", lambda x: x.hidden, lambda x: x.qkv),
+    (r"layers\.\d+\.attention\.rpe\.weight", None, lambda x: x.heads),
     (r"layers\.\d+\.attention\.dense\.weight", lambda x: x.hidden, lambda x: x.hidden),
     (r"layers\.\d+\.mlp\.(experts\.)?dense_h_to_4h(\.weight)?", lambda x: x.hidden, lambda x: x.halves * x.ffn),
     (r"layers\.\d+\.mlp\.(experts\.)?dense_4h_to_h(\.weight)?", lambda x: x.ffn, lambda x: x.hidden),
@@ -172,6 +173,10 @@ class Expected:
     def attention_factor(self) -> float:
         """softmax(q.k sqrt(d_0) / (d tau)): 1/d instead of 1/sqrt(d), [TP5] Definition 4.1; 1/sqrt(d) in SP."""
         return math.sqrt(self.base.head_dim) / self.target.head_dim / float(self._key("mup_attn_temp", 1.0))
+
+    def position_bias_factor(self) -> float:
+        """scores + alpha_rp sqrt(d_0) b: sqrt(d) as in GPT-NeoX at the base, so that the bias does not grow with d."""
+        return math.sqrt(self.base.head_dim) * float(self._key("mup_rp_embedding_mult", 1.0))
 
     def logits_factor(self) -> float:
         """logits = W x / (m tau): [TP5] Table 8, the multiplier 1/fan_in of output weights. Routers alike."""

@@ -17,6 +17,7 @@ from megatron.model.block import Block
 from megatron.model.embedding import Embedding, Readout
 from megatron.model.gpt import GPT
 from megatron.model.moe import Router, expert_layers, route_by_position
+from megatron.model.relative_position import RelativePositionBias
 from megatron.mpu import gather_from_sequence
 from mup.static_audit import FACTOR, AuditRow
 
@@ -83,6 +84,11 @@ def _rows_of(module: nn.Module, name: str, seen: _Seen, expected: Expected, tole
         scales = _attention_scales(module, q.shape[1], q.shape[-1])
         rule = expected.attention_factor()
         yield row(f"{block} attention scale", max(scales, key=lambda scale: abs(math.log(scale / rule))), rule)
+    elif isinstance(module, RelativePositionBias):
+        own = seen.of(module)[0, :, -1, -1]  # distance 0, which has the first bucket
+        table = module.weight[0].double()
+        block = name.rpartition(".attention")[0]
+        yield row(f"{block} position bias", float(own @ table / (table @ table)), expected.position_bias_factor())
     elif isinstance(module, Readout):
         yield row("logits", _readout_factor(module, seen), expected.logits_factor())
     elif isinstance(module, Router):
@@ -114,8 +120,9 @@ def _attention_scales(core: CoreAttention, heads: int, head_dim: int) -> list[fl
     q = q / difference[None, :, None, None]  # a factor of 1 now gives log-odds of 1
     v = torch.zeros_like(q)
     v[..., 0, :] = 1.0
-    weight = core(q, k, v)[0, :, 1, 0]
-    return list((weight / (1.0 - weight)).log().tolist())
+    weights = (core(x, k, v)[0, :, 1, 0] for x in (q, 0.0 * q))  # without q only ALiBi is left
+    odds, of_positions = ((weight / (1.0 - weight)).log() for weight in weights)
+    return list((odds - of_positions).tolist())
 
 
 def _projected(x: Tensor, weight: Tensor, y: Tensor) -> float:

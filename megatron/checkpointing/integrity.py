@@ -248,7 +248,7 @@ def _file_problem(directory: Path, name: str, expected: FileRecord, *, read: boo
             if not read:
                 return None
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a name that no file can have
         return (getattr(error, "strerror", None) or str(error)).lower()
     if digest != expected.sha256:
         return "SHA-256 differs from the manifest"

@@ -34,7 +34,7 @@ _SPELLINGS = {
 SPLIT_GATE = ("mlp.w3.weight", "mlp.w1.weight")
 _FORMER_DOWN = "mlp.w2.weight"
 # Buffers that are computed again, and states that are not weights.
-_BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|attention\.(masked_)?bias|_extra_state)$")
+_BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|alibi_embed\.slopes|attention\.(masked_)?bias|_extra_state)$")
 
 # Each rank of a tensor-parallel group holds one of these in full.
 ROW_BIASES = ("attention.dense.bias", "mlp.dense_4h_to_h.bias")

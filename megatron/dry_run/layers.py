@@ -37,22 +37,30 @@ class LayerCost:
 
 
 class _FlashFootprint(torch.autograd.Function):
-    """Saves what a fused attention kernel saves (q, k, v, the output and one number per row) without computing."""
+    """Saves what a fused attention kernel saves (q, k, v, the output and one number per row) without computing.
+
+    bias: a position bias with a gradient, or None. Each layer saves its own.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         b, heads, s, d = q.shape
         out = q.new_empty(b, s, heads, d).transpose(1, 2)  # in the kernels' layout
-        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32), bias)
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, *_ = ctx.saved_tensors
-        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        q, k, v, _, _, bias = ctx.saved_tensors
+        return (
+            torch.empty_like(q),
+            torch.empty_like(k),
+            torch.empty_like(v),
+            None if bias is None else torch.empty_like(bias),
+        )
 
 
-_flash_footprint: Callable[[Tensor, Tensor, Tensor], Tensor] = _FlashFootprint.apply
+_flash_footprint: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = _FlashFootprint.apply
 
 
 class _FusedAttention(nn.Module):
@@ -63,13 +71,13 @@ class _FusedAttention(nn.Module):
         self.mask = core.mask
         self.mask_bytes = 0
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         groups = q.shape[1] // k.shape[1]
         if groups > 1:
             k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
-        mask = self.mask(q.shape[-2], k.shape[-2], q)
+        mask = self.mask(q.shape[-2], k.shape[-2], q, always=bias is not None)
         self.mask_bytes = 0 if mask is None else mask.nbytes
-        return _flash_footprint(q, k, v)
+        return _flash_footprint(q, k, v, None if bias is None else bias.to(q.dtype))
 
 
 class _NormFootprint(torch.autograd.Function):

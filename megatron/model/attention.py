@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from megatron.architecture import Norm
 from megatron.errors import ConfigError
 from megatron.model.layers import column_linear, make_norm, row_linear
+from megatron.model.relative_position import RelativePositionBias
 from megatron.model.rotary import RotaryEmbedding
 from megatron.model.score_mask import ScoreMask
 from megatron.mpu import SERIAL, TensorParallel
@@ -55,13 +56,18 @@ class CoreAttention(nn.Module):
         self.mask = mask or ScoreMask()
         self.tp = tp
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q: [b, heads, s, d]; k, v: [b, kv_heads, t, d] with t >= s. The queries are the last s positions."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        """q: [b, heads, s, d]; k, v: [b, kv_heads, t, d] with t >= s. The queries are the last s positions.
+
+        bias: [1, heads, s, t] to add to the scores, or None.
+        """
         groups = q.shape[1] // k.shape[1]
         if groups > 1:
             k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
         s, t = q.shape[-2], k.shape[-2]
-        mask = self.mask(s, t, q)
+        mask = self.mask(s, t, q, always=bias is not None)
+        if bias is not None and mask is not None:
+            mask = mask + bias.to(mask.dtype)
         dropout = self.dropout if self.training else 0.0
         with self.tp.inside() if dropout else nullcontext():
             return F.scaled_dot_product_attention(
@@ -90,6 +96,7 @@ class Attention(nn.Module):
         dropout: float,
         qk_norm: tuple[Norm, float, bool] | None,
         mask: ScoreMask,
+        position_bias: RelativePositionBias | None = None,
         tp: TensorParallel = SERIAL,
     ) -> None:
         super().__init__()
@@ -110,6 +117,7 @@ class Attention(nn.Module):
             make_norm(qk_norm[0], self.head_dim, *qk_norm[1:], over_heads=True) if qk_norm else None for _ in "qk"
         )
         self.rotary = rotary
+        self.rpe = position_bias
         self.core = CoreAttention(scale, dropout, mask, tp)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
@@ -125,6 +133,7 @@ class Attention(nn.Module):
             q, k = self.rotary(q, offset), self.rotary(k, offset)
         if cache is not None:
             k, v = cache.extend(k, v, self.core.mask.window)
-        context = self.core(q, k, v).transpose(1, 2).reshape(b, s, -1)  # [b, s, h]
+        bias = None if self.rpe is None else self.rpe(q.shape[-2], k.shape[-2])
+        context = self.core(q, k, v, bias=bias).transpose(1, 2).reshape(b, s, -1)  # [b, s, h]
         y: Tensor = self.dense(context)
         return y

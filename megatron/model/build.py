@@ -53,11 +53,14 @@ class ModelPlan:
 
 def forward_section(plan: ModelPlan) -> dict[str, dict[str, Any]]:
     """Settings of the forward pass in addition to the weights, as plain data: base dimensions, multipliers, factors."""
-    return {
+    sections = {
         "base": dataclasses.asdict(plan.parametrization.base),
         "multipliers": dataclasses.asdict(plan.parametrization.multipliers),
         "factors": dataclasses.asdict(plan.factors),
     }
+    if plan.config.pos_emb != "rpe":
+        del sections["multipliers"]["rp_embedding_mult"], sections["factors"]["positions"]
+    return sections
 
 
 def meta_model(config: GPTConfig, factors: ForwardFactors, tp: TensorParallel = SERIAL) -> GPT:

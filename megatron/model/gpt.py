@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from megatron.model.alibi import alibi_slopes
 from megatron.model.attention import Attention, KeyValueCache
 from megatron.model.block import Block
 from megatron.model.config import GPTConfig
@@ -15,6 +16,7 @@ from megatron.model.embedding import Embedding, Readout
 from megatron.model.layers import make_norm
 from megatron.model.mlp import MLP
 from megatron.model.moe import MoE
+from megatron.model.relative_position import RelativePositionBias
 from megatron.model.rotary import RotaryEmbedding
 from megatron.model.score_mask import ScoreMask
 from megatron.mpu import SERIAL, TensorParallel
@@ -35,8 +37,12 @@ def _make_mlp(config: GPTConfig, factors: ForwardFactors, index: int, tp: Tensor
     return MoE(config.experts, hidden_size, ffn_hidden_size, config.activation, router_mult=factors.logits, tp=tp)
 
 
-def _make_mask(config: GPTConfig) -> ScoreMask:
-    return ScoreMask(config.sliding_window)
+def _make_mask(config: GPTConfig, tp: TensorParallel) -> ScoreMask:
+    if config.pos_emb != "alibi":
+        return ScoreMask(config.sliding_window)
+    slopes = alibi_slopes(config.widths.num_attention_heads)
+    own = len(slopes) // tp.group.size
+    return ScoreMask(config.sliding_window, slopes[own * tp.group.rank : own * (tp.group.rank + 1)])
 
 
 def _make_block(config: GPTConfig, factors: ForwardFactors, mask: ScoreMask, index: int, tp: TensorParallel) -> Block:
@@ -45,6 +51,11 @@ def _make_block(config: GPTConfig, factors: ForwardFactors, mask: ScoreMask, ind
     if config.pos_emb == "rotary":
         dim = int(widths.head_dim * config.rotary_pct)
         rotary = RotaryEmbedding(dim, config.rotary_base, config.rope_scaling)
+    position_bias = None
+    if config.pos_emb == "rpe":
+        position_bias = RelativePositionBias(
+            widths.num_attention_heads, config.rpe_num_buckets, config.rpe_max_distance, mult=factors.positions, tp=tp
+        )
     attention = Attention(
         widths.hidden_size,
         widths.num_attention_heads,
@@ -55,6 +66,7 @@ def _make_block(config: GPTConfig, factors: ForwardFactors, mask: ScoreMask, ind
         dropout=config.attention_dropout,
         qk_norm=(config.norm, config.norm_epsilon, config.norm_bias) if config.qk_norm else None,
         mask=mask,
+        position_bias=position_bias,
         tp=tp,
     )
     shared = config.parallel_residual and config.shared_norm
@@ -103,7 +115,7 @@ def layer_list(
     config: GPTConfig, factors: ForwardFactors, tp: TensorParallel = SERIAL
 ) -> list[tuple[str, LayerFactory]]:
     """The model as a list of (global name, factory) from tokens to logits. A pipeline can split it at any layer."""
-    mask = _make_mask(config)
+    mask = _make_mask(config, tp)
     blocks: list[tuple[str, LayerFactory]] = [
         (f"layers.{i}", partial(_make_block, config, factors, mask, i, tp)) for i in range(config.widths.num_layers)
     ]
@@ -123,7 +135,7 @@ class GPT(nn.Module):
         self.config = config
         self.factors = factors
         self.embedding = make_embedding(config, factors, tp)
-        mask = _make_mask(config)
+        mask = _make_mask(config, tp)
         self.layers = nn.ModuleList(_make_block(config, factors, mask, i, tp) for i in range(config.widths.num_layers))
         self.final_norm = _make_hidden_norm(config, tp)
         self.readout = _make_readout(config, factors, tp)

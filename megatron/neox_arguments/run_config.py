@@ -60,6 +60,7 @@ class ParametrizationConfig:
     attn_temp: float = 1.0
     output_temp: float = 1.0
     embedding_mult: float = 1.0
+    rp_embedding_mult: float = 1.0
     depth_alpha: float = 0.0
     eps_scaling: bool = True
     weight_decay_mode: WeightDecayMode = "constant"

@@ -83,6 +83,17 @@ def _rope_scaling(v: Mapping[str, Any]) -> Iterator[Problem]:
     for key in ("rope_type", "factor"):
         if section.get(key) is None:
             yield "rope_scaling", f"rope_scaling.{key}: missing; add rope_type and factor"
+    if v["pos_emb"] == "rpe" and v["rpe_max_distance"] <= v["rpe_num_buckets"] // 2:
+        yield (
+            "rpe_max_distance",
+            f"rpe_max_distance: expected more than {v['rpe_num_buckets'] // 2}, half of rpe_num_buckets, got"
+            f" {v['rpe_max_distance']}",
+        )
+    if v["pos_emb"] != "rpe" and v["mup_rp_embedding_mult"] != 1.0:
+        yield (
+            "mup_rp_embedding_mult",
+            "mup_rp_embedding_mult: it multiplies the relative position bias, which needs pos_emb: rpe; remove the key",
+        )
     if v["pos_emb"] != "rotary":
         yield "rope_scaling", "rope_scaling: needs pos_emb: rotary"
     if kind == "llama3" and section.get("original_max_position_embeddings") is None:

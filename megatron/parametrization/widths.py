@@ -16,25 +16,33 @@ class Multipliers:
     attn_temp: float = 1.0
     output_temp: float = 1.0
     embedding_mult: float = 1.0
+    rp_embedding_mult: float = 1.0
 
 
 @dataclass(frozen=True)
 class ForwardFactors:
-    """Factors that the layers apply to embeddings, q.k, logits, and the output of each residual branch."""
+    """Factors that the layers apply to embeddings, q.k, logits, and the output of each residual branch.
+
+    positions: factor of the relative position bias, the square root of the head dimension as in GPT-NeoX. In muP it is
+    that of the base model, so that the bias keeps its size when the heads grow.
+    """
 
     embedding: float
     attention: float
     logits: float
     residual: float
+    positions: float = 1.0
 
 
 def forward_factors(widths: Widths, base: Widths, options: Options, multipliers: Multipliers) -> ForwardFactors:
     """Forward factors of a model. In SP they are those of an unscaled Transformer."""
     if not options.mup:
-        return ForwardFactors(1.0, attention_scale(widths.head_dim, widths.head_dim), 1.0, 1.0)
+        scale = attention_scale(widths.head_dim, widths.head_dim)
+        return ForwardFactors(1.0, scale, 1.0, 1.0, positions=widths.head_dim**0.5)
     return ForwardFactors(
         embedding=multipliers.embedding_mult,
         attention=attention_scale(widths.head_dim, base.head_dim, multipliers.attn_temp),
         logits=readout_mult(widths.multiplier(base), multipliers.output_temp),
         residual=depth_scaling(widths.depth_multiplier(base), options.depth_alpha).forward,
+        positions=multipliers.rp_embedding_mult * base.head_dim**0.5,
     )

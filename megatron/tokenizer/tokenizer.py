@@ -256,10 +256,12 @@ def _existing(path: str | Path | None, key: str, what: str) -> str:
 
 
 def _read(load: Callable[[], Any], key: str, path: str, what: str) -> Any:
-    """Run a library's loader. Loaders raise any error for a corrupt file, in Rust libraries plain Exception."""
+    """Run a library's loader. Loaders raise any error for a corrupt file: Rust libraries plain Exception, or a panic."""
     try:
         return load()
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise DataError(f"{key}: {path} is not {what}: {error}") from error
 
 

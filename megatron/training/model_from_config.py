@@ -62,6 +62,7 @@ def make_parametrization(config: ParametrizationConfig, widths: Widths, base: Wi
             config.attn_temp,
             config.output_temp,
             config.embedding_mult,
+            config.rp_embedding_mult,
         ),
         query_zero_init=config.query_zero_init,
     )

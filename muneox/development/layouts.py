@@ -58,8 +58,15 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "moe_expert_interval": 2,
         "moe_z_loss_coeff": 0.1,
     },
+    "ALiBi in a sliding window": {"no_weight_tying": True, "pos_emb": "alibi", "sliding_window_width": 5},
+    "relative position bias": {
+        "no_weight_tying": False,
+        "pos_emb": "rpe",
+        "rpe_num_buckets": 8,
+        "rpe_max_distance": 12,
+    },
 }
-_UNTIED, _TIED, _LLAMA, _PARALLEL, _TOPK, _SINKHORN = MODELS
+_UNTIED, _TIED, _LLAMA, _PARALLEL, _TOPK, _SINKHORN, _ALIBI, _RPE = MODELS
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,11 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(_SINKHORN, tensor=2),
     Layout(_SINKHORN, pipe=2),
     Layout(_SINKHORN, data=2),
+    Layout(_ALIBI, tensor=2, sequence_parallel=True),
+    Layout(_ALIBI, pipe=2),
+    Layout(_RPE, tensor=2, sequence_parallel=True),
+    Layout(_RPE, pipe=2),
+    Layout(_RPE, data=2, zero=3),
     Layout(_UNTIED, tensor=4),
     Layout(_UNTIED, pipe=4),
     Layout(_UNTIED, data=4),
@@ -140,6 +152,8 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(_TOPK, pipe=2, data=2, zero=1),
     Layout(_SINKHORN, data=4, zero=2),
     Layout(_SINKHORN, tensor=2, pipe=2),
+    Layout(_ALIBI, tensor=4),
+    Layout(_RPE, tensor=2, pipe=2),
 )
 
 

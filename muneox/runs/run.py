@@ -92,7 +92,7 @@ class Run:
 
 def near(name: str, names: Iterable[str], limit: int = 3) -> list[str]:
     """Up to `limit` names that are similar to `name`, the closest first."""
-    names = list(names)
+    names = list(map(str, names))  # keys of a damaged file can be of any type
     wanted = name.lower()
     close = difflib.get_close_matches(name, names, n=limit, cutoff=0.6)
     parts = [known for known in names if wanted in known.lower() or known.lower() in wanted]

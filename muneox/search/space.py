@@ -130,7 +130,7 @@ def parse_space(values: Mapping[str, Any], args: NeoXArgs) -> Space:
     """
     for key in values:
         if key not in _KEYS:
-            raise ConfigError(f"{unknown_key(key, _KEYS)}; the keys of a space are {', '.join(_KEYS)}")
+            raise ConfigError(f"{unknown_key(str(key), _KEYS)}; the keys of a space are {', '.join(_KEYS)}")
     sampler, pruner = values.get("sampler", "random"), values.get("pruner", "none")
     if sampler not in SAMPLERS:
         raise ConfigError(f"sampler: {sampler!r} is not one of {', '.join(SAMPLERS)}")

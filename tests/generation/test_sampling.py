@@ -23,7 +23,7 @@ from tests.model.helpers import VOCAB, WIDTHS, build, config, tokens
 
 shapes = st.fixed_dictionaries(
     {
-        "pos_emb": st.sampled_from(["rotary", "learned", "none"]),
+        "pos_emb": st.sampled_from(["rotary", "learned", "rpe", "alibi", "none"]),
         "num_kv_heads": st.sampled_from([1, 2, 4]),
         "activation": st.sampled_from(["gelu", "swiglu"]),
         "norm": st.sampled_from(["layernorm", "rmsnorm"]),

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from megatron.architecture import MixtureOfExperts
 from megatron.model import GPT
+from megatron.model.alibi import alibi_slopes
 from megatron.model.moe import balance_loss
+from megatron.model.relative_position import position_buckets
 from megatron.sampling import generate_tokens
 from tests.model.helpers import VOCAB, build, config, tokens
 
@@ -221,6 +223,70 @@ def test_mistral(window):
         )
     )
     assert_same(model, oracle, lambda state: llama(state, 2, tied=False))
+
+
+def mpt(state: dict[str, Any]) -> dict[str, Any]:
+    """MPT fuses all queries, all keys, all values."""
+    dim = HIDDEN // HEADS
+    ours = {"embedding.word_embeddings.weight": state["transformer.wte.weight"]}
+    for i in range(LAYERS):
+        block = f"transformer.blocks.{i}"
+        fused = state[f"{block}.attn.Wqkv.weight"].unflatten(0, (3, HEADS, dim))
+        ours |= {
+            f"layers.{i}.input_layernorm.weight": state[f"{block}.norm_1.weight"],
+            f"layers.{i}.attention.query_key_value.weight": fused.transpose(0, 1).flatten(0, 2),
+            f"layers.{i}.attention.dense.weight": state[f"{block}.attn.out_proj.weight"],
+            f"layers.{i}.post_attention_layernorm.weight": state[f"{block}.norm_2.weight"],
+            f"layers.{i}.mlp.dense_h_to_4h.weight": state[f"{block}.ffn.up_proj.weight"],
+            f"layers.{i}.mlp.dense_4h_to_h.weight": state[f"{block}.ffn.down_proj.weight"],
+        }
+    return ours | {"final_norm.weight": state["transformer.norm_f.weight"]}
+
+
+def test_mpt_with_alibi():
+    oracle = transformers.MptForCausalLM(
+        transformers.MptConfig(
+            d_model=HIDDEN,
+            n_heads=HEADS,
+            n_layers=LAYERS,
+            expansion_ratio=4,
+            max_seq_len=LENGTH,
+            vocab_size=VOCAB,
+            attn_config={"alibi": True},
+        )
+    ).eval()
+    randomise(oracle)
+    model = build(
+        config(
+            hidden_size=HIDDEN,
+            num_layers=LAYERS,
+            ffn_hidden_size=4 * HIDDEN,
+            padded_vocab_size=VOCAB,
+            pos_emb="alibi",
+            norm_bias=False,
+            attention_bias=False,
+            mlp_bias=False,
+        )
+    )
+    assert_same(model, oracle, mpt)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 5, 6, 8, 12, 25, 40, 64, 96])
+def test_slopes_are_those_of_bloom(heads):
+    """BLOOM adds slope * position of the key, which differs from ALiBi by a number per query."""
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+    bias = build_alibi_tensor(torch.ones(1, 4), heads, torch.float32)
+    torch.testing.assert_close(torch.tensor(alibi_slopes(heads)), bias[:, 0, 1], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("buckets, distance", [(32, 128), (8, 20), (16, 9), (5, 100)])
+def test_buckets_are_those_of_t5(buckets, distance):
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    distances = torch.arange(3 * distance)
+    theirs = T5Attention._relative_position_bucket(-distances, False, buckets, distance)
+    assert torch.equal(position_buckets(distances, buckets, distance), theirs)
 
 
 NEEDS_5 = pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="another layout of the experts")

@@ -29,6 +29,9 @@ VARIANTS = {
     "llama": dict(num_kv_heads=2, norm="rmsnorm", activation="swiglu", attention_bias=False, mlp_bias=False),
     "gpt2": dict(pos_emb="learned", tied_readout=True),
     "mistral": dict(num_kv_heads=2, norm="rmsnorm", activation="swiglu", sliding_window=5),
+    "alibi": dict(pos_emb="alibi", num_kv_heads=2, activation="swiglu"),
+    "alibi in a window": dict(pos_emb="alibi", sliding_window=5, tied_readout=False),
+    "rpe": dict(pos_emb="rpe", rpe_num_buckets=8, rpe_max_distance=12, num_kv_heads=2),
     "multi-query": dict(num_kv_heads=1, qk_norm=True, norm_bias=False, tied_readout=False),
     "experts": dict(
         experts=MixtureOfExperts(num_experts=4, top_k=2, router="topk", balance_coeff=0.01), activation="swiglu"
@@ -47,7 +50,7 @@ def gradients(model):
 
 
 @pytest.mark.parametrize("activation", [*PLAIN, *GATED])
-@pytest.mark.parametrize("pos_emb", ["rotary", "learned", "none"])
+@pytest.mark.parametrize("pos_emb", ["rotary", "learned", "rpe", "alibi", "none"])
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
 def test_every_combination_runs(norm, pos_emb, activation):
     model = build(config(num_layers=1, norm=norm, pos_emb=pos_emb, activation=activation))
@@ -70,7 +73,7 @@ def test_no_token_sees_the_future(changes):
         assert not difference[last + 1 :].any()
 
 
-@pytest.mark.parametrize("pos_emb", ["rotary", "learned"])
+@pytest.mark.parametrize("pos_emb", ["rotary", "learned", "rpe", "alibi"])
 def test_order_matters_with_a_position_embedding(pos_emb):
     def last_logits(pos_emb, x):
         return build(config(num_layers=1, pos_emb=pos_emb))(x)[:, -1]

@@ -319,6 +319,8 @@ CORRECT: list[dict[str, Any]] = [
     {"lr_decay_style": "exponential"}, {"init_method": "xavier_uniform", "output_layer_init_method": "wang_init"},
     {"init_method": "small_init"}, {"init_method": "orthogonal"}, {"mup_base_hidden_size": 128},
     {"intermediate_size": 64, "mup_base_intermediate_size": 64}, {"sliding_window_width": 3},
+    {"pos_emb": "alibi"}, {"pos_emb": "rpe"}, {"pos_emb": "rpe", "use_mup": False}, {"pos_emb": "rpe", **SGD},
+    {"pos_emb": "rpe", "mup_rp_embedding_mult": 3.0, "num_attention_heads": 2, "mup_base_num_attention_heads": 2},
     {"optimizer": {"type": "Adam", "params": {"lr": 0.01, "eps": 1e-4}}}, {"gradient_clipping": 0.0},
     *({"seed": seed} for seed in range(1, 11)),
 ]  # fmt: skip

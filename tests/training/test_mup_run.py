@@ -280,6 +280,9 @@ def audit(corpus, tmp_path, **changes):
         {"no_weight_tying": False, "pos_emb": "learned", "max_position_embeddings": 16},
         {"mup_base_num_layers": 1, "mup_depth_alpha": 1.0, "zero_optimization": {"stage": 1}},
         {"sliding_window_width": 3},
+        {"pos_emb": "alibi"},
+        {"pos_emb": "rpe", "mup_rp_embedding_mult": 3.0, "num_attention_heads": 2, "mup_base_num_attention_heads": 2},
+        {"pos_emb": "rpe", "use_mup": False},
     ],
 )
 def test_audit_passes_correct_models(corpus, tmp_path, changes):
@@ -368,3 +371,23 @@ def test_fixed_key_value_heads_pass_and_drift_with_the_init_of_hidden_values(cor
     worst = max((row for row in drifting.rows if row.statistic == "rms_delta"), key=lambda row: row.slope)
     kept = {(row.module, row.statistic, row.t): row.slope for row in result.mup.rows}
     assert worst.slope > kept[worst.module, worst.statistic, worst.t] + 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pos_emb": "alibi", "sliding_window_width": 6},
+        {"pos_emb": "rpe", "rpe_num_buckets": 8, "rpe_max_distance": 12, "mup_rp_embedding_mult": 2.0},
+    ],
+    ids=["alibi", "rpe"],
+)
+def test_positions_pass_the_check_in_mup_and_fail_in_sp(corpus, tmp_path, changes):
+    def records(use_mup):
+        keys = {key: value for key, value in changes.items() if use_mup or not key.startswith("mup")}
+        args = arguments(configuration(corpus, tmp_path, **CHECK, **keys))
+        return CoordinateCheck(coordinate_check_config(args), initialize_megatron()).records(use_mup)
+
+    up, sp = records(True), records(False)
+    assert verdict(up, reference=sp).passed, verdict(up, reference=sp).table()
+    assert not verdict(sp).passed

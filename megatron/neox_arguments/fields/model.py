@@ -117,18 +117,17 @@ class NeoXArgsModel:
         "Type of position information.",
         refuse={
             "sinusoidal": "not supported yet; use rotary or learned",
-            "rpe": "not supported yet; use rotary",
-            "alibi": "not supported yet; use rotary",
         },
         recipe=(FAMILY,),
     )
-    rpe_num_buckets: int = refused(
-        32,
-        "Number of buckets of relative positions.",
-        "relative position bias is not supported yet; use pos_emb: rotary",
+    rpe_num_buckets: int = supported(
+        32, "With pos_emb rpe: number of buckets of relative positions.", limit=at_least(2), recipe=(FAMILY,)
     )
-    rpe_max_distance: int = refused(
-        128, "Maximum relative distance.", "relative position bias is not supported yet; use pos_emb: rotary"
+    rpe_max_distance: int = supported(
+        128,
+        "With pos_emb rpe: all larger distances share the last bucket. Must be larger than rpe_num_buckets / 2.",
+        limit=at_least(2),
+        recipe=(FAMILY,),
     )
     opt_pos_emb_offset: int = refused(
         0,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron.neox_arguments.keys import refused, supported
+from megatron.neox_arguments.keys import supported
 from megatron.neox_arguments.limits import Items, above, at_least, one_of
 from megatron.neox_arguments.transfer import COMBINED, FREE, LADDER, MUP_FAMILY, TUNED, must_match
 
@@ -62,10 +62,13 @@ class NeoXArgsMup:
         transfer=TUNED,
         recipe=(MUP_FAMILY,),
     )
-    mup_rp_embedding_mult: float = refused(
+    mup_rp_embedding_mult: float = supported(
         1.0,
-        "Factor of the relative position bias.",
-        "it applies to pos_emb rpe, which is not supported yet; remove the key",
+        "With pos_emb rpe: factor of the relative position bias.",
+        limit=above(0),
+        mup_only=True,
+        transfer=TUNED,
+        recipe=(MUP_FAMILY,),
     )
     mup_width_scale: int = supported(
         2,

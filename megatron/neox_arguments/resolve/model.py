@@ -119,6 +119,7 @@ def _parametrization(args: NeoXArgs, widths: Widths) -> ParametrizationConfig:
         attn_temp=args.mup_attn_temp,
         output_temp=args.mup_output_temp,
         embedding_mult=args.mup_embedding_mult,
+        rp_embedding_mult=args.mup_rp_embedding_mult,
         depth_alpha=args.mup_depth_alpha,
         eps_scaling=args.mup_eps_scaling,
         weight_decay_mode=args.mup_weight_decay_mode,
@@ -153,7 +154,7 @@ def _experts(args: NeoXArgs) -> MixtureOfExperts | None:
 
 def _architecture(args: NeoXArgs) -> Architecture:
     match args.norm, args.pos_emb:
-        case ("layernorm" | "rmsnorm") as norm, ("learned" | "rotary" | "none") as positions:
+        case ("layernorm" | "rmsnorm") as norm, ("learned" | "rotary" | "rpe" | "alibi" | "none") as positions:
             pass
         case _:
             raise AssertionError(f"validation accepted norm {args.norm} and pos_emb {args.pos_emb}")
@@ -162,6 +163,8 @@ def _architecture(args: NeoXArgs) -> Architecture:
         rotary_pct=args.rotary_pct,
         rotary_base=args.rotary_emb_base,
         rope_scaling=_rope_scaling(args),
+        rpe_num_buckets=args.rpe_num_buckets,
+        rpe_max_distance=args.rpe_max_distance,
         sliding_window=args.sliding_window_width,
         norm=norm,
         norm_epsilon=args.layernorm_epsilon if norm == "layernorm" else args.rms_norm_epsilon,
