@@ -87,15 +87,19 @@ class HFTokenizer:
         return self._eod
 
     def tokenize(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._call(lambda: self._tokenizer.encode(text, add_special_tokens=False).ids)
         return ids
+
+    def _call(self, encode: Callable[[], Any]) -> Any:
+        return _read(encode, "vocab-file", self._source, "a tokenizer that can encode this text")
 
     def save(self, path: Path) -> None:
         """Write the tokenizer as a `tokenizer.json`."""
         self._tokenizer.save(str(path))
 
     def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        encodings = self._call(lambda: self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False))
+        return [encoding.ids for encoding in encodings]
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode([int(i) for i in token_ids])
@@ -256,7 +260,7 @@ def _existing(path: str | Path | None, key: str, what: str) -> str:
 
 
 def _read(load: Callable[[], Any], key: str, path: str, what: str) -> Any:
-    """Run a library's loader. Loaders raise any error for a corrupt file: Rust libraries plain Exception, or a panic."""
+    """Run a function of a library, which raises any error for a corrupt file: in Rust plain Exception, or a panic."""
     try:
         return load()
     except BaseException as error:
