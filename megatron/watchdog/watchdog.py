@@ -68,7 +68,8 @@ class Watchdog:
             return
         self._stopped.set()
         faulthandler.cancel_dump_traceback_later()
-        self._threads[1].join(1.0)
+        for thread in self._threads:  # one that is inside the store at the interpreter's end would abort the process
+            thread.join(5.0)
         self._state = dataclasses.replace(self._state, ended=True, beat=self._state.beat + 1)
         if self.rank != 0:
             try:
