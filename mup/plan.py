@@ -61,8 +61,9 @@ def planned(
         role, r, s, own = describe(shape, model.get_submodule(path))
         m = own if width_mult is None else width_mult
         inside = in_block is not None and in_block(name)
+        out = own if role is Role.INPUT else s  # its only infinite dimension, in whichever layout
         scaling = parameter_scaling(
-            role, fan_in_mult=r, fan_out_mult=s, width_mult=m, depth_mult=depth_mult, in_block=inside, options=options
+            role, fan_in_mult=r, fan_out_mult=out, width_mult=m, depth_mult=depth_mult, in_block=inside, options=options
         )
         yield parameter, ScaledParameter(name, role, shape, r, s, own, inside, scaling)
 

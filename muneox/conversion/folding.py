@@ -14,7 +14,8 @@ from mup.rules import attention_scale
 
 def plain_factors(widths: Widths) -> ForwardFactors:
     """Factors of an ordinary Transformer: 1, and 1/sqrt(head dimension) for the attention scores."""
-    return ForwardFactors(1.0, attention_scale(widths.head_dim, widths.head_dim), 1.0, 1.0)
+    scale = attention_scale(widths.head_dim, widths.head_dim)
+    return ForwardFactors(1.0, scale, 1.0, 1.0, positions=widths.head_dim**0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Folding:
 
     @property
     def changes_weights(self) -> bool:
-        return self.factors != self.left
+        if self.config.pos_emb == "rpe":
+            return self.factors != self.left
+        return dataclasses.replace(self.factors, positions=self.left.positions) != self.left
 
     def describe(self) -> str:
         """For a message: the multipliers that are folded, and where they are."""
@@ -57,6 +60,8 @@ class Folding:
             return logits
         if name.startswith("final_norm."):
             return logits / embedding if tied else 1.0
+        if ".attention.rpe." in name:
+            return self.factors.positions / self.left.positions
         if ".attention.dense." in name or ".dense_4h_to_h" in name:
             return self.factors.residual / self.left.residual
         return 1.0

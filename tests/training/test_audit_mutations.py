@@ -154,10 +154,10 @@ def one_branch(name: str) -> Callable[[Any], Any]:
 
 
 def head_scaled(old: Any) -> Any:
-    def forward(self: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def forward(self: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: Any = None) -> torch.Tensor:
         q = q.clone()
         q[:, -1] = q[:, -1] * 2
-        result: torch.Tensor = old(self, q, k, v)
+        result: torch.Tensor = old(self, q, k, v, bias=bias)
         return result
 
     return forward

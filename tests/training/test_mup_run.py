@@ -295,7 +295,7 @@ def test_audit_detects_standard_attention(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(
         attention.CoreAttention,
         "forward",
-        lambda self, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        lambda self, q, k, v, bias=None: F.scaled_dot_product_attention(q, k, v, is_causal=True),
     )
     departing = [row.name for row in audit(corpus, tmp_path, num_attention_heads=1).factors if not row.passed]
     assert departing == ["layers.0 attention scale", "layers.1 attention scale"]
