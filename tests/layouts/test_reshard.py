@@ -116,7 +116,7 @@ def test_weights_load_without_an_engine_from_any_layout(model: str, folder: Path
     assert sharded.keys() == plain.keys()
     for name, weight in sharded.items():
         # Adam turns the rounding of a gradient that is zero, such as that of a key's bias, into a small step
-        torch.testing.assert_close(weight, plain[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(weight, plain[name], rtol=1e-4, atol=3e-5)
     for ending in ("safetensors", "pt"):
         file = tmp_path / f"whole.{ending}"
         assert merge_weights.main([str(tmp_path / "tp2"), str(file)]) == 0
