@@ -25,13 +25,13 @@ from megatron.model.gpt import GPT
 from megatron.neox_arguments.job_configs import GenerationConfig
 from megatron.neox_arguments.run_config import Precision
 from megatron.parametrization.plan import Shape
+from megatron.precisions import DTYPES
 from megatron.sampling import Sampling, context_length, generate_tokens, stream_tokens
 from megatron.tokenizer import StreamDetokenizer, Tokenizer, build_tokenizer
 from megatron.training.model_from_config import model_plan, neox_assembly
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"fp32": torch.float32, "bfloat16": torch.bfloat16, "fp16": torch.float16}
 _BATCH = 16  # samples of one prompt per batch
 _SHOWN = 10  # parameters listed in an error
 
@@ -74,7 +74,7 @@ def model_with_weights(loaded: LoadedWeights, plan: ModelPlan, precision: Precis
     weights = loaded.weights if loaded.client_state.get("layout") else _without_padding(loaded.weights, plan, expected)
     _check_shapes(loaded.path, weights, expected)
     model.load_state_dict(weights, assign=True)
-    model = model.to(device=device, dtype=_DTYPES[precision])
+    model = model.to(device=device, dtype=DTYPES[precision])
     return model.eval().requires_grad_(False)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-import torch
-
 from megatron.dry_run.estimate import Hardware, Memory, Run, StepTime, Traffic, memory, step_time, traffic
 from megatron.dry_run.model import RankPart, bounds_of, build_parts, layer_costs, total_parameters
 from megatron.errors import ConfigError, UserError
@@ -15,12 +13,12 @@ from megatron.monitoring.flops import PEAK_TFLOPS, peak_tflops
 from megatron.mpu.topology import Grid
 from megatron.neox_arguments.job_configs import DryRunConfig
 from megatron.neox_arguments.run_config import TokenizerConfig
+from megatron.precisions import DTYPES
 from megatron.tokenizer import build_tokenizer
 from megatron.training.model_from_config import model_plan
 from megatron.training.report import flops_a_token
 
 GPT2_VOCAB_SIZE = 50257  # Radford et al. 2019, section 2.2: fixed by the tokenizer's type
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def dry_run(config: DryRunConfig) -> DryRun:
     parameters = stored - padding * tables * plan.config.widths.hidden_size
     if parameters != plan.num_parameters:
         raise ConfigError(f"the ranks hold {parameters} parameters in total, but the model has {plan.num_parameters}")
-    dtype = _DTYPES[engine.precision]
+    dtype = DTYPES[engine.precision]
     tokens = config.batch.size * config.model.seq_length
     run = Run(
         grid,

@@ -15,19 +15,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from megatron.files import write_whole
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.resolve import conversion_config
-from megatron.training.model_from_config import model_plan, neox_assembly
+from megatron.training.model_from_config import model_plan
+from muneox.commands.convert_neox_to_hf import DTYPES, add_output
 from muneox.conversion.hugging_face_config import HuggingFaceConfig
 from muneox.conversion.hugging_face_weights import HuggingFaceWeights, JoinedWeights
 from muneox.conversion.neox_writer import NeoxFormat, write_neox
-from muneox.conversion.resources import check_disk, check_memory, complete_folder
+from muneox.conversion.resources import complete_folder
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TOKENIZERS = {"tokenizer.json": "HFTokenizer", "tokenizer.model": "SPMTokenizer"}
 _TOKENIZER_FILES = ("*token*.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja")
 
@@ -37,32 +36,24 @@ def main(input_args: Sequence[str] | None = None) -> int:
     args = _parse(input_args)
     theirs = HuggingFaceConfig(args.input_dir)
     keys = theirs.keys() | _tokenizer_keys(args.input_dir, args.output_dir)
-    # the tokenizer plays no part in the conversion of the weights
-    config = conversion_config(NeoXArgs.from_dict({name.replace("-", "_"): value for name, value in keys.items()}))
-    plan = model_plan(config.model, theirs.vocab_size)
-    shapes = {name: tuple(parameter.shape) for name, parameter in plan.parameters.items()}
+    plan = model_plan(conversion_config(NeoXArgs.from_dict(keys)).model, theirs.vocab_size)
+    form = NeoxFormat(plan, tensor=args.tp, multiple=theirs.vocab_multiple)
     source = HuggingFaceWeights(args.input_dir)
-    weights = JoinedWeights(source, list(theirs.family.groups(plan.config)), shapes)
-    form = NeoxFormat(
-        neox_assembly(plan),
-        tensor=args.tp,
-        multiple=theirs.vocab_multiple,
-        rmsnorm=plan.config.norm == "rmsnorm",
-    )
+    weights = JoinedWeights(source, list(theirs.family.groups(plan.config)), form.assembly.shapes)
     stored = weights.weight("embedding.word_embeddings.weight").dtype
-    dtype = stored if args.precision == "auto" else _DTYPES[args.precision]
-    check_disk(args.output_dir, form.size(dtype))
-    check_memory(form.memory(plain=args.pp == 0), f"--output_dir {args.output_dir}: writing")
+    dtype = stored if args.precision == "auto" else DTYPES[args.precision]
+    plain = args.pp == 0
+    form.check_resources(args.output_dir, dtype, plain=plain)
     with complete_folder(args.output_dir) as folder:
-        write_neox(weights.weight, weights.release, form, folder, dtype, plain=args.pp == 0)
+        write_neox(weights.weight, weights.release, form, folder, dtype, plain=plain)
         _copy_tokenizer(args.input_dir, folder / "tokenizer")
         run = {"load": str(args.output_dir), "finetune": True, "model-parallel-size": args.tp}
         text = yaml.safe_dump(keys | run | {"pipe-parallel-size": args.pp}, sort_keys=False)
         write_whole(
             folder / "model.yml", f"# The model in {args.input_dir}, to start a new run from its weights.\n{text}"
         )
-    count = sum(torch.Size(shape).numel() for shape in shapes.values())
-    print(f"wrote {args.output_dir}: {theirs.family.architecture}, {count:,} parameters in {dtype}; keys in model.yml")
+    size = f"{plan.num_parameters:,} parameters in {dtype}"
+    print(f"wrote {args.output_dir}: {theirs.family.architecture}, {size}; keys in model.yml")
     if "vocab-file" not in keys:
         print(
             f"no tokenizer: {args.input_dir} holds none of {', '.join(_TOKENIZERS)}; set tokenizer-type and vocab-file"
@@ -93,13 +84,13 @@ def _parse(input_args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--input_dir", type=Path, required=True, help="folder with config.json and .safetensors or .bin files"
     )
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; it must not hold files yet")
+    add_output(parser, of_auto="that of the source")
     add_layout(parser)
     return parser.parse_args(input_args)
 
 
 def add_layout(parser: argparse.ArgumentParser) -> None:
-    """Add --tp, --pp and --precision."""
+    """Add --tp and --pp."""
     parser.add_argument("--tp", type=positive, default=1, help="tensor-parallel size of the files (default: 1)")
     parser.add_argument(
         "--pp",
@@ -107,12 +98,6 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
         choices=(0, 1),
         default=1,
         help="1: one file per layer, for every pipeline-parallel size; 0: one per rank, without a pipeline",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("auto", *_DTYPES),
-        default="auto",
-        help="type of the weights (default: auto, that of the source)",
     )
 
 

@@ -37,38 +37,35 @@ class Folding:
             return self._queries(x)
         return _times(x, self._multiplier(name))
 
-    @property
-    def changes_weights(self) -> bool:
-        if self.config.pos_emb == "rpe":
-            return self.factors != self.left
-        return dataclasses.replace(self.factors, positions=self.left.positions) != self.left
-
     def describe(self) -> str:
-        """For a message: the multipliers that are folded, and where they are."""
+        """For a message: the multipliers that are folded, and where they are; empty if no weight changes."""
         readout = "final norm, because the readout is tied" if self.config.tied_readout else "readout"
         places = {"embedding": "embedding", "attention": "queries", "residual": "residual branches", "logits": readout}
-        ratios = {name: getattr(self.factors, name) / getattr(self.left, name) for name in places}
+        if self.config.pos_emb == "rpe":
+            places["positions"] = "relative position bias"
+        ratios = {name: self._ratio(name) for name in places}
         return ", ".join(f"{name} x {ratios[name]:g} ({places[name]})" for name in places if ratios[name] != 1.0)
 
+    def _ratio(self, factor: str) -> float:
+        ratio: float = getattr(self.factors, factor) / getattr(self.left, factor)
+        return ratio
+
     def _multiplier(self, name: str) -> float:
-        embedding = self.factors.embedding / self.left.embedding
-        logits = self.factors.logits / self.left.logits
-        tied = self.config.tied_readout
         if name.startswith("embedding."):
-            return embedding
+            return self._ratio("embedding")
         if name.startswith("readout."):
-            return logits
+            return self._ratio("logits")
         if name.startswith("final_norm."):
-            return logits / embedding if tied else 1.0
+            return self._ratio("logits") / self._ratio("embedding") if self.config.tied_readout else 1.0
         if ".attention.rpe." in name:
-            return self.factors.positions / self.left.positions
+            return self._ratio("positions")
         if ".attention.dense." in name or ".dense_4h_to_h" in name:
-            return self.factors.residual / self.left.residual
+            return self._ratio("residual")
         return 1.0
 
     def _queries(self, x: Tensor) -> Tensor:
         """The fused rows with the queries multiplied. Rotation by position is linear, so it commutes with that."""
-        multiplier = self.factors.attention / self.left.attention
+        multiplier = self._ratio("attention")
         if multiplier == 1.0:
             return x
         widths = self.config.widths

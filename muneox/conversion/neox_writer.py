@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron.checkpointing.neox import VOCABULARY, Assembly
+from megatron.checkpointing.neox import VOCABULARY
 from megatron.checkpointing.neox_names import ROW_BIASES, place, written_name
 from megatron.errors import CheckpointError
 from megatron.files import write_whole
+from megatron.model.build import ModelPlan
 from megatron.mpu import Shard, shard
-from muneox.conversion.tensors import Shape
+from megatron.training.model_from_config import neox_assembly
+from muneox.conversion.resources import check_disk, check_memory
+from muneox.conversion.tensors import Shape, split_qkv
 
 Weight = Callable[[str], Tensor]
 _COPIES = 3  # of a layer: whole, as shards, and in the writer
@@ -23,13 +26,14 @@ _COPIES = 3  # of a layer: whole, as shards, and in the writer
 class NeoxFormat:
     """How the parameters of a model lie in GPT-NeoX's files.
 
-    assembly: of the model, with its unpadded vocabulary. tensor: the tensor-parallel size. multiple: the vocabulary is
-    padded with zeros to a multiple of `multiple` x `tensor`. rmsnorm: whether the norms are RMSNorms, whose weights are
-    named `scale`. Raises CheckpointError if the model cannot be split into `tensor` parts.
+    tensor: the tensor-parallel size. multiple: the vocabulary is padded with zeros to a multiple of `multiple` x
+    `tensor`. Raises CheckpointError if the model cannot be split into `tensor` parts.
     """
 
-    def __init__(self, assembly: Assembly, *, tensor: int, multiple: int, rmsnorm: bool) -> None:
-        self.assembly, self.tensor, self.multiple, self.rmsnorm = assembly, tensor, multiple * tensor, rmsnorm
+    def __init__(self, plan: ModelPlan, *, tensor: int, multiple: int) -> None:
+        self.config, self.assembly = plan.config, neox_assembly(plan)
+        self.tensor, self.multiple = tensor, multiple * tensor
+        assembly = self.assembly
         if assembly.num_kv_heads % tensor:
             raise CheckpointError(f"--tp: {assembly.num_kv_heads} key-value heads cannot be split into {tensor} parts")
         for name, (dim, blocks) in assembly.shards.items():
@@ -45,10 +49,10 @@ class NeoxFormat:
         found: dict[int, dict[str, str]] = {}
         for name in self.assembly.shapes:
             number, local = place(name, self.assembly.num_layers)
-            found.setdefault(number, {})[name] = written_name(local, self.rmsnorm)
+            found.setdefault(number, {})[name] = written_name(local, self.config.norm == "rmsnorm")
         return dict(sorted(found.items()))
 
-    def size(self, dtype: torch.dtype) -> int:
+    def _size(self, dtype: torch.dtype) -> int:
         """Bytes of all weights on disk."""
         count = 0
         for name in self.assembly.shapes:
@@ -56,7 +60,7 @@ class NeoxFormat:
             count += torch.Size(self._padded(name)).numel() * copies
         return count * dtype.itemsize
 
-    def memory(self, plain: bool) -> int:
+    def _memory(self, plain: bool) -> int:
         """Bytes that writing needs: for the largest layer, or for a whole rank if there is one file per rank."""
         layers = self.layers().values()
         sizes = [sum(torch.Size(self._padded(name)).numel() for name in layer) for layer in layers]
@@ -68,7 +72,8 @@ class NeoxFormat:
             rows = self._padded(name)[0] - x.shape[0]
             x = torch.cat([x, x.new_zeros(rows, *x.shape[1:])])
         spec = self.assembly.shards.get(name)
-        by_kind = self._by_kind(x) if "query_key_value" in name and self.assembly.grouped else None
+        grouped = "query_key_value" in name and self.assembly.grouped
+        by_kind = split_qkv(x, self.config.widths) if grouped else None
         for rank in range(self.tensor):
             if by_kind is not None:  # each rank holds its queries, its keys, its values
                 yield torch.cat([shard(kind, Shard(0), rank, self.tensor) for kind in by_kind])
@@ -79,11 +84,10 @@ class NeoxFormat:
             else:
                 yield x.clone()
 
-    def _by_kind(self, x: Tensor) -> list[Tensor]:
-        """Fused rows, ordered by key-value head -> all queries, all keys, all values."""
-        queries = self.assembly.num_heads // self.assembly.num_kv_heads
-        by_head = x.unflatten(0, (self.assembly.num_kv_heads, queries + 2, -1))
-        return [kind.flatten(0, 2) for kind in by_head.split([queries, 1, 1], dim=1)]
+    def check_resources(self, folder: Path, dtype: torch.dtype, *, plain: bool) -> None:
+        """Raise CheckpointError if the disk of `folder` or the memory does not suffice. plain: see `write_neox`."""
+        check_disk(folder, self._size(dtype))
+        check_memory(self._memory(plain), f"--output_dir {folder}: writing")
 
 
 def write_neox(
