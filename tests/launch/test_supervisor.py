@@ -17,16 +17,18 @@ from tests.training.harness import ROOT, environment
 # Writes what happens to it into a file of its own; ends 0.3 s after a signal that it handles, as a save takes time.
 WORKER = """
 import os, signal, sys, time
-out, handled, code = open(sys.argv[1], "a", buffering=1), sys.argv[2].split(","), int(sys.argv[3])
+out, handled, code = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY), sys.argv[2].split(","), int(sys.argv[3])
+def say(word):
+    os.write(out, f"{word}\\n".encode())  # a signal can come within it, which a buffered file does not allow
 def note(number, frame):
-    print(signal.Signals(number).name, file=out)
+    say(signal.Signals(number).name)
     time.sleep(0.3)
-    print("saved", file=out)
+    say("saved")
     raise SystemExit(code)
 for name in filter(None, handled):
     signal.signal(signal.Signals[name], note)
 open(sys.argv[1] + ".pid", "w").write(str(os.getpid()))
-print("ready", file=out)
+say("ready")
 while True:
     time.sleep(0.02)
 """
