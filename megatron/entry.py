@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from megatron.errors import UserError
+from megatron.files import discard_output
 
 
 def run_script(main: Callable[[], object]) -> int:
@@ -29,7 +30,7 @@ def run_script(main: Callable[[], object]) -> int:
             print(error)
         code = error.exit_code
     except BrokenPipeError:  # the reader, for example `head`, closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output(sys.stdout.fileno())
         code = 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -124,3 +124,10 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def discard_output(descriptor: int) -> None:
+    """Send what is written to a file descriptor to the null device, also at the end of the process."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)

@@ -1,4 +1,4 @@
-"""Manage a pool of worker processes on one host."""
+"""Processes of one host: a pool of workers, and what the kernel knows of a process."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 from megatron.errors import UserError
+
+
+def process_stat(pid: int) -> list[str]:
+    """Fields 3, 4, ... of /proc/PID/stat: state, parent, ... (see proc_pid_stat(5)). Raises OSError without one."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the name can have spaces and brackets
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import math
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from megatron.files import discard_output
 from megatron.monitoring.base import Record
 
 # name in the record -> format
@@ -90,9 +90,7 @@ class ConsoleMonitor:
         try:
             yield
         except OSError:  # also from now on, and at the end of the process, which writes what is left
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.console.file.fileno())
-            os.close(null)
+            discard_output(self.console.file.fileno())
 
 
 def format_record(record: Record) -> str:

@@ -8,7 +8,8 @@ import os
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+
+from megatron.processes import process_stat
 
 _STATES = {
     "T": "stopped by a signal",
@@ -132,7 +133,7 @@ def _condition(state: State) -> str:
     if state.host != socket.gethostname():
         return last
     try:
-        letter = Path(f"/proc/{state.process}/stat").read_text().rpartition(")")[2].split()[0]
+        letter = process_stat(state.process)[0]
     except OSError:
         return f", because it has ended{last}"
     return f", because it is {_STATES[letter]}{last}" if letter in _STATES else last
@@ -141,6 +142,6 @@ def _condition(state: State) -> str:
 def _process_start(process: int) -> str:
     """The time at which the kernel started the process, in its own unit; empty where there is no such process."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+        return process_stat(process)[19]
     except OSError:
         return ""

@@ -14,6 +14,7 @@ from datetime import timedelta
 
 from torch._C._distributed_c10d import Store, TCPStore
 
+from megatron.files import discard_output
 from megatron.watchdog.activity import Activity
 from megatron.watchdog.position import Position, collective_count, position, stacks, unfinished_on_device
 from megatron.watchdog.verdict import State, Verdict, judge, waits_for_long
@@ -158,7 +159,7 @@ class Watchdog:
         own = "".join(f"[rank {self.rank}] {line}\n" for line in stacks(self._own_threads()).splitlines())
         os.write(2, (text + own).encode(errors="replace"))
         for output in (1, 2):  # what follows is the noise of broken connections
-            os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+            discard_output(output)
         if self.rank == 0:
             self._store.set(_VERDICT, verdict.encoded())
         time.sleep(2 * self.interval + 0.5)  # all ranks fetch it before the first of them ends

@@ -20,6 +20,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from megatron.processes import process_stat
 from muneox.search.samplers import Planner
 from muneox.search.storage import Lock
 
@@ -51,7 +52,7 @@ def process_start(pid: int) -> str | None:
     The zombie of a killed worker stays in a container if the container's first process does not reap orphans.
     """
     try:
-        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *numbers = process_stat(pid)
         return None if state in ("Z", "X") else numbers[18]
     except (OSError, IndexError, ValueError):
         pass
