@@ -51,8 +51,8 @@ class RelativePositionBias(ShardedModule):
 
     def forward(self, queries: int, keys: int) -> Tensor:
         """[1, heads of this rank, queries, keys]. The queries are the last positions of the keys."""
-        position = torch.arange(keys, device=self.weight.device)
-        by_distance = self.weight[position_buckets(position, self.num_buckets, self.max_distance)]  # [keys, heads]
-        distance = (position[keys - queries :, None] - position).clamp(min=0)
-        bias: Tensor = by_distance[distance].permute(2, 0, 1)[None]
-        return bias if self.mult == 1.0 else bias * self.mult
+        distances = torch.arange(keys - 1, -keys, -1, device=self.weight.device).clamp(min=0)  # none for the future
+        row = self.weight[position_buckets(distances, self.num_buckets, self.max_distance)].T  # [heads, 2 keys - 1]
+        row = row if self.mult == 1.0 else row * self.mult
+        # each query sees the window of the row that starts one entry before that of the query before it
+        return row.unfold(-1, keys, 1)[:, :queries].flip(1)[None]
