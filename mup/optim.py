@@ -20,8 +20,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from mup.groups import Group, group_parameters, scaled
 from mup.infshape import ShapeError
 from mup.plan import planned
-from mup.roles import attach, describe, infshape_of
-from mup.rules import INNER, Options, Role, parameter_scaling
+from mup.roles import attach, describe, infshape_of, ruled_fan_out
+from mup.rules import INNER, Options, parameter_scaling
 
 __all__ = ["MuAdam", "MuAdamW", "MuSGD", "param_groups", "process_param_groups"]
 
@@ -79,7 +79,7 @@ def _kind(item: Any, optimizer: str) -> _Kind:
         # the original has one group of these parameters for Adam, and one of finite parameters for SGD
         return _Kind(2, "fixed" if optimizer == "sgd" else "vector", 1.0, 1.0)
     options = Options(optimizer=optimizer)
-    out = m if role is Role.INPUT else s  # its only infinite dimension, in whichever layout
+    out = ruled_fan_out(role, s, m)
     lr = parameter_scaling(role, fan_in_mult=r, fan_out_mult=out, width_mult=m, options=options).lr
     if role in INNER:
         return _Kind(0, role.value, lr, r if optimizer == "adam" else r / s)

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from mup.infshape import InfShape, zip_infshape
 from mup.init_methods import BaseSizes, InitMethods, draw_
-from mup.roles import Declaration, Part, attach, describe, infshape_of
+from mup.roles import Declaration, Part, attach, describe, infshape_of, ruled_fan_out
 from mup.rules import FROM_WIDTH, Options, Role, Scaling, parameter_scaling
 
 __all__ = ["ModelScale", "ParameterPlan", "ScaledParameter", "plan_parameter", "planned", "unscaled_fan_ins"]
@@ -61,9 +61,14 @@ def planned(
         role, r, s, own = describe(shape, model.get_submodule(path))
         m = own if width_mult is None else width_mult
         inside = in_block is not None and in_block(name)
-        out = own if role is Role.INPUT else s  # its only infinite dimension, in whichever layout
         scaling = parameter_scaling(
-            role, fan_in_mult=r, fan_out_mult=out, width_mult=m, depth_mult=depth_mult, in_block=inside, options=options
+            role,
+            fan_in_mult=r,
+            fan_out_mult=ruled_fan_out(role, s, own),
+            width_mult=m,
+            depth_mult=depth_mult,
+            in_block=inside,
+            options=options,
         )
         yield parameter, ScaledParameter(name, role, shape, r, s, own, inside, scaling)
 

@@ -229,6 +229,14 @@ def describe(shape: InfShape, module: nn.Module | None = None) -> tuple[Role, fl
     return role, r, s, (r if role in FROM_WIDTH else shape.width_mult())
 
 
+def ruled_fan_out(role: Role, s: float, own: float) -> float:
+    """The s of the rules, given the results of `describe`.
+
+    An input-like matrix has one infinite dimension. The rules call it the fan-out, in whichever layout the weight is.
+    """
+    return own if role is Role.INPUT else s
+
+
 def init_rule(shape: InfShape, exponent: float = 1.0) -> float:
     """Factor of the rule on the init std of a parameter, to the power `exponent`. It is equal for all optimizers."""
     role, *mults = describe(shape)
