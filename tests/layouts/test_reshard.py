@@ -115,8 +115,11 @@ def test_weights_load_without_an_engine_from_any_layout(model: str, folder: Path
     sharded, plain = (load_weights(tmp_path / name).weights for name in ("tp2", "one"))
     assert sharded.keys() == plain.keys()
     for name, weight in sharded.items():
-        # Adam turns the rounding of a gradient that is zero, such as that of a key's bias, into a small step
+        # Adam divides a gradient by its own size plus eps: in the few entries whose gradient is near eps
+        # (a key's bias, a weight of an expert that few tokens reached) rounding becomes a visible step.
         torch.testing.assert_close(weight, plain[name], rtol=1e-4, atol=3e-5)
+        moved = ~torch.isclose(weight, plain[name], rtol=1e-4, atol=1e-6)
+        assert int(moved.sum()) <= max(4, weight.numel() // 10_000), name
     for ending in ("safetensors", "pt"):
         file = tmp_path / f"whole.{ending}"
         assert merge_weights.main([str(tmp_path / "tp2"), str(file)]) == 0
