@@ -8,7 +8,7 @@ A drop-in replacement for the `mup` package of Yang et al., with its rules as da
 verdict on coordinate checks.
 """
 
-from mup import coord_check, infshape, init, layer, optim, rules, schedule, shape, umup
+from mup import coord_check, infshape, init, layer, optim, rules, schedule, shape
 from mup.coord_check import coord_records, get_coord_data, plot_coord_data, plot_verdict
 from mup.infshape import InfDim, InfShape, ShapeError, zip_infshape
 from mup.init import (
@@ -134,7 +134,6 @@ __all__ = [
     "set_base_shapes",
     "shape",
     "trunc_normal_",
-    "umup",
     "uniform_",
     "verdict",
     "xavier_normal_",

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from mup.bsh import BaseShape, StrPath, read_bsh, read_comments, write_bsh
 from mup.infshape import InfDim, InfShape, ShapeError, zip_infshape
@@ -258,14 +258,28 @@ def _rescale(model: nn.Module) -> None:
 
 
 def assert_hidden_size_inf(model: nn.Module) -> None:
-    """Raise ShapeError if an nn.Linear maps a width to a finite dimension and is neither a readout nor declared."""
+    """Raise ShapeError if a layer maps a width to a finite dimension and is neither a readout nor declared.
+
+    The layers are linear layers and convolutions, also those that share their weight with an embedding.
+    """
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or isinstance(module, MuOutput):
+        if not isinstance(module, (nn.Linear, _ConvNd)) or isinstance(module, MuOutput) or declares(module):
             continue
         shape = infshape_of(module.weight, f"{name}.weight")
-        if shape.role is None and not shape[0].isinf() and shape[1].isinf():
+        fan_in, fan_out = (shape[0], shape[1]) if isinstance(module, _ConvTransposeNd) else (shape[1], shape[0])
+        if fan_out.isinf() or not fan_in.isinf():
+            continue
+        kind = type(module).__name__
+        if id(module.weight) in embeddings:
             raise ShapeError(
-                f"{name} maps a width to a finite dimension but is a plain nn.Linear: make it a MuReadout, vary its "
+                f"{name} shares the weight of an embedding but is a plain nn.{kind}, without muP's factor on the "
+                f"logits: make it a mup.MuSharedReadout(embedding.weight)"
+            )
+        if shape.role is None:
+            readout = "MuReadout" if isinstance(module, nn.Linear) else f"MuOut{kind}"
+            raise ShapeError(
+                f"{name} maps a width to a finite dimension but is a plain nn.{kind}: make it a {readout}, vary its "
                 f"fan-out in the delta model, or call mup.declare({name}, role='hidden') (for keys of a fixed number "
                 "of KV heads; role='value' for their values)"
             )

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from mup.layer import MuOutput
 from mup.plan import ScaledParameter, planned
+from mup.roles import declares
 from mup.rules import Options, Role, Scaling, attention_scale, readout_mult
 
 __all__ = [
@@ -139,8 +141,8 @@ def audit(
     lr, weight_decay, eps: base values; by default those of the optimizer groups with factor 1, otherwise the
         defaults of the optimizer.
     width_mult: m of the model, for the readout and eps; by default that of each matrix.
-    forward: runs the model once. Every call of scaled_dot_product_attention is then compared with
-        sqrt(base_head_dim) / (d * attention_temperature).
+    forward: runs the model once. Every call of torch's attention (see `attention_scales`) is then compared with
+        sqrt(base_head_dim) / (d * attention_temperature). No call is a fault.
     Raises ShapeError before set_base_shapes.
     """
     stds = {name: _std(p) for name, p in base.named_parameters()} if isinstance(base, nn.Module) else base
@@ -238,25 +240,68 @@ def _noise(parameter: nn.Parameter, plan: ScaledParameter) -> float:
 
 
 def _readout_rows(model: nn.Module, width_mult: float | None) -> Iterator[AuditRow]:
+    """One row for each readout, and for each plain layer that maps a width to a finite dimension."""
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
+        if not isinstance(module, (nn.Linear, _ConvNd)):
             continue
+        fan_in, fan_out = (0, 1) if isinstance(module, _ConvTransposeNd) else (1, 0)
         shape = getattr(module.weight, "infshape", None)
-        undeclared = shape is not None and shape.role is None and shape.ninf() == 1 and shape[1].isinf()
-        if not isinstance(module, MuOutput) and not undeclared:
+        reads_out = shape is not None and shape[fan_in].isinf() and not shape[fan_out].isinf()
+        if not isinstance(module, MuOutput) and (not reads_out or declares(module)):
             continue
-        m = shape[1].width_mult() if width_mult is None else width_mult  # type: ignore[index]
+        m = shape[fan_in].width_mult() if width_mult is None else width_mult  # type: ignore[index]
         row = AuditRow(f"{name}()", "readout", fan_in_mult=m)
         row.compare("forward", _forward_factor(module), getattr(module, "output_mult", 1.0) * readout_mult(m), 1e-4)
         yield row
 
 
-def _forward_factor(linear: nn.Linear) -> float:
-    """Measure the factor that a linear layer applies to W x, with a probe weight and input."""
-    weight, x = torch.ones(linear.weight.shape), torch.ones(1, linear.in_features)
-    probe = {"weight": weight} | ({} if linear.bias is None else {"bias": torch.zeros(linear.out_features)})
+class _Both(nn.Module):
+    """A layer, and the forward of the torch class that it derives from, on the same input."""
+
+    def __init__(self, layer: nn.Linear | _ConvNd) -> None:
+        super().__init__()
+        self.layer = layer
+        self.torch_class = next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("torch.nn."))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(x), self.torch_class.forward(self.layer, x)  # type: ignore[attr-defined]
+
+
+def _forward_factor(layer: nn.Linear | _ConvNd) -> float:
+    """Measure the factor that a layer applies to the output of its torch class, with a probe weight and input."""
+    probe = {"layer.weight": torch.ones(layer.weight.shape)}
+    if layer.bias is not None:
+        probe["layer.bias"] = torch.zeros(layer.bias.shape)
     with torch.no_grad():
-        return float(functional_call(linear, probe, (x,))[0, 0]) / linear.in_features
+        ours, plain = functional_call(_Both(layer), probe, (torch.ones(_probe_size(layer)),))
+    return float(ours.sum() / plain.sum())
+
+
+def _probe_size(layer: nn.Linear | _ConvNd) -> tuple[int, ...]:
+    """Smallest input [1, channels, ...] that covers the kernel and its padding; [1, in_features] for a linear layer."""
+    if isinstance(layer, nn.Linear):
+        return 1, layer.in_features
+    padding = (0,) * len(layer.kernel_size) if isinstance(layer.padding, str) else layer.padding
+    sizes = zip(layer.kernel_size, layer.dilation, padding)
+    return 1, layer.in_channels, *(2 * pad + dilation * (kernel - 1) + 1 for kernel, dilation, pad in sizes)
+
+
+def _head_dim(embed_dim: int, heads: int) -> tuple[int, float]:
+    """Head dimension and scale of torch's own multi-head attention, which always divides by the root."""
+    return embed_dim // heads, (embed_dim // heads) ** -0.5
+
+
+def _of_kernel(query: Tensor, *_: Any, scale: float | None = None, **__: Any) -> tuple[int, float]:
+    return query.shape[-1], query.shape[-1] ** -0.5 if scale is None else float(scale)
+
+
+# the functions of torch that compute attention, and the head dimension and scale of a call; the last two are fast paths
+_ATTENTION: dict[Any, Callable[..., tuple[int, float]]] = {
+    nn.functional.scaled_dot_product_attention: _of_kernel,
+    nn.functional.multi_head_attention_forward: lambda q, k, v, embed_dim, heads, *_, **__: _head_dim(embed_dim, heads),
+    torch._native_multi_head_attention: lambda q, k, v, embed_dim, heads, *_, **__: _head_dim(embed_dim, heads),
+    torch._transformer_encoder_layer_fwd: lambda x, embed_dim, heads, *_, **__: _head_dim(embed_dim, heads),
+}
 
 
 class _AttentionScales(TorchFunctionMode):
@@ -266,15 +311,16 @@ class _AttentionScales(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is nn.functional.scaled_dot_product_attention:
-            query = args[0] if args else kwargs["query"]
-            scale = kwargs.get("scale")
-            self.calls.append((query.shape[-1], query.shape[-1] ** -0.5 if scale is None else float(scale)))
+        if func in _ATTENTION:
+            self.calls.append(_ATTENTION[func](*args, **kwargs))
         return func(*args, **kwargs)
 
 
 def attention_scales(forward: Callable[[], Any]) -> list[tuple[int, float]]:
-    """Return (head dimension, scale) of every call of torch's scaled_dot_product_attention in `forward`."""
+    """Return (head dimension, scale) of every call of torch's attention in `forward`, in order.
+
+    These are scaled_dot_product_attention, nn.MultiheadAttention and nn.TransformerEncoderLayer.
+    """
     with _AttentionScales() as mode, torch.no_grad():
         forward()
     calls: list[tuple[int, float]] = mode.calls
@@ -282,7 +328,15 @@ def attention_scales(forward: Callable[[], Any]) -> list[tuple[int, float]]:
 
 
 def _attention_rows(forward: Callable[[], Any], base_head_dim: int | None, temperature: float) -> Iterator[AuditRow]:
-    for i, (head_dim, scale) in enumerate(attention_scales(forward)):
+    calls = attention_scales(forward)
+    if not calls:
+        row = AuditRow("attention", "attention")
+        row.faults["attention_scale"] = (
+            "forward calls no attention of torch, so no scale was measured: compute attention with "
+            "torch.nn.functional.scaled_dot_product_attention(..., scale=mup.attention_scale(...)), or omit forward"
+        )
+        yield row
+    for i, (head_dim, scale) in enumerate(calls):
         base = head_dim if base_head_dim is None else base_head_dim
         row = AuditRow(f"attention {i}", "attention", [head_dim], [base], head_dim / base)
         row.compare("attention_scale", scale, attention_scale(head_dim, base, temperature))

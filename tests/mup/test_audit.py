@@ -128,3 +128,72 @@ def test_forgotten_dimensions_meta_tensors_and_a_model_without_optimizer() -> No
     tied = mup.set_base_shapes(nn.Sequential(embedding, MuSharedReadout(embedding.weight)), None)
     assert audit(tied, base={"0.weight": 1.0}).passed is (abs(float(embedding.weight.detach().std()) - 1) < 0.8)
     assert EPS == 1e-8
+
+
+# --- convolutions, and torch's own attention ---
+
+
+class _WithoutFactor(mup.MuOutConv2d):
+    """A readout that forgot muP's factor."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return nn.Conv2d.forward(self, input)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (mup.MuOutConv1d, {"padding": "same"}),
+        (mup.MuOutConv2d, {"padding": 1, "output_mult": 3.0}),
+        (mup.MuOutConv2d, {"stride": 2, "dilation": 3}),
+        (mup.MuOutConv3d, {"groups": 2}),
+        (mup.MuOutConvTranspose2d, {"stride": 2, "padding": 2}),
+    ],
+)
+def test_the_factor_of_a_convolutional_readout_is_measured(kind: Any, options: dict[str, Any]) -> None:
+    make = lambda width: nn.Sequential(kind(width, 4, 3, readout_zero_init=True, **options))  # noqa: E731
+    model = mup.set_base_shapes(make(32), make(8), delta=make(16))
+    [_, _, row] = audit(model).rows
+    assert row.passed and row.name == "0()"
+    assert row.measured["forward"] == pytest.approx(options.get("output_mult", 1.0) / 4)
+
+
+def test_a_convolution_without_the_factor_is_a_fault() -> None:
+    make = lambda width: nn.Sequential(_WithoutFactor(width, 4, 3))  # noqa: E731
+    report = audit(mup.set_base_shapes(make(32), make(8), delta=make(16)))
+    assert [row.name for row in report.rows if not row.passed] == ["0()"]
+    assert "forward is 1, the rule says 0.25, 4 times too large" in report.table()
+    plain = lambda width: nn.Sequential(nn.ConvTranspose2d(width, 4, 3))  # noqa: E731
+    report = audit(mup.set_base_shapes(plain(32), plain(8), delta=plain(16), do_assert=False))
+    assert [row.name for row in report.rows if not row.passed] == ["0()"]
+
+
+@pytest.mark.parametrize("kind", ["weights", "fused", "encoder"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("heads", "base_heads", "passes"), [(8, 2, True), (2, 2, False)])
+def test_the_attention_of_torch_is_seen(kind: str, training: bool, heads: int, base_heads: int, passes: bool) -> None:
+    """It divides by the root of the head dimension: correct only if the number of heads grows with the width."""
+
+    def make(width: int, heads: int) -> Any:
+        if kind == "encoder":
+            return nn.TransformerEncoderLayer(width, heads, width, dropout=0.0, batch_first=True)
+        return nn.MultiheadAttention(width, heads, batch_first=True)
+
+    model = mup.set_base_shapes(make(64, heads), make(16, base_heads), delta=make(32, base_heads), do_assert=False)
+    model.train(training)
+    x = torch.randn(2, 3, 64)
+    run = {
+        "weights": lambda: model(x, x, x),
+        "fused": lambda: model(x, x, x, need_weights=False),
+        "encoder": lambda: model(x),
+    }[kind]
+    rows = [row for row in audit(model, forward=run, base_head_dim=8).rows if row.role == "attention"]
+    assert [(row.name, row.passed) for row in rows] == [("attention 0", passes)]
+    assert rows[0].measured["attention_scale"] == pytest.approx((64 // heads) ** -0.5)
+
+
+def test_a_forward_without_attention_is_a_fault() -> None:
+    model = mup.set_base_shapes(nn.Sequential(nn.Linear(3, 3)), None)
+    report = audit(model, forward=lambda: model(torch.ones(1, 3)))
+    assert not report.passed and "no scale was measured" in report.table()
+    assert audit(model).passed

@@ -144,7 +144,7 @@ def test_it_installs_separately(tmp_path: Path) -> None:
     ]
     done = subprocess.run([*pip, str(source)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    code = "import mup; print(mup.__file__); import mup.coord_check, mup.umup"
+    code = "import mup; print(mup.__file__); import mup.coord_check, mup.rules"
     env = {**os.environ, "PYTHONPATH": str(target)}
     ran = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0 and str(target) in ran.stdout, ran.stderr

@@ -24,7 +24,6 @@ from mup.rules import (
     parameter_scaling,
     readout_mult,
 )
-from mup.umup import residual_mult, unit_scaling
 
 MULT = st.floats(1 / 16, 64)
 ROLES = st.sampled_from(list(Role))
@@ -176,15 +175,3 @@ def test_powers(r: float, s: float, m: float) -> None:
     power = Power(0.5, -1, 2)
     assert power(r, s, m) == pytest.approx(math.sqrt(r) / s * m * m)
     assert power(r, s, m) ** 3 * power.raised(-3)(r, s, m) == pytest.approx(1)
-
-
-def test_unit_scaling_table() -> None:
-    """The factors equal those of the unit-scaling library: linear, linear_readout, lr_scale_func_adam."""
-    sizes: dict[str, int] = {"fan_in": 16, "fan_out": 64}
-    assert astuple(unit_scaling(Role.INPUT, **sizes)) == (1, 1, 1, 1 / 8)
-    assert astuple(unit_scaling(Role.HIDDEN, **sizes)) == (1, 1 / 4, 1 / 4, 1 / 4)
-    assert astuple(unit_scaling(Role.HIDDEN, depth=4, **sizes)) == (1, 1 / 4, 1 / 4, 1 / 8)
-    assert astuple(unit_scaling(Role.OUTPUT, **sizes)) == (1, 1 / 16, 1 / 8, 1)
-    assert astuple(unit_scaling(Role.VECTOR, depth=9, **sizes)) == (1, 1, 1, residual_mult(9))
-    with pytest.raises(ValueError, match="sizes of at least 1"):
-        unit_scaling(Role.HIDDEN, fan_in=0, fan_out=3)

@@ -127,3 +127,46 @@ def test_the_base_model_can_be_on_the_meta_device() -> None:
         base, delta = mlp(4), mlp(8)
     model: Any = mup.set_base_shapes(mlp(16), base, delta=delta)
     assert model[2].width_mult() == 4
+
+
+# --- layers that map a width to a finite dimension ---
+
+
+class _Tied(nn.Module):
+    def __init__(self, width: int, kind: Any) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, width)
+        if kind is mup.MuSharedReadout:
+            self.readout = kind(self.embedding.weight, bias=False)
+        else:
+            self.readout = kind(width, 7, bias=False)
+            self.readout.weight = self.embedding.weight
+
+
+def test_a_plain_linear_tied_to_an_embedding_is_refused() -> None:
+    set_shapes = lambda kind: mup.set_base_shapes(_Tied(16, kind), _Tied(4, kind), delta=_Tied(8, kind))  # noqa: E731
+    with pytest.raises(mup.ShapeError, match=r"readout shares the weight of an embedding.*MuSharedReadout"):
+        set_shapes(nn.Linear)
+    for kind in (mup.MuSharedReadout, mup.MuReadout):
+        set_shapes(kind)
+
+
+@pytest.mark.parametrize(
+    ("plain", "readout"), [(nn.Conv2d, "MuOutConv2d"), (nn.ConvTranspose1d, "MuOutConvTranspose1d")]
+)
+def test_a_plain_convolution_to_a_finite_dimension_is_refused(plain: Any, readout: str) -> None:
+    def set_shapes(kind: Any, declared: bool = False) -> None:
+        models = [nn.Sequential(kind(3, width, 3), kind(width, 2, 3)) for width in (16, 4, 8)]
+        if declared:
+            mup.declare(models[0][1], "weight", "hidden")
+        mup.set_base_shapes(models[0], models[1], delta=models[2])
+
+    with pytest.raises(mup.ShapeError, match=rf"^1 maps a width to a finite dimension .* make it a {readout}, "):
+        set_shapes(plain)
+    set_shapes(getattr(mup, readout))
+    set_shapes(plain, declared=True)
+
+
+def test_a_depthwise_convolution_is_no_readout() -> None:
+    make = lambda width: nn.Sequential(nn.Conv2d(width, width, 3, groups=width))  # noqa: E731
+    mup.set_base_shapes(make(16), make(4), delta=make(8))
