@@ -33,6 +33,7 @@ GenerationKind = Literal["unconditional", "input-file", "interactive"]
 class CoordinateCheckConfig:
     """A coordinate check.
 
+    schedule: of the whole run; the check compresses it into its own steps.
     hidden_sizes: if empty, the base's hidden size times powers of width_scale. data: None for random tokens.
     """
 
@@ -40,7 +41,7 @@ class CoordinateCheckConfig:
     tokenizer: TokenizerConfig
     model: ModelConfig
     engine: EngineConfig
-    lr: float
+    schedule: ScheduleConfig
     batch_size: int
     data: DataConfig | None
     hidden_sizes: tuple[int, ...]

@@ -110,6 +110,19 @@ def _with_a_gradient(records: list[Record], t: int, outputs: Container[str], tie
     return records if t != 1 or tied else [record for record in records if record["module"] in outputs]
 
 
+def compressed(schedule: ScheduleConfig) -> ScheduleConfig:
+    """The schedule of a run in the four updates of the check.
+
+    Warm-up and cool-down take two updates each, so that each of them has an update below the peak rate.
+    """
+    return dataclasses.replace(
+        schedule,
+        decay_iters=CHECKED_STEPS[-1],
+        warmup_iters=2 if schedule.warmup_iters else 0,
+        cooldown_iters=2 if schedule.cooldown_iters else 0,
+    )
+
+
 class CoordinateCheck:
     """Trains models of several widths for a few steps and records the size of their activations."""
 
@@ -122,7 +135,7 @@ class CoordinateCheck:
         require_power(config, self.base)
         self.batch_sizes = _check_batch(config, runtime.groups.data.size)
         self.batch = _fixed_batch(config, runtime, self.vocab_size, self.batch_sizes)
-        self.schedule = ScheduleConfig(lr=config.lr, decay_iters=CHECKED_STEPS[-1])
+        self.schedule = compressed(config.schedule)
 
     def _batches(self) -> Iterator[Batch]:
         return itertools.repeat(self.batch)

@@ -17,7 +17,8 @@ from megatron.initialize import initialize_megatron
 from megatron.model import attention
 from megatron.neox_arguments.resolve import audit_config, coordinate_check_config, model_config, save_base_shapes_config
 from megatron.parametrization.base_shapes import canonical_name, load_base_shapes
-from megatron.training.coord_check_run import CoordinateCheck, run_coord_check
+from megatron.training.coord_check_run import CoordinateCheck, compressed, run_coord_check
+from megatron.training.engine import learning_rate_schedule
 from megatron.training.model_from_config import model_plan
 from megatron.training.save_base_shapes import run_save_base_shapes
 from mup import plan, rules
@@ -263,6 +264,55 @@ def test_coordinate_check_detects_a_schedule_that_resets_the_groups(corpus, tmp_
 
     monkeypatch.setattr(Scheduler, "apply", reset)
     assert caught(corpus, tmp_path)
+
+
+WARM_UP = {"train_iters": 100, "warmup": 0.1, "lr_decay_style": "cosine", "min_lr": 3e-4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "rates"),
+    [
+        # two updates of warm-up, then half of the cosine: 0.3 + (1 - 0.3) x (1 + cos(pi / 2)) / 2
+        ({}, [0.5, 1, 1, 0.55]),
+        ({"coord_check_lr": 6e-3}, [1, 2, 2, 1.1]),
+        ({"lr_decay_style": "constant", "warmup": 0.0}, [1, 1, 1, 1]),
+        ({"lr_decay_style": "wsd", "lr_cooldown_fraction": 0.2}, [0.5, 1, 1, 0.55]),
+        ({"train_iters": None}, [1, 1, 1, 1]),
+    ],
+)
+def test_the_coordinate_check_compresses_the_schedule_of_the_run(corpus, tmp_path, changes, rates):
+    keys = {**CHECK, **WARM_UP, **changes}
+    config = coordinate_check_config(arguments(configuration(corpus, tmp_path, **keys)))
+    schedule = learning_rate_schedule(compressed(config.schedule))
+    assert [schedule(step) for step in range(4)] == pytest.approx([3e-3 * rate for rate in rates])
+
+
+@pytest.mark.slow
+def test_a_check_with_warm_up_and_decay_passes(corpus, tmp_path):
+    result = check(corpus, tmp_path, **WARM_UP)
+    assert result.passed and not result.sp.passed, result.mup.table()
+
+
+@pytest.mark.slow
+def test_a_large_eps_does_not_change_how_updates_scale(corpus, tmp_path, monkeypatch):
+    """Slopes of every kind of module over widths 32 to 256 at eps 1e-4 are those at 1e-8 within 0.12."""
+
+    def slopes(eps):
+        optimizer = {"type": "Adam", "params": {"lr": 3e-3, "eps": eps}}
+        changes = {"mup_base_hidden_size": 32, "mup_base_num_attention_heads": 2, "use_qk_layernorm": True}
+        keys = {**CHECK, **changes, "optimizer": optimizer, "coord_check_widths": [32, 64, 128, 256]}
+        args = arguments(configuration(corpus, tmp_path, **keys))
+        found = verdict(CoordinateCheck(coordinate_check_config(args), initialize_megatron()).records(use_mup=True))
+        return {(row.module, row.t): row.slope for row in found.rows if row.statistic == "rms_delta"}
+
+    small, large = slopes(1e-8), slopes(1e-4)
+    assert small.keys() == large.keys() and len(small) > 5
+    assert {key: large[key] for key in small if abs(large[key] - small[key]) > 0.12} == {}
+    monkeypatch.setattr(
+        rules, "TABLE", with_cell(rules.Role.INPUT, eps=rules.ONE)
+    )  # as with eps / m of hidden matrices alone
+    unscaled = slopes(1e-4)
+    assert unscaled["embedding", 4] < small["embedding", 4] - 0.12
 
 
 def audit(corpus, tmp_path, **changes):

@@ -42,7 +42,7 @@ from megatron.neox_arguments.resolve.training import (
     layout_config,
     schedule_config,
 )
-from megatron.neox_arguments.run_config import EngineConfig, LossConfig, Provenance, RunConfig
+from megatron.neox_arguments.run_config import EngineConfig, LossConfig, Provenance, RunConfig, ScheduleConfig
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def coordinate_check_config(args: NeoXArgs) -> CoordinateCheckConfig:
         tokenizer=tokenizer_config(args),
         model=model_config(args),
         engine=_eager(engine_config(args)),
-        lr=lr,
+        schedule=_schedule_of_check(args, lr),
         batch_size=args.train_batch_size or 1,
         data=data_config(args) if data_is_given(args) else None,
         hidden_sizes=tuple(sorted(args.coord_check_widths or ())),
@@ -96,6 +96,14 @@ def coordinate_check_config(args: NeoXArgs) -> CoordinateCheckConfig:
         seeds=tuple(args.seed + i for i in range(args.coord_check_seeds)),
         output=Path(args.log_dir or "."),
     )
+
+
+def _schedule_of_check(args: NeoXArgs, lr: float) -> ScheduleConfig:
+    """The schedule of the run with peak `lr`, or a constant rate if the run's length is not known."""
+    if args.train_iters is None or args.lr is None:
+        return ScheduleConfig(lr=lr, decay_iters=1)
+    schedule = schedule_config(args)
+    return dataclasses.replace(schedule, lr=lr, min_lr=schedule.min_lr * lr / schedule.lr if schedule.lr else 0.0)
 
 
 def save_base_shapes_config(args: NeoXArgs) -> SaveBaseShapesConfig:
