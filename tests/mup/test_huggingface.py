@@ -45,6 +45,7 @@ def in_mup(width: int) -> Any:
     with torch.device("meta"):
         base, delta = with_readout(32), with_readout(64)
     model = mup.set_base_shapes(with_readout(width), base, delta=delta, rescale_params=False)
+    module: Any
     for module in model.modules():
         if type(module).__name__ == "Conv1D":
             mup.init.normal_(module.weight, std=STD)

@@ -238,7 +238,7 @@ def test_a_check_without_evidence_is_refused_before_it_trains(corpus, tmp_path, 
         {"mup_base_hidden_size": 32, "mup_base_num_attention_heads": 2, "coord_check_widths": [16, 32, 64, 128]},
         {"activation": "swiglu", "norm": "rmsnorm", "use_qk_layernorm": True},
         {"mup_depth_alpha": 1.0, "mup_base_num_layers": 1},
-        {"gpt_j_residual": True, "pos_emb": "learned"},
+        {"gpt_j_residual": True, "pos_emb": "learned", "max_position_embeddings": 16},
     ],
 )
 def test_coordinate_check_passes_correct_models(corpus, tmp_path, changes):
