@@ -11,7 +11,7 @@ from typing import Any
 from megatron.errors import ConfigError, one_per_line
 from megatron.neox_arguments.fields import ALIASES, KEYS
 from megatron.neox_arguments.former import GONE
-from megatron.neox_arguments.yaml_loader import ConfigFile
+from megatron.neox_arguments.yaml_loader import MAX_DEPTH, ConfigFile
 
 OVERLAY = "overlay"  # a property of the file, not of the run
 _PRECISIONS = ("precision", "fp16.enabled", "bf16.enabled")
@@ -107,6 +107,9 @@ def override(merged: Merged, changes: Mapping[str, Any] | None, known: Iterable[
         name = normalise(top)
         if name not in known:
             problems.append(f"{origin}: {unknown_key(top, known)}")
+            continue
+        if len(rest) > MAX_DEPTH:
+            problems.append(f"{origin}: {str(key)[:60]!r}... names more than {MAX_DEPTH} nested sections")
             continue
         path = ".".join([name, *rest])
         if path in dict(assignments):

@@ -16,9 +16,9 @@ from megatron.neox_arguments.limits import fits_in_64_bits
 
 CONFIG_SUFFIXES = (".yml", ".yaml", ".json")
 _MAX_BYTES = 1 << 18  # PyYAML reads about 100 kB per second
-_MAX_DEPTH = 32
+MAX_DEPTH = 32
 _MAX_NODES = 50_000  # aliases count as often as they are used
-_TOO_DEEP = f"values are nested deeper than {_MAX_DEPTH} levels"
+_TOO_DEEP = f"values are nested deeper than {MAX_DEPTH} levels"
 _TYPES = ("null", "bool", "int", "float", "str", "seq", "map")
 
 
@@ -29,7 +29,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Like the base class, but a value that is nested too deeply is an error before the rest of it is read."""
-        if self._depth > _MAX_DEPTH:
+        if self._depth > MAX_DEPTH:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, _TOO_DEEP, mark)
         self._depth += 1
@@ -214,7 +214,7 @@ def _size_problem(root: yaml.Node) -> str | None:
 
     def count(node: yaml.Node, depth: int) -> int:
         """The nodes of the tree with each alias written out."""
-        if depth > _MAX_DEPTH:
+        if depth > MAX_DEPTH:
             raise ValueError(_TOO_DEEP)
         if id(node) in open_nodes:
             raise ValueError(f"line {_line(node)}: an anchor contains itself")

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from megatron.errors import ConfigError, DataError
 from megatron.optional import import_optional
+from megatron.tokenizer.merges import require_prefixed_merges
 
 # Names of the end-of-document token: GPT-NeoX's first, then those of other tokenizer families.
 _EOD_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>")
@@ -289,6 +290,7 @@ def _hf(vocab_file: str | Path | None, merge_file: object) -> Tokenizer:
 
     what = "a tokenizer.json of the tokenizers library"
     path = _existing(vocab_file, "vocab-file", what)
+    require_prefixed_merges(path)
     return HFTokenizer(_read(lambda: RustTokenizer.from_file(path), "vocab-file", path, what), "HFTokenizer", path)
 
 

@@ -535,3 +535,9 @@ def test_an_overlay_overrides_other_files_in_any_order(write):
         NeoXArgs.from_ymls([model, write("overlay: 3\n", "odd.yml")])
     with pytest.raises(ConfigError, match=r"best2\.yml.*unknown key 'hiden-size'"):
         NeoXArgs.from_ymls([model, write("overlay: true\nhiden-size: 3\n", "best2.yml")])
+
+
+def test_a_dotted_key_of_many_sections_is_an_error():
+    key = "fp16" + ".a" * 33
+    with pytest.raises(ConfigError, match=r"'fp16\.a\.a.*names more than 32 nested sections"):
+        NeoXArgs.from_dict({}).replace(**{key: 1})

@@ -205,3 +205,21 @@ def test_tokenizers_and_datasets_import_no_torch():
     modules = "megatron.tokenizer, megatron.data.data_utils, megatron.data.encoding, megatron.data.documents"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def _with_prefix(folder, second):
+    model = {"type": "BPE", "continuing_subword_prefix": "##", "unk_token": None, "fuse_unk": False, "dropout": None}
+    vocab = {"<|endoftext|>": 0, "a": 1, "##b": 2, "b": 3, "ab": 4}
+    model |= {"vocab": vocab, "merges": [["a", second]], "end_of_word_suffix": None, "byte_fallback": False}
+    content = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None}
+    content |= {"pre_tokenizer": None, "post_processor": None, "decoder": None, "model": model}
+    file = folder / f"{len(second)}.json"
+    file.write_text(json.dumps(content))
+    return file
+
+
+def test_a_merge_without_its_prefix_is_an_error(tmp_path):
+    """The library panics on it, and the panic can end the process."""
+    assert build_tokenizer("HFTokenizer", _with_prefix(tmp_path, "##b")).tokenize("ab") == [4]
+    with pytest.raises(DataError, match=r"merge \['a', 'b'\] needs a second token that starts with .* '##'"):
+        build_tokenizer("HFTokenizer", _with_prefix(tmp_path, "b"))
