@@ -12,7 +12,8 @@
     python tools/scaling/predict_loss.py runs ... --target 512e6 --save forecast.json      # before the run
     python tools/scaling/predict_loss.py --check forecast.json runs/target/metrics.jsonl   # after it
 
-Sources: wandb folders and projects, metrics.jsonl, TensorBoard folders, globs of these; a CSV with one row per run;
+Sources: wandb folders and projects, metrics.jsonl, TensorBoard folders, globs of these; a table with one row per run
+(CSV, TSV, Parquet);
 results of lm-evaluation-harness (--y task/metric). The exit code is 1 if the data do not allow a forecast, or if a
 check finds the loss outside its interval.
 """
@@ -103,6 +104,8 @@ def make_forecast(options: argparse.Namespace) -> Forecast:
         options.target.append(str(_params(options)))
     if not 0.5 <= options.level < 1:
         raise ConfigError(f"--level {options.level:g}: expected a number from 0.5 to below 1, for example 0.9")
+    if options.budget and options.law != "surface":
+        raise ConfigError(f"--budget finds the best N and D for FLOPs: it needs --law surface, got {options.law}")
     chosen = selection(options)
     if options.law == "annealing":
         return _annealing(options, chosen)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from megatron.errors import ConfigError, DataError
-from megatron.files import open_regular, read_json
+from megatron.files import read_json
 from megatron.neox_arguments.fields import shared_by
 from megatron.neox_arguments.transfer import LADDER, SIZE_LADDER
 from muneox.runs import (
@@ -33,6 +31,7 @@ from muneox.runs import (
 )
 from muneox.runs import smooth as smoothed
 from muneox.scaling.compute import training_flops
+from muneox.scaling.table import SUFFIXES, Table, read_table
 
 # Settings that all runs of a ladder must share: our keys, and names that other trainers log.
 RECIPE = (*shared_by(LADDER), "optimizer.type")
@@ -73,23 +72,25 @@ class Point:
 def read_points(sources: Sequence[str], chosen: Selection, law: str = "size") -> tuple[list[Point], list[str]]:
     """The points in the order of the sources, and warnings.
 
-    A CSV file with the columns x and y is a table with one row per run. A .json file holds lm-evaluation-harness
-    results, in which y is `task/metric`. muneox.runs reads everything else. law: size, surface (reads tokens too) or
-    compute (x is FLOPs, and every logged point of a run is a point). Raises DataError if a name is missing, with the
+    A CSV, TSV or Parquet file with the columns x and y is a table, one row per run. A .json file holds results of
+    lm-evaluation-harness, in which y is `task/metric`. muneox.runs reads everything else. law: size, surface (reads
+    tokens too) or compute (x is FLOPs, and every logged point of a run is a point). Raises DataError if a name is missing, with the
     names that exist, or if the recipes differ; ConfigError if the runs end at different steps.
     """
     points: list[Point] = []
     others: list[str] = []
+    warnings: list[str] = []
     for source in sources:
         is_file = Path(source).is_file()
-        rows = _table(Path(source), chosen, law) if is_file and source.endswith(".csv") else None
-        if rows is not None:
-            points += _rows(rows, chosen, source, law)
+        table = _table(Path(source), chosen, law) if is_file and source.endswith(SUFFIXES) else None
+        if table is not None:
+            found, remarks = _table_points(table, chosen, law)
+            points += found
+            warnings += remarks
         elif is_file and source.endswith(".json"):
             points.append(_evaluation(Path(source), chosen))
         else:
             others.append(source)
-    warnings: list[str] = []
     if others:
         runs = read_runs(others, group=chosen.group, tags=chosen.tags, where=dict(chosen.where))
         runs = [run for run in runs if run.name not in chosen.exclude]
@@ -120,22 +121,18 @@ def finite(points: Sequence[Point], drop: bool) -> tuple[list[Point], list[Point
     return good, bad
 
 
-def _table(path: Path, chosen: Selection, law: str) -> list[dict[str, str]] | None:
-    """Rows of a table with one row per run; None if the file is the history of one run, which has no size column."""
-    try:
-        with open_regular(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns, rows = list(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}") from error
-    if chosen.x not in columns:
-        if law == "compute" and any(column in columns for column in STEP_COLUMNS):
+def _table(path: Path, chosen: Selection, law: str) -> Table | None:
+    """A table with one row per run; None if the file is the history of one run, which has no size column."""
+    table = read_table(path)
+    if law == "compute":
+        if chosen.x not in table.columns and any(column in table.columns for column in STEP_COLUMNS):
             return None
-        raise DataError(_unknown(path, "column", chosen.x, columns))
+    elif chosen.x not in table.columns:
+        raise DataError(_unknown(path, "column", chosen.x, table.columns))
     for key in (chosen.y, *(key for key, _ in chosen.where)):
-        if key not in columns:
-            raise DataError(_unknown(path, "column", key, columns))
-    return [row for row in rows if all(_same(row[key], value) for key, value in chosen.where)]
+        if key not in table.columns:
+            raise DataError(_unknown(path, "column", key, table.columns))
+    return table
 
 
 def _same(cell: str, wanted: str) -> bool:
@@ -143,19 +140,53 @@ def _same(cell: str, wanted: str) -> bool:
     return cell == wanted if first is None or second is None else first == second
 
 
-def _rows(rows: Sequence[Mapping[str, str]], chosen: Selection, source: str, law: str) -> Iterator[Point]:
-    for number, row in enumerate(rows, start=2):
-        name = row.get("name") or row.get("run") or f"{chosen.x}={row[chosen.x]}"
+def _table_points(table: Table, chosen: Selection, law: str) -> tuple[list[Point], list[str]]:
+    """The points of a table's rows, and warnings."""
+    repeated = table.repeated()
+    warnings = (
+        [f"{table.path}: {len(repeated)} rows repeat another one in every cell and count once"] if repeated else []
+    )
+    points: list[Point] = []
+    for i, row in enumerate(table.rows):
+        if i in repeated or not all(_same(row.get(key, ""), value) for key, value in chosen.where):
+            continue
+        x = _flops_of_row(table, i, chosen) if law == "compute" else table.number(i, chosen.x)
+        name = row.get("name") or row.get("run") or f"{chosen.x}={row.get(chosen.x, f'{x:g}')}"
+        tokens = table.number(i, chosen.tokens) if law == "surface" else None
+        points.append(Point(name, x, table.number(i, chosen.y), str(table.path), tokens))
+    if law == "size" and chosen.x != chosen.tokens and chosen.tokens in table.columns:
+        warnings += _mixed_durations(table, chosen)
+    return points, warnings
 
-        def value(column: str, row: Mapping[str, str] = row, number: int = number) -> float:
-            try:
-                return float(row[column])
-            except (KeyError, TypeError, ValueError):
-                raise DataError(
-                    f"{source}, row {number}: `{column}` is {row.get(column)!r}, expected a number"
-                ) from None
 
-        yield Point(name, value(chosen.x), value(chosen.y), source, value(chosen.tokens) if law == "surface" else None)
+def _flops_of_row(table: Table, index: int, chosen: Selection) -> float:
+    """FLOPs of a row: a column of FLOPs, or 6 N D. Raises DataError if the table has neither."""
+    column = next((name for name in (chosen.x, "flops", "FLOPs") if name in table.columns and _names_flops(name)), None)
+    if column is not None:
+        return table.number(index, column)
+    if "params" in table.columns and chosen.tokens in table.columns and chosen.x == "params":
+        return float(training_flops(table.number(index, "params"), table.number(index, chosen.tokens)))
+    raise DataError(
+        f"{table.path}: --law compute needs FLOPs, and `{chosen.x}` is no column of FLOPs: add a column `flops`, or "
+        f"`params` and `{chosen.tokens}`, from which 6 N D follows; the table has {', '.join(table.columns)}"
+    )
+
+
+def _names_flops(column: str) -> bool:
+    return "flop" in column.lower() or column.lower() in ("c", "compute")
+
+
+def _mixed_durations(table: Table, chosen: Selection) -> list[str]:
+    """A warning if the rows differ in tokens and in tokens per size: L(N) then mixes two effects."""
+    rows = [i for i, row in enumerate(table.rows) if all(_same(row.get(k, ""), value) for k, value in chosen.where)]
+    sizes, tokens = ([table.number(i, column) for i in rows] for column in (chosen.x, chosen.tokens))
+    ratios = [token / size for size, token in zip(sizes, tokens) if size > 0]
+    if any(values and max(values) <= 1.1 * min(values) for values in (tokens, ratios)):
+        return []
+    return [
+        f"{table.path}: the runs trained on {min(tokens):.3g} to {max(tokens):.3g} tokens, neither equal nor in "
+        f"proportion to `{chosen.x}`, so two things change at once: use --law surface, or select runs with --where"
+    ]
 
 
 def _evaluation(path: Path, chosen: Selection) -> Point:

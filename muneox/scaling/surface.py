@@ -74,6 +74,10 @@ class SurfacePosterior:
 
 
 def _checked(params: ArrayLike, tokens: ArrayLike, y: ArrayLike) -> tuple[Array, Array, Array]:
+    for name, values in (("tokens", tokens), ("size", params)):
+        low, high = np.min(values, initial=np.inf), np.max(values, initial=0)
+        if 0 < high <= 1.001 * low:
+            raise DataError(f"all runs have the {name} {low:.4g}; L(N, D) needs runs that differ in it, or fit L(N)")
     n, loss = checked(params, y)
     d, _ = checked(tokens, y)
     if len(loss) < 6:

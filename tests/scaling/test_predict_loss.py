@@ -181,6 +181,59 @@ def test_a_surface_is_forecast_with_the_optimum_of_a_budget(tmp_path):
     assert imread(picture).std() > 0.05
 
 
+COMPUTE = [(10.0**c, 1.6 + 30 * (10.0**c) ** -0.07) for c in np.arange(17, 21, 0.5)]  # FLOPs, loss
+
+
+@pytest.mark.parametrize("columns", ["flops", "params,tokens"])
+def test_compute_reads_flops_or_six_n_d_from_a_table(tmp_path, columns):
+    rows = [(c, y) if columns == "flops" else (c**0.5, c**0.5 / 6, y) for c, y in COMPUTE]
+    path, out = tmp_path / "table.csv", tmp_path / "f.json"
+    path.write_text(f"{columns},loss\n" + "\n".join(",".join(map(repr, map(float, row))) for row in rows) + "\n")
+    assert run(path, "--law", "compute", "--y", "loss", "--target", 1e22, "--json", out) == 0
+    [target] = json.loads(out.read_text())["targets"]
+    assert target["prediction"] == pytest.approx(1.6 + 30 * 1e22**-0.07, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("columns", "x"), [("params", "params"), ("width,flops_left", "width"), ("params,tokens", "tokens")]
+)
+def test_compute_does_not_take_another_column_for_flops(tmp_path, columns, x):
+    count = columns.count(",") + 1
+    path = tmp_path / "table.csv"
+    rows = [",".join([f"{c:g}"] * count) + f",{y}" for c, y in COMPUTE]
+    path.write_text(f"{columns},loss\n" + "\n".join(rows) + "\n")
+    with pytest.raises(DataError, match=f"needs FLOPs, and `{x}` is no column of FLOPs: add a column `flops`"):
+        run(path, "--law", "compute", "--y", "loss", "--x", x, "--target", 1e22)
+
+
+def test_tokens_that_are_neither_equal_nor_in_proportion_are_reported(tmp_path, capsys):
+    def printed(tokens):
+        path = tmp_path / "table.csv"
+        path.write_text("params,tokens,loss\n" + "".join(f"{x},{tokens(x)},{loss(x)}\n" for x in SIZES))
+        assert run(path, "--y", "loss", "--target", TARGET) == 0
+        return capsys.readouterr().out
+
+    assert "neither equal nor in proportion" not in printed(lambda x: 1e9) + printed(lambda x: 20 * x)
+    assert "trained on 64 to 6.55e+04 tokens, neither equal nor in proportion to `params`" in printed(lambda x: x**2)
+
+
+def test_a_row_that_is_repeated_in_every_cell_counts_once(table, tmp_path, capsys):
+    out = tmp_path / "f.json"
+    table.write_text(table.read_text() + "w8,8.0,9.9,b\nw8,8,9.9,b\nw8,8,9.9,b\n")
+    assert run(table, "--x", "params_M", "--y", "loss", "--where", "kind=a", "--target", 2048, "--json", out) == 0
+    assert "2 rows repeat another one in every cell and count once" in capsys.readouterr().out
+    assert len(json.loads(out.read_text())["points"]["used"]) == 7
+
+
+def test_a_budget_needs_the_surface_and_a_surface_needs_tokens_that_differ(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("params,tokens,loss\n" + "".join(f"{x},1e9,{loss(x)}\n" for x in SIZES))
+    with pytest.raises(ConfigError, match="--budget .* needs --law surface, got size"):
+        run(path, "--y", "loss", "--budget", 1e20)
+    with pytest.raises(DataError, match=r"all runs have the tokens 1e\+09; L\(N, D\) needs runs that differ in it"):
+        run(path, "--law", "surface", "--y", "loss", "--target", "1e9:1e9")
+
+
 def test_compute_takes_the_best_run_of_each_budget(runs, tmp_path):
     out = tmp_path / "f.json"
     assert run(*runs, "--law", "compute", "--y", "valid/loss", "--target", 1e16, "--json", out) == 0
