@@ -202,8 +202,10 @@ def show(forecast: Forecast, console: Console) -> None:
 
 def _target_table(forecast: Forecast) -> Table:
     level = forecast.targets[0].predicted.level
-    table = Table(forecast.x_name, "beyond the data", "prediction", f"{level:.0%} interval", "actual", "error",
-                  title=f"forecast of {forecast.y_name}")  # fmt: skip
+    exponentials = ["perplexity"] if forecast.perplexity else []
+    what = f"the logarithm of {forecast.y_name}" if forecast.perplexity else forecast.y_name
+    table = Table(forecast.x_name, "beyond the data", "prediction", f"{level:.0%} interval", *exponentials, "actual",
+                  "error", title=f"forecast of {what}")  # fmt: skip
     for target in forecast.targets:
         found = target.predicted
         place = f"{target.x:.6g}" if target.tokens is None else f"{target.x:.4g} on {target.tokens:.4g} tokens"
@@ -212,6 +214,8 @@ def _target_table(forecast: Forecast) -> Table:
             inside = "inside" if target.actual in found else "[red]outside[/red]"
             seen, error = f"{target.actual:.4f}, {inside}", f"{found.value / target.actual - 1:+.2%}"
         row = [place, f"{target.extrapolation:.1f} x", f"{found.value:.4f}", f"{found.low:.4f} to {found.high:.4f}"]
+        if forecast.perplexity:
+            row.append("{:.4g} ({:.4g} to {:.4g})".format(*map(math.exp, (found.value, found.low, found.high))))
         table.add_row(*row, seen, error)
     return table
 

@@ -74,8 +74,8 @@ def read_points(sources: Sequence[str], chosen: Selection, law: str = "size") ->
 
     A CSV, TSV or Parquet file with the columns x and y is a table, one row per run. A .json file holds results of
     lm-evaluation-harness, in which y is `task/metric`. muneox.runs reads everything else. law: size, surface (reads
-    tokens too) or compute (x is FLOPs, and every logged point of a run is a point). Raises DataError if a name is missing, with the
-    names that exist, or if the recipes differ; ConfigError if the runs end at different steps.
+    tokens too) or compute (x is FLOPs, and every logged point of a run is a point). Raises DataError if a name is
+    missing, with the names that exist, or if the recipes differ; ConfigError if the runs end at different steps.
     """
     points: list[Point] = []
     others: list[str] = []

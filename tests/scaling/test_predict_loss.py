@@ -145,7 +145,7 @@ def test_perplexities_are_fitted_as_losses(tmp_path):
     assert target["perplexity"]["prediction"] == pytest.approx(np.exp(target["prediction"]))
 
 
-def test_lm_eval_results_are_read(tmp_path):
+def test_lm_eval_results_are_read(tmp_path, capsys):
     for i, x in enumerate(SIZES):
         content = {
             "results": {"wikitext": {"word_perplexity,none": float(np.exp(loss(x))), "alias": "wikitext"}},
@@ -156,7 +156,11 @@ def test_lm_eval_results_are_read(tmp_path):
     files, out = sorted(tmp_path.glob("results_*.json")), tmp_path / "f.json"
     arguments = ("--perplexity", "--target", TARGET * 1e6, "--json", out)
     assert run(*files, "--y", "wikitext/word_perplexity", *arguments) == 0
-    assert json.loads(out.read_text())["targets"][0]["prediction"] == pytest.approx(loss(TARGET), rel=0.005)
+    [target] = json.loads(out.read_text())["targets"]
+    assert target["prediction"] == pytest.approx(loss(TARGET), rel=0.005)
+    perplexities = [f"{np.exp(target[key]):.4g}" for key in ("prediction", "low", "high")]
+    printed = capsys.readouterr().out
+    assert "{} ({} to {})".format(*perplexities) in printed and "the logarithm of wikitext/word_perplexity" in printed
     with pytest.raises(DataError, match="did you mean wikitext/word_perplexity"):
         run(*files, "--y", "word_perplexity", *arguments)
 
