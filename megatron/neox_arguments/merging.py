@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron.errors import ConfigError, one_per_line
 from megatron.neox_arguments.fields import ALIASES, KEYS
+from megatron.neox_arguments.foreign import foreign_key
 from megatron.neox_arguments.former import GONE
 from megatron.neox_arguments.yaml_loader import MAX_DEPTH, ConfigFile
 
@@ -38,6 +39,9 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
         return f"unknown key {key!r}: {GONE[name]}"
     if len(name) > 80:
         return f"unknown key {key[:80]!r}..."
+    known = set(known)
+    if name not in known and (hint := foreign_key(name)) is not None:
+        return f"unknown key {key!r}; {hint}"
     close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
     return f"unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else "")
 

@@ -5,6 +5,7 @@ import pytest
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.fields import ALIASES, FIELDS, KEYS
+from megatron.neox_arguments.foreign import FOREIGN, HUGGING_FACE, NANO_GPT, NOTES, PAPERS
 from megatron.neox_arguments.former import GONE
 
 
@@ -138,3 +139,30 @@ def test_the_same_block_works_in_braces_and_without_commas(write):
 
 def test_a_comma_inside_a_value_is_no_entry_of_a_block(write):
     assert NeoXArgs.from_ymls([write('split: 969, 30, 1\nwandb-group: "a,"\n')]).wandb_group == "a,"
+
+
+# --- keys of other trainers ---
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("learning_rate", "it is called 'lr' here"),
+        ("n_layer", "it is called 'num-layers' here"),
+        ("d_model", "it is called 'hidden-size' here"),
+        ("num_hidden_layers", "it is called 'num-layers' here"),
+        ("warmup-steps", r"it is called 'warmup' here \(a fraction of lr_decay_iters\)"),
+        ("tie_word_embeddings", r"it is called 'no-weight-tying' here \(with the opposite value\)"),
+        ("adam_beta2", r"it is called 'optimizer.params.betas' here \(a list of two\)"),
+    ],
+)
+def test_a_key_of_another_trainer_is_recognised(key, hint):
+    with pytest.raises(ConfigError, match=f"unknown key '{key}'; {hint}$"):
+        NeoXArgs.from_dict({key: 1})
+
+
+def test_keys_of_other_trainers_are_unknown_and_their_names_here_are_keys():
+    assert {name.split(".")[0] for name in FOREIGN.values()} <= KEYS.keys()
+    assert FOREIGN.keys().isdisjoint([*KEYS, *ALIASES, *GONE])
+    assert NOTES.keys() <= FOREIGN.keys()
+    assert len(FOREIGN) == len(NANO_GPT) + len(HUGGING_FACE) + len(PAPERS)
