@@ -22,6 +22,9 @@ from megatron.mpu import gather_from_sequence
 from mup.static_audit import FACTOR, AuditRow
 
 BACKWARD = 1e-2  # relative tolerance of finite differences
+# Length of a step over all parameters of a kind, at any width: angles of rotary embeddings and the norm are computed in
+# float32, which a shorter step would show, and the third derivative would show in a longer one.
+STEP = 1e-2
 
 
 @dataclass
@@ -195,21 +198,20 @@ def backward_rows(model: GPT, tokens: Tensor) -> list[AuditRow]:
 def _backward_row(
     kind: str, parameters: list[nn.Parameter], value: Callable[[], Tensor], noise: Callable[[Tensor], Tensor]
 ) -> AuditRow:
-    step = 1e-4  # angles of rotary embeddings and the norm are computed in float32
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    length = math.sqrt(sum(float(g.square().sum()) for g in gradients))
-    count = sum(p.numel() for p in parameters)
     # along the gradient nothing cancels; without a gradient every direction shows it
-    directions = [g * (math.sqrt(count) / length) if length else noise(g) for g in gradients]
+    along = gradients if any(bool(g.any()) for g in gradients) else [noise(p) for p in parameters]
+    length = math.sqrt(sum(float(d.square().sum()) for d in along))
+    directions = [d * (STEP / length) for d in along]
     slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions))
     values = []
     for sign in (1, -2):
         for p, d in zip(parameters, directions):
-            p.add_(d, alpha=sign * step)
+            p.add_(d, alpha=sign)
         values.append(float(value()))
     for p, d in zip(parameters, directions):
-        p.add_(d, alpha=step)
+        p.add_(d)
     row = AuditRow(f"backward of {kind}", FACTOR)
-    difference = (values[0] - values[1]) / (2 * step)
+    difference = (values[0] - values[1]) / 2
     row.compare("forward", slope / difference if difference else math.inf, 1.0, BACKWARD)
     return row

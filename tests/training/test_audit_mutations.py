@@ -1,6 +1,7 @@
 """Mutations of rules, plan, resolver, groups, schedule, optimizer and layers: the audit sees each, and names it.
 
-And correct configurations, in which it finds nothing. `pytest -s -m slow` prints a table of what sees each mutation.
+And correct configurations, in which it finds nothing. `pytest -s -m slow -k is_seen` prints a table: one line per
+mutation with the quantities in which the audit sees it, and the modules whose slopes fail in the coordinate check.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ import torch
 import torch.nn.functional as F
 
 from megatron.audit.run import ModelAudit, run_audit
+from megatron.errors import UserError
 from megatron.initialize import initialize_megatron
 from megatron.model import attention, block, build, embedding, moe
-from megatron.neox_arguments.resolve import audit_config
+from megatron.neox_arguments.resolve import audit_config, coordinate_check_config
 from megatron.training import engine, optimizer
+from megatron.training.coord_check_run import CoordinateCheck
 from megatron.training.learning_rates import LearningRateSchedule, Scheduler
 from mup import rules
 from mup.init_methods import InitMethods
 from mup.rules import ONE, Power, Role
+from mup.slopes import verdict
 from tests.training.harness import arguments, configuration
 
 TUNED = {"mup_embedding_mult": 3.0, "mup_output_temp": 2.0, "mup_attn_temp": 0.5, "mup_init_scale": 0.7}
@@ -37,6 +41,22 @@ Patch = pytest.MonkeyPatch
 def audit(corpus: Any, folder: Any, **changes: Any) -> ModelAudit:
     config = configuration(corpus, folder, **changes)
     return run_audit(audit_config(arguments(config)), initialize_megatron())
+
+
+def coordinate_check(corpus: Any, folder: Any, **changes: Any) -> str:
+    """The kinds of modules that fail in the coordinate check, or how it ends otherwise."""
+    keys = {
+        "optimizer": {"type": "Adam", "params": {"lr": 3e-3}},
+        **changes,
+        "coord_check": True,
+        "coord_check_seeds": 3,
+    }
+    config = coordinate_check_config(arguments(configuration(corpus, folder, **keys)))
+    try:
+        found = verdict(CoordinateCheck(config, initialize_megatron()).records(use_mup=True))
+    except UserError as error:
+        return f"stops: {error}"
+    return ", ".join(sorted({row.module for row in found.failures})) or "passes"
 
 
 def cell(role: Role, family: rules.Family = rules.Family.ADAM, **changes: Any) -> Callable[[Patch], None]:
@@ -302,6 +322,7 @@ MUTATIONS: dict[str, tuple[Callable[[Patch], None], dict[str, Any]]] = {
     ),
 }
 
+WIDE: dict[str, Any] = {"hidden_size": 384, "num_attention_heads": 24, "num_layers": 3}
 CORRECT: list[dict[str, Any]] = [
     {}, {"use_mup": False}, TUNED, DEEP, DEEP | {"mup_depth_alpha": 0.5}, FIXED, EXPERTS, SGD,
     {"no_weight_tying": False}, {"pos_emb": "none"},
@@ -322,6 +343,7 @@ CORRECT: list[dict[str, Any]] = [
     {"pos_emb": "alibi"}, {"pos_emb": "rpe"}, {"pos_emb": "rpe", "use_mup": False}, {"pos_emb": "rpe", **SGD},
     {"pos_emb": "rpe", "mup_rp_embedding_mult": 3.0, "num_attention_heads": 2, "mup_base_num_attention_heads": 2},
     {"optimizer": {"type": "Adam", "params": {"lr": 0.01, "eps": 1e-4}}}, {"gradient_clipping": 0.0},
+    WIDE, {"hidden_size": 1024, "num_attention_heads": 64},
     *({"seed": seed} for seed in range(1, 11)),
 ]  # fmt: skip
 
@@ -338,12 +360,12 @@ def test_each_mutation_is_seen(corpus: Any, tmp_path: Any, monkeypatch: Patch, n
     mutate(monkeypatch)
     rows = [row for row in audit(corpus, tmp_path, **changes).rows if not row.passed]
     seen = sorted({fault for row in rows for fault in row.departures})
-    print(f"{name}: {len(rows)} rows, by {', '.join(seen)}")
+    check = "" if name in QUICK else f" | check: {coordinate_check(corpus, tmp_path, **changes)}"
+    print(f"{name} | audit: {', '.join(seen)}{check}")
     assert rows, f"the audit does not see: {name}"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("changes", CORRECT, ids=str)
+@pytest.mark.parametrize("changes", [c if c == WIDE else pytest.param(c, marks=pytest.mark.slow) for c in CORRECT])
 def test_no_false_alarm(corpus: Any, tmp_path: Any, changes: dict[str, Any]) -> None:
     found = audit(corpus, tmp_path, **changes)
     assert found.passed, [(row.name, row.faults) for row in found.rows if not row.passed]
