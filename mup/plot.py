@@ -79,10 +79,19 @@ def _draw(ax: Axes, statistic: str, t: int, lines: dict[str, Line], verdict: Ver
     ax.set_yscale("log", base=2)
     widths = sorted({x for line in lines.values() for x, _ in line})
     ax.set_xticks(widths, [f"{x:g}" for x in widths])
+    _widen(ax, widths[-1] / widths[0])
     ax.set_title(_TITLES.get(statistic, f"{statistic}, t = {t}").format(t=t), color="red" if failing else "black")
     ax.set_xlabel(axis)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)
+
+
+def _widen(ax: Axes, ratio: float) -> None:
+    """Let the y axis cover at least `ratio`, as the x axis does: a slope of 0.1 then looks small in every panel."""
+    low, high = ax.get_ylim()
+    missing = (ratio / (high / low)) ** 0.5
+    if missing > 1:
+        ax.set_ylim(low / missing, high * missing)
 
 
 def plot_coord_data(

@@ -177,6 +177,11 @@ def test_the_plot_marks_failing_modules(tmp_path: Path) -> None:
     assert set(lines) == {"fine", "FAIL broken +1.00"}
     assert lines["FAIL broken +1.00"].get_color() == "red" != lines["fine"].get_color()
     assert "FAIL" in figure.get_suptitle() and figure.axes[0].get_xscale() == "log"
+    widths = [record["width"] for record in data]
+    low, high = figure.axes[1].get_ylim()  # the flat line alone
+    assert high / low == pytest.approx(max(widths) / min(widths)) and low < 1.0 < high
+    low, high = figure.axes[0].get_ylim()
+    assert high / low > 1.01 * max(widths) / min(widths)
 
 
 def test_power_is_a_change_that_fails_in_the_reference() -> None:
