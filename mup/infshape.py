@@ -119,6 +119,11 @@ class InfShape(tuple[InfDim, ...]):
         fan_out = (1 if fan_in == 0 else 0) if self.fan_out_dim is None else self.fan_out_dim
         return self[fan_in], self[fan_out]
 
+    def reads_out(self) -> bool:
+        """Whether a matrix of this shape maps a width to a finite dimension. Raises ShapeError as `fanin_fanout`."""
+        fan_in, fan_out = self.fanin_fanout()
+        return fan_in.isinf() and not fan_out.isinf()
+
     def fanin_fanout_mult_ratio(self) -> float:
         fan_in, fan_out = self.fanin_fanout()
         return fan_in.width_mult() / fan_out.width_mult()

@@ -208,7 +208,7 @@ def role_of(shape: InfShape, module: nn.Module | None = None) -> Role:
     if infinite == 2:
         return Role.HIDDEN
     if infinite == 1:
-        return Role.OUTPUT if shape.fanin_fanout()[0].isinf() else Role.INPUT
+        return Role.OUTPUT if shape.reads_out() else Role.INPUT
     return Role.OUTPUT if hasattr(module, "output_mult") else Role.HIDDEN
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
 from mup.bsh import BaseShape, StrPath, read_bsh, read_comments, write_bsh
 from mup.infshape import InfDim, InfShape, ShapeError, zip_infshape
@@ -267,14 +267,13 @@ def assert_hidden_size_inf(model: nn.Module) -> None:
         if not isinstance(module, (nn.Linear, _ConvNd)) or isinstance(module, MuOutput) or declares(module):
             continue
         shape = infshape_of(module.weight, f"{name}.weight")
-        fan_in, fan_out = (shape[0], shape[1]) if isinstance(module, _ConvTransposeNd) else (shape[1], shape[0])
-        if fan_out.isinf() or not fan_in.isinf():
+        if not shape.reads_out():
             continue
         kind = type(module).__name__
         if id(module.weight) in embeddings:
             raise ShapeError(
                 f"{name} shares the weight of an embedding but is a plain nn.{kind}, without muP's factor on the "
-                f"logits: make it a mup.MuSharedReadout(embedding.weight)"
+                "logits: make it a mup.MuSharedReadout(embedding.weight)"
             )
         if shape.role is None:
             readout = "MuReadout" if isinstance(module, nn.Linear) else f"MuOut{kind}"

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from mup.layer import MuOutput
 from mup.plan import ScaledParameter, planned
-from mup.roles import declares
+from mup.roles import declares, infshape_of
 from mup.rules import Options, Role, Scaling, attention_scale, readout_mult
 
 __all__ = [
@@ -244,12 +244,10 @@ def _readout_rows(model: nn.Module, width_mult: float | None) -> Iterator[AuditR
     for name, module in model.named_modules():
         if not isinstance(module, (nn.Linear, _ConvNd)):
             continue
-        fan_in, fan_out = (0, 1) if isinstance(module, _ConvTransposeNd) else (1, 0)
-        shape = getattr(module.weight, "infshape", None)
-        reads_out = shape is not None and shape[fan_in].isinf() and not shape[fan_out].isinf()
-        if not isinstance(module, MuOutput) and (not reads_out or declares(module)):
+        shape = infshape_of(module.weight, f"{name}.weight")
+        if not isinstance(module, MuOutput) and (not shape.reads_out() or declares(module)):
             continue
-        m = shape[fan_in].width_mult() if width_mult is None else width_mult  # type: ignore[index]
+        m = shape.fanin_fanout()[0].width_mult() if width_mult is None else width_mult
         row = AuditRow(f"{name}()", "readout", fan_in_mult=m)
         row.compare("forward", _forward_factor(module), getattr(module, "output_mult", 1.0) * readout_mult(m), 1e-4)
         yield row
@@ -286,7 +284,7 @@ def _probe_size(layer: nn.Linear | _ConvNd) -> tuple[int, ...]:
     return 1, layer.in_channels, *(2 * pad + dilation * (kernel - 1) + 1 for kernel, dilation, pad in sizes)
 
 
-def _head_dim(embed_dim: int, heads: int) -> tuple[int, float]:
+def _of_heads(embed_dim: int, heads: int) -> tuple[int, float]:
     """Head dimension and scale of torch's own multi-head attention, which always divides by the root."""
     return embed_dim // heads, (embed_dim // heads) ** -0.5
 
@@ -298,9 +296,9 @@ def _of_kernel(query: Tensor, *_: Any, scale: float | None = None, **__: Any) ->
 # the functions of torch that compute attention, and the head dimension and scale of a call; the last two are fast paths
 _ATTENTION: dict[Any, Callable[..., tuple[int, float]]] = {
     nn.functional.scaled_dot_product_attention: _of_kernel,
-    nn.functional.multi_head_attention_forward: lambda q, k, v, embed_dim, heads, *_, **__: _head_dim(embed_dim, heads),
-    torch._native_multi_head_attention: lambda q, k, v, embed_dim, heads, *_, **__: _head_dim(embed_dim, heads),
-    torch._transformer_encoder_layer_fwd: lambda x, embed_dim, heads, *_, **__: _head_dim(embed_dim, heads),
+    nn.functional.multi_head_attention_forward: lambda q, k, v, embed_dim, heads, *_, **__: _of_heads(embed_dim, heads),
+    torch._native_multi_head_attention: lambda q, k, v, embed_dim, heads, *_, **__: _of_heads(embed_dim, heads),
+    torch._transformer_encoder_layer_fwd: lambda x, embed_dim, heads, *_, **__: _of_heads(embed_dim, heads),
 }
 
 

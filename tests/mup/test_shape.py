@@ -169,4 +169,5 @@ def test_a_plain_convolution_to_a_finite_dimension_is_refused(plain: Any, readou
 
 def test_a_depthwise_convolution_is_no_readout() -> None:
     make = lambda width: nn.Sequential(nn.Conv2d(width, width, 3, groups=width))  # noqa: E731
-    mup.set_base_shapes(make(16), make(4), delta=make(8))
+    model = mup.set_base_shapes(make(16), make(4), delta=make(8))
+    assert [row.role for row in mup.audit(model).rows] == ["input", "vector"]
