@@ -39,8 +39,7 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
         return f"unknown key {key!r}: {GONE[name]}"
     if len(name) > 80:
         return f"unknown key {key[:80]!r}..."
-    known = set(known)
-    if name not in known and (hint := foreign_key(name)) is not None:
+    if (hint := foreign_key(name)) is not None:
         return f"unknown key {key!r}; {hint}"
     close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
     return f"unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else "")
@@ -113,7 +112,7 @@ def override(merged: Merged, changes: Mapping[str, Any] | None, known: Iterable[
             problems.append(f"{origin}: {unknown_key(top, known)}")
             continue
         if len(rest) > MAX_DEPTH:
-            problems.append(f"{origin}: {str(key)[:60]!r}... names more than {MAX_DEPTH} nested sections")
+            problems.append(f"{origin}: {key!r} names more than {MAX_DEPTH} nested sections")
             continue
         path = ".".join([name, *rest])
         if path in dict(assignments):

@@ -7,21 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from megatron.errors import DataError
-from megatron.files import read_json
+from megatron.files import parse_json, read_bytes
 
 _PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
 
 
-def require_prefixed_merges(path: str) -> None:
+def require_prefixed_merges(path: str | Path) -> None:
     """Raise DataError if the second token of a merge does not start with the model's `continuing_subword_prefix`.
 
     The tokenizers library cuts the prefix off without a check, and ends the process if the token is too short.
-    Files without a prefix, which is nearly all, are not parsed. Other damage is left to the library.
+    Files without a prefix, which is nearly all, are not parsed. Other damage is left to the library, as is a file that
+    is missing.
     """
     try:
-        if not _PREFIX.search(Path(path).read_bytes()):
+        content = read_bytes(path)
+        if not _PREFIX.search(content):
             return
-        model = read_json(path)["model"]
+        model = parse_json(content)["model"]
         prefix, merges = model["continuing_subword_prefix"], model["merges"]
     except (OSError, ValueError, KeyError, TypeError):
         return

@@ -312,6 +312,7 @@ def _hf_gpt2(vocab_file: str | Path | None, merge_file: object) -> Tokenizer:
     transformers = import_optional("transformers", "hf", "tokenizer-type HFGPT2Tokenizer", DataError)
     source = "gpt2" if vocab_file is None else str(vocab_file)
     what = "a folder or hub name of a GPT-2 tokenizer (the hub needs a network)"
+    require_prefixed_merges(Path(source) / "tokenizer.json")
     load = transformers.GPT2TokenizerFast.from_pretrained
     tokenizer = _read(lambda: load(source), "vocab-file", source, what)
     tokenizer.add_special_tokens({"pad_token": "<|padding|>"})

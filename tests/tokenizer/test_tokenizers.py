@@ -223,3 +223,7 @@ def test_a_merge_without_its_prefix_is_an_error(tmp_path):
     assert build_tokenizer("HFTokenizer", _with_prefix(tmp_path, "##b")).tokenize("ab") == [4]
     with pytest.raises(DataError, match=r"merge \['a', 'b'\] needs a second token that starts with .* '##'"):
         build_tokenizer("HFTokenizer", _with_prefix(tmp_path, "b"))
+    (tmp_path / "folder").mkdir()
+    _with_prefix(tmp_path, "b").rename(tmp_path / "folder" / "tokenizer.json")
+    with pytest.raises(DataError, match="needs a second token that starts with"):
+        build_tokenizer("HFGPT2Tokenizer", tmp_path / "folder")
