@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
 import importlib
 import io
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from megatron.errors import DataError, first_line
 from megatron.files import open_regular
@@ -73,16 +74,23 @@ def _last_values(series: Mapping[str, Series]) -> dict[str, float]:
     return {name: float(one.values[-1]) for name, one in series.items() if len(one)}
 
 
+@contextlib.contextmanager
+def csv_text(path: Path) -> Iterator[TextIO]:
+    """The text of a CSV file, without a byte-order mark. Raises DataError where the block cannot read it."""
+    try:
+        with open_regular(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
+            yield file
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}") from error
+
+
 def read_csv(path: Path) -> Run:
     """Read the history of one run: a step column (`step`, `Step`, `iteration`, ...) and one column per metric.
 
     Empty cells and text are left out. Raises DataError if there is no step column or no row.
     """
-    try:
-        with open_regular(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}") from error
+    with csv_text(path) as file:
+        rows = [row for row in csv.reader(file) if row]
     head = [name.strip() for name in rows[0]] if rows else []
     column = next((i for i, name in enumerate(head) if name.lower() in STEP_COLUMNS), None)
     if column is None or len(rows) < 2:

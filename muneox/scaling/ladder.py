@@ -30,12 +30,12 @@ from muneox.runs import (
     tokens_of,
 )
 from muneox.runs import smooth as smoothed
+from muneox.runs.files import STEP_COLUMNS
 from muneox.scaling.compute import training_flops
 from muneox.scaling.table import SUFFIXES, Table, read_table
 
 # Settings that all runs of a ladder must share: our keys, and names that other trainers log.
 RECIPE = (*shared_by(LADDER), "optimizer.type")
-STEP_COLUMNS = ("step", "_step", "global_step", "trainer/global_step", "iteration", "iter")
 
 
 @dataclass(frozen=True)
@@ -142,30 +142,34 @@ def _same(cell: str, wanted: str) -> bool:
 
 def _table_points(table: Table, chosen: Selection, law: str) -> tuple[list[Point], list[str]]:
     """The points of a table's rows, and warnings."""
-    repeated = table.repeated()
-    warnings = (
-        [f"{table.path}: {len(repeated)} rows repeat another one in every cell and count once"] if repeated else []
-    )
+    repeated, warnings = table.repeated(), []
+    if repeated:
+        warnings.append(f"{table.path}: {len(repeated)} rows repeat another one in every cell and count once")
+    rows = [
+        i
+        for i, row in enumerate(table.rows)
+        if i not in repeated and all(_same(row.get(key, ""), value) for key, value in chosen.where)
+    ]
+    sizes = _table_flops(table, rows, chosen) if law == "compute" else [table.number(i, chosen.x) for i in rows]
     points: list[Point] = []
-    for i, row in enumerate(table.rows):
-        if i in repeated or not all(_same(row.get(key, ""), value) for key, value in chosen.where):
-            continue
-        x = _flops_of_row(table, i, chosen) if law == "compute" else table.number(i, chosen.x)
+    for i, x in zip(rows, sizes):
+        row = table.rows[i]
         name = row.get("name") or row.get("run") or f"{chosen.x}={row.get(chosen.x, f'{x:g}')}"
         tokens = table.number(i, chosen.tokens) if law == "surface" else None
         points.append(Point(name, x, table.number(i, chosen.y), str(table.path), tokens))
-    if law == "size" and chosen.x != chosen.tokens and chosen.tokens in table.columns:
-        warnings += _mixed_durations(table, chosen)
+    if law == "size" and chosen.x != chosen.tokens:
+        warnings += _mixed_durations(table, rows, sizes, chosen)
     return points, warnings
 
 
-def _flops_of_row(table: Table, index: int, chosen: Selection) -> float:
-    """FLOPs of a row: a column of FLOPs, or 6 N D. Raises DataError if the table has neither."""
-    column = next((name for name in (chosen.x, "flops", "FLOPs") if name in table.columns and _names_flops(name)), None)
-    if column is not None:
-        return table.number(index, column)
-    if "params" in table.columns and chosen.tokens in table.columns and chosen.x == "params":
-        return float(training_flops(table.number(index, "params"), table.number(index, chosen.tokens)))
+def _table_flops(table: Table, rows: Sequence[int], chosen: Selection) -> list[float]:
+    """FLOPs of the rows: a column of FLOPs, or 6 N D. Raises DataError if the table has neither."""
+    for column in (chosen.x, "flops", "FLOPs"):
+        if column in table.columns and _names_flops(column):
+            return [table.number(i, column) for i in rows]
+    if chosen.x == "params" and {"params", chosen.tokens} <= set(table.columns):
+        params, tokens = ([table.number(i, column) for i in rows] for column in ("params", chosen.tokens))
+        return list(training_flops(params, tokens).tolist())
     raise DataError(
         f"{table.path}: --law compute needs FLOPs, and `{chosen.x}` is no column of FLOPs: add a column `flops`, or "
         f"`params` and `{chosen.tokens}`, from which 6 N D follows; the table has {', '.join(table.columns)}"
@@ -176,12 +180,15 @@ def _names_flops(column: str) -> bool:
     return "flop" in column.lower() or column.lower() in ("c", "compute")
 
 
-def _mixed_durations(table: Table, chosen: Selection) -> list[str]:
-    """A warning if the rows differ in tokens and in tokens per size: L(N) then mixes two effects."""
-    rows = [i for i, row in enumerate(table.rows) if all(_same(row.get(k, ""), value) for k, value in chosen.where)]
-    sizes, tokens = ([table.number(i, column) for i in rows] for column in (chosen.x, chosen.tokens))
-    ratios = [token / size for size, token in zip(sizes, tokens) if size > 0]
-    if any(values and max(values) <= 1.1 * min(values) for values in (tokens, ratios)):
+def _mixed_durations(table: Table, rows: Sequence[int], sizes: Sequence[float], chosen: Selection) -> list[str]:
+    """A warning if the rows differ in tokens and in tokens per size: L(N) then mixes two effects.
+
+    The law does not need the tokens, so rows without them are left out.
+    """
+    found = [(size, table.number_or_none(i, chosen.tokens)) for i, size in zip(rows, sizes)]
+    known = [(size, count) for size, count in found if count is not None and size > 0]
+    tokens, ratios = [count for _, count in known], [count / size for size, count in known]
+    if not known or any(max(values) <= 1.1 * min(values) for values in (tokens, ratios)):
         return []
     return [
         f"{table.path}: the runs trained on {min(tokens):.3g} to {max(tokens):.3g} tokens, neither equal nor in "

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron.errors import DataError
-from megatron.files import open_regular
 from megatron.optional import import_optional
+from muneox.runs.files import csv_text
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
@@ -30,11 +29,15 @@ class Table:
 
     def number(self, index: int, column: str) -> float:
         """The number in a cell of row `index`, from 0. Raises DataError that names the row of the file."""
-        cell = self.rows[index].get(column) or ""
-        value = as_size(cell, self.decimal_comma)
+        value = self.number_or_none(index, column)
         if value is None:
+            cell = self.rows[index].get(column) or ""
             raise DataError(f"{self.path}, row {index + 2}: `{column}` is {cell!r}, expected a number")
         return value
+
+    def number_or_none(self, index: int, column: str) -> float | None:
+        """The number in a cell of row `index`, from 0; None if the cell is empty or has other text."""
+        return as_size(self.rows[index].get(column) or "", self.decimal_comma)
 
     def repeated(self) -> frozenset[int]:
         """Indices of rows that repeat an earlier row in every cell."""
@@ -58,15 +61,12 @@ def read_table(path: Path) -> Table:
     """Read a table. Raises DataError if the file cannot be read."""
     if path.suffix == ".parquet":
         return _read_parquet(path)
-    try:
-        with open_regular(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
-            head = file.readline()
-            delimiter = "\t" if "\t" in head else ";" if ";" in head else ","
-            names = next(csv.reader([head], delimiter=delimiter), [])
-            columns = [name.strip() for name in names]
-            rows = [row for row in csv.DictReader(file, columns, delimiter=delimiter) if any(row.values())]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}") from error
+    with csv_text(path) as file:
+        head = file.readline()
+        delimiter = "\t" if "\t" in head else ";" if ";" in head else ","
+        names = next(csv.reader([head], delimiter=delimiter), [])
+        columns = [name.strip() for name in names]
+        rows = [row for row in csv.DictReader(file, columns, delimiter=delimiter) if any(row.values())]
     text = [{key: value.strip() for key, value in row.items() if isinstance(value, str)} for row in rows]
     return Table(path, columns, text, decimal_comma=delimiter == ";")
 

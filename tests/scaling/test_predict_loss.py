@@ -221,6 +221,14 @@ def test_tokens_that_are_neither_equal_nor_in_proportion_are_reported(tmp_path, 
     assert "trained on 64 to 6.55e+04 tokens, neither equal nor in proportion to `params`" in printed(lambda x: x**2)
 
 
+def test_a_law_of_the_size_needs_no_tokens(tmp_path, capsys):
+    path = tmp_path / "table.csv"
+    cells = ["", "unknown", *("20" for _ in SIZES[2:])]
+    path.write_text("params,tokens,loss\n" + "".join(f"{x},{d},{loss(x)}\n" for x, d in zip(SIZES, cells)))
+    assert run(path, "--y", "loss", "--target", TARGET) == 0
+    assert "neither equal nor in proportion" not in capsys.readouterr().out
+
+
 def test_a_row_that_is_repeated_in_every_cell_counts_once(table, tmp_path, capsys):
     out = tmp_path / "f.json"
     table.write_text(table.read_text() + "w8,8.0,9.9,b\nw8,8,9.9,b\nw8,8,9.9,b\n")
