@@ -17,7 +17,8 @@ from megatron.data.indexed_dataset import IndexedDatasetBuilder
 from megatron.initialize import initialize_megatron
 from megatron.monitoring import read_metrics
 from megatron.neox_arguments import NeoXArgs
-from megatron.neox_arguments.resolve import run_config
+from megatron.neox_arguments.resolve import coordinate_check_config, run_config
+from megatron.training.coord_check_run import CoordinateCheck
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,6 +68,15 @@ def configuration(corpus: Path, log_dir: Path, **changes: Any) -> dict[str, Any]
 
 def arguments(config: Mapping[str, Any], **changes: Any) -> NeoXArgs:
     return NeoXArgs.from_dict({**config, **changes}, world_size=1)
+
+
+COORDINATE_CHECK = {"coord_check": True, "coord_check_seeds": 3, "optimizer": {"type": "Adam", "params": {"lr": 3e-3}}}
+
+
+def coordinate_records(corpus: Path, log_dir: Path, use_mup: bool = True, **changes: Any) -> list[dict[str, Any]]:
+    """Records of the coordinate check of a configuration, in muP or in the standard parametrization."""
+    args = arguments(configuration(corpus, log_dir, **{**COORDINATE_CHECK, **changes}))
+    return CoordinateCheck(coordinate_check_config(args), initialize_megatron()).records(use_mup)
 
 
 def losses(log_dir: Path) -> list[float]:

@@ -20,15 +20,14 @@ from megatron.audit.run import ModelAudit, run_audit
 from megatron.errors import UserError
 from megatron.initialize import initialize_megatron
 from megatron.model import attention, block, build, embedding, moe
-from megatron.neox_arguments.resolve import audit_config, coordinate_check_config
+from megatron.neox_arguments.resolve import audit_config
 from megatron.training import engine, optimizer
-from megatron.training.coord_check_run import CoordinateCheck
 from megatron.training.learning_rates import LearningRateSchedule, Scheduler
 from mup import rules
 from mup.init_methods import InitMethods
 from mup.rules import ONE, Power, Role
 from mup.slopes import verdict
-from tests.training.harness import arguments, configuration
+from tests.training.harness import arguments, configuration, coordinate_records
 
 TUNED = {"mup_embedding_mult": 3.0, "mup_output_temp": 2.0, "mup_attn_temp": 0.5, "mup_init_scale": 0.7}
 DEEP = {"mup_base_num_layers": 1, "mup_depth_alpha": 1.0}
@@ -45,15 +44,8 @@ def audit(corpus: Any, folder: Any, **changes: Any) -> ModelAudit:
 
 def coordinate_check(corpus: Any, folder: Any, **changes: Any) -> str:
     """The kinds of modules that fail in the coordinate check, or how it ends otherwise."""
-    keys = {
-        "optimizer": {"type": "Adam", "params": {"lr": 3e-3}},
-        **changes,
-        "coord_check": True,
-        "coord_check_seeds": 3,
-    }
-    config = coordinate_check_config(arguments(configuration(corpus, folder, **keys)))
     try:
-        found = verdict(CoordinateCheck(config, initialize_megatron()).records(use_mup=True))
+        found = verdict(coordinate_records(corpus, folder, **changes))
     except UserError as error:
         return f"stops: {error}"
     return ", ".join(sorted({row.module for row in found.failures})) or "passes"

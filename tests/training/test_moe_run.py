@@ -13,14 +13,13 @@ from megatron.initialize import initialize_megatron
 from megatron.model import moe
 from megatron.model.build import materialise
 from megatron.monitoring import read_metrics
-from megatron.neox_arguments.resolve import audit_config, coordinate_check_config, model_config, run_config
-from megatron.training.coord_check_run import CoordinateCheck
+from megatron.neox_arguments.resolve import audit_config, model_config, run_config
 from megatron.training.model_from_config import model_plan
 from megatron.training.trainer import Trainer
 from mup.roles import Declaration
 from mup.rules import Role
 from mup.slopes import verdict
-from tests.training.harness import arguments, configuration, losses, train_here
+from tests.training.harness import arguments, configuration, coordinate_records, losses, train_here
 
 MOE = {"moe_num_experts": 4, "moe_top_k": 2, "moe_router_type": "topk", "init_method_std": 0.1}
 LOSSES = {"moe_aux_loss_coeff": 0.3, "moe_z_loss_coeff": 0.05}
@@ -178,12 +177,8 @@ def test_audit_detects_a_router_without_its_multiplier(corpus, tmp_path, monkeyp
     ]
 
 
-CHECK = {"coord_check": True, "coord_check_seeds": 3, "optimizer": {"type": "Adam", "params": {"lr": 3e-3}}}
-
-
 def records(corpus, tmp_path, use_mup, **changes):
-    args = arguments(configuration(corpus, tmp_path, **{**CHECK, **MOE, **changes}))
-    return CoordinateCheck(coordinate_check_config(args), initialize_megatron()).records(use_mup)
+    return coordinate_records(corpus, tmp_path, use_mup, **{**MOE, **changes})
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from megatron.training.model_from_config import model_plan
 from megatron.training.save_base_shapes import run_save_base_shapes
 from mup import plan, rules
 from mup.slopes import verdict
-from tests.training.harness import arguments, configuration, run_script
+from tests.training.harness import COORDINATE_CHECK as CHECK
+from tests.training.harness import arguments, configuration, coordinate_records, run_script
 
 FILE_ONLY = {"mup_base_hidden_size": None, "mup_base_num_attention_heads": None}
 
@@ -161,9 +162,6 @@ def test_zero_init_of_a_tied_readout_is_an_error(corpus, tmp_path):
         arguments(configuration(corpus, tmp_path), no_weight_tying=False, mup_readout_zero_init=True)
 
 
-CHECK = {"coord_check": True, "coord_check_seeds": 3, "optimizer": {"type": "Adam", "params": {"lr": 3e-3}}}
-
-
 def check(corpus, tmp_path, **changes):
     args = arguments(configuration(corpus, tmp_path, **{**CHECK, **changes}))
     return run_coord_check(coordinate_check_config(args), initialize_megatron())
@@ -171,10 +169,7 @@ def check(corpus, tmp_path, **changes):
 
 def caught(corpus, tmp_path, **changes):
     """Whether the verdict without a reference fails, as it must for a mutation."""
-    args = arguments(configuration(corpus, tmp_path, **{**CHECK, **changes}))
-    return not verdict(
-        CoordinateCheck(coordinate_check_config(args), initialize_megatron()).records(use_mup=True)
-    ).passed
+    return not verdict(coordinate_records(corpus, tmp_path, **changes)).passed
 
 
 def with_cell(role, **changes):
@@ -300,17 +295,15 @@ def test_a_large_eps_does_not_change_how_updates_scale(corpus, tmp_path, monkeyp
     def slopes(eps):
         optimizer = {"type": "Adam", "params": {"lr": 3e-3, "eps": eps}}
         changes = {"mup_base_hidden_size": 32, "mup_base_num_attention_heads": 2, "use_qk_layernorm": True}
-        keys = {**CHECK, **changes, "optimizer": optimizer, "coord_check_widths": [32, 64, 128, 256]}
-        args = arguments(configuration(corpus, tmp_path, **keys))
-        found = verdict(CoordinateCheck(coordinate_check_config(args), initialize_megatron()).records(use_mup=True))
+        changes |= {"optimizer": optimizer, "coord_check_widths": [32, 64, 128, 256]}
+        found = verdict(coordinate_records(corpus, tmp_path, **changes))
         return {(row.module, row.t): row.slope for row in found.rows if row.statistic == "rms_delta"}
 
     small, large = slopes(1e-8), slopes(1e-4)
     assert small.keys() == large.keys() and len(small) > 5
     assert {key: large[key] for key in small if abs(large[key] - small[key]) > 0.12} == {}
-    monkeypatch.setattr(
-        rules, "TABLE", with_cell(rules.Role.INPUT, eps=rules.ONE)
-    )  # as with eps / m of hidden matrices alone
+    # as with eps / m of hidden matrices alone
+    monkeypatch.setattr(rules, "TABLE", with_cell(rules.Role.INPUT, eps=rules.ONE))
     unscaled = slopes(1e-4)
     assert unscaled["embedding", 4] < small["embedding", 4] - 0.12
 
@@ -412,12 +405,7 @@ def test_fixed_key_value_heads_pass_and_drift_with_the_init_of_hidden_values(cor
     assert result.passed, result.mup.table()
     # values like any hidden rows: the std of the other rows, and no zero start for the check
     monkeypatch.setattr(plan, "_part_factor", lambda part, *args: 0.0 if part.name == "query" else 1.0)
-    drifting = verdict(
-        CoordinateCheck(
-            coordinate_check_config(arguments(configuration(corpus, tmp_path, **{**CHECK, **changes}))),
-            initialize_megatron(),
-        ).records(use_mup=True)
-    )
+    drifting = verdict(coordinate_records(corpus, tmp_path, **changes))
     worst = max((row for row in drifting.rows if row.statistic == "rms_delta"), key=lambda row: row.slope)
     kept = {(row.module, row.statistic, row.t): row.slope for row in result.mup.rows}
     assert worst.slope > kept[worst.module, worst.statistic, worst.t] + 0.1
@@ -435,8 +423,7 @@ def test_fixed_key_value_heads_pass_and_drift_with_the_init_of_hidden_values(cor
 def test_positions_pass_the_check_in_mup_and_fail_in_sp(corpus, tmp_path, changes):
     def records(use_mup):
         keys = {key: value for key, value in changes.items() if use_mup or not key.startswith("mup")}
-        args = arguments(configuration(corpus, tmp_path, **CHECK, **keys))
-        return CoordinateCheck(coordinate_check_config(args), initialize_megatron()).records(use_mup)
+        return coordinate_records(corpus, tmp_path, use_mup, **keys)
 
     up, sp = records(True), records(False)
     assert verdict(up, reference=sp).passed, verdict(up, reference=sp).table()
