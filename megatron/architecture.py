@@ -8,8 +8,8 @@ from typing import Literal, get_args
 
 from megatron.errors import ConfigError
 
-Positions = Literal["learned", "rotary", "rpe", "alibi", "none"]
-Norm = Literal["layernorm", "rmsnorm"]
+Positions = Literal["learned", "sinusoidal", "rotary", "rpe", "alibi", "none"]
+Norm = Literal["layernorm", "rmsnorm", "scalenorm", "non_parametric_layernorm"]
 PlainActivation = Literal["gelu", "gelu_tanh", "relu", "silu", "swish", "mish", "softsign"]
 GatedActivation = Literal["geglu", "reglu", "swiglu", "glu", "bilinear"]
 Activation = PlainActivation | GatedActivation
@@ -129,12 +129,13 @@ class MixtureOfExperts:
 class Architecture:
     """Layer types, biases, residuals, dropout and recomputation of a GPT, independent of its size.
 
-    sliding_window: number of tokens before its own that a token attends to; None for all. shared_norm: attention and
-    MLP share one norm (parallel residual only). checkpoint_every: number of blocks that are recomputed together; 0
-    disables recomputation.
+    position_offset: row of the learned table for the first position. sliding_window: number of tokens before its own
+    that a token attends to; None for all. shared_norm: attention and MLP share one norm (parallel residual only).
+    checkpoint_every: number of blocks that are recomputed together; 0 disables recomputation.
     """
 
     pos_emb: Positions = "rotary"
+    position_offset: int = 0
     rotary_pct: float = 1.0
     rotary_base: float = 10000.0
     rope_scaling: RopeScaling | None = None

@@ -85,8 +85,8 @@ def _draw(rows: int, generator: Generators) -> Tensor:
 def context_length(model: GPT) -> int:
     """Return the maximum number of tokens from which the model predicts."""
     config = model.config
-    limited = config.pos_emb == "learned"
-    return min(config.seq_length, config.max_position_embeddings) if limited else config.seq_length
+    rows = config.max_position_embeddings - config.position_offset
+    return min(config.seq_length, rows) if config.pos_emb == "learned" else config.seq_length
 
 
 class _Context:

@@ -178,6 +178,12 @@ class Expected:
         """scores + alpha_rp sqrt(d_0) b: sqrt(d) as in GPT-NeoX at the base, so that the bias does not grow with d."""
         return math.sqrt(self.base.head_dim) * float(self._key("mup_rp_embedding_mult", 1.0))
 
+    def norm_factor(self, over_heads: bool) -> float:
+        """scalenorm: y = sqrt(n / n_0) g x / |x|, as |x| grows with sqrt(n): y keeps the size it has at n_0."""
+        target, base = self.target, self.base
+        ratio = target.head_dim / base.head_dim if over_heads else target.hidden / base.hidden
+        return math.sqrt(ratio) if self.keys["use_mup"] else 1.0
+
     def logits_factor(self) -> float:
         """logits = W x / (m tau): [TP5] Table 8, the multiplier 1/fan_in of output weights. Routers alike."""
         return 1.0 / self.m / float(self._key("mup_output_temp", 1.0))
@@ -192,7 +198,9 @@ class Expected:
         """Expectation of one parameter with a global shape; None if no rule covers its name."""
         for pattern, size in VECTORS:
             if re.fullmatch(pattern, name):
-                return self._vector(name, size(self.target) / size(self.base), shape)
+                own = size(self.target) / size(self.base)
+                gain = self.keys["norm"] == "scalenorm" and "norm" in name  # one number, whatever the width
+                return self._vector(name, 1.0 if gain else own, shape)
         for pattern, fan_in, fan_out in MATRICES:
             if re.fullmatch(pattern, name):
                 return self._matrix(name, fan_in, fan_out, shape)

@@ -16,6 +16,7 @@ from megatron.model.attention import CoreAttention
 from megatron.model.block import Block
 from megatron.model.embedding import Embedding, Readout
 from megatron.model.gpt import GPT
+from megatron.model.layers import ScaleNorm
 from megatron.model.moe import Router, expert_layers, route_by_position
 from megatron.model.relative_position import RelativePositionBias
 from megatron.mpu import gather_from_sequence
@@ -92,6 +93,10 @@ def _rows_of(module: nn.Module, name: str, seen: _Seen, expected: Expected, tole
         table = module.weight[0].double()
         block = name.rpartition(".attention")[0]
         yield row(f"{block} position bias", float(own @ table / (table @ table)), expected.position_bias_factor())
+    elif isinstance(module, ScaleNorm):
+        x, y = seen.inputs[id(module)][0].double(), seen.of(module)
+        factor = float((y * x).sum(-1).mean() / x.norm(dim=-1).mean() / module.weight.double())
+        yield row(name, factor, expected.norm_factor(over_heads=".attention." in name))
     elif isinstance(module, Readout):
         yield row("logits", _readout_factor(module, seen), expected.logits_factor())
     elif isinstance(module, Router):

@@ -34,7 +34,9 @@ _SPELLINGS = {
 SPLIT_GATE = ("mlp.w3.weight", "mlp.w1.weight")
 _FORMER_DOWN = "mlp.w2.weight"
 # Buffers that are computed again, and states that are not weights.
-_BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|alibi_embed\.slopes|attention\.(masked_)?bias|_extra_state)$")
+_BUFFERS = re.compile(
+    r".*((rotary_emb|position_embeddings)\.inv_freq|alibi_embed\.slopes|attention\.(masked_)?bias|_extra_state)$"
+)
 
 # Each rank of a tensor-parallel group holds one of these in full.
 ROW_BIASES = ("attention.dense.bias", "mlp.dense_4h_to_h.bias")
@@ -61,12 +63,13 @@ def spellings(name: str) -> Iterator[str]:
         yield _FORMER_DOWN
     if name.endswith(("norm.weight", "layernorm.weight")):
         yield name.removesuffix("weight") + "scale"  # of RMSNorm
+        yield name.removesuffix("weight") + "g"  # of ScaleNorm
 
 
-def written_name(name: str, rmsnorm: bool) -> str:
+def written_name(name: str, norm: str) -> str:
     """Name of a parameter of a layer in the checkpoints that GPT-NeoX writes now."""
-    if rmsnorm and name.endswith("norm.weight"):
-        return name.removesuffix("weight") + "scale"
+    if name.endswith("norm.weight"):
+        return name.removesuffix("weight") + {"rmsnorm": "scale", "scalenorm": "g"}.get(norm, "weight")
     return _SPELLINGS.get(name, (name,))[0] if name.startswith("mlp.") else name
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megatron.architecture import Norm
 from megatron.errors import ConfigError
-from megatron.model.layers import column_linear, make_norm, row_linear
+from megatron.model.layers import column_linear, row_linear
 from megatron.model.relative_position import RelativePositionBias
 from megatron.model.rotary import RotaryEmbedding
 from megatron.model.score_mask import ScoreMask
@@ -81,6 +81,7 @@ class Attention(nn.Module):
     The rows of `query_key_value` are ordered by key-value head: its queries, its key and its value, head_dim rows
     each. With one query per key-value head this is GPT-NeoX's order. Tensor parallelism splits by whole key-value
     heads, so the rows of each rank are contiguous.
+    qk_norm: makes the norm of the queries of each head, and that of the keys; None for no norm.
     Raises ConfigError if the number of ranks does not divide `num_kv_heads`.
     """
 
@@ -94,7 +95,7 @@ class Attention(nn.Module):
         bias: bool,
         rotary: RotaryEmbedding | None,
         dropout: float,
-        qk_norm: tuple[Norm, float, bool] | None,
+        qk_norm: Callable[[], nn.Module] | None,
         mask: ScoreMask,
         position_bias: RelativePositionBias | None = None,
         tp: TensorParallel = SERIAL,
@@ -113,9 +114,7 @@ class Attention(nn.Module):
         fused = Declaration(Role.HIDDEN, parts=(queries, keys, values))
         self.query_key_value = column_linear(hidden_size, num_kv_heads * period, bias, fused, tp)
         self.dense = row_linear(hidden_size, hidden_size, bias, Declaration(Role.HIDDEN, "output_matrix"), tp)
-        self.q_norm, self.k_norm = (
-            make_norm(qk_norm[0], self.head_dim, *qk_norm[1:], over_heads=True) if qk_norm else None for _ in "qk"
-        )
+        self.q_norm, self.k_norm = (qk_norm() if qk_norm else None for _ in "qk")
         self.rotary = rotary
         self.rpe = position_bias
         self.core = CoreAttention(scale, dropout, mask, tp)

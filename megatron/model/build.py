@@ -60,6 +60,8 @@ def forward_section(plan: ModelPlan) -> dict[str, dict[str, Any]]:
     }
     if plan.config.pos_emb != "rpe":
         del sections["multipliers"]["rp_embedding_mult"], sections["factors"]["positions"]
+    if plan.config.norm != "scalenorm":
+        del sections["factors"]["norm"], sections["factors"]["head_norm"]
     return sections
 
 

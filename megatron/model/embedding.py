@@ -1,4 +1,4 @@
-"""Token embedding, learned position embedding, and the readout."""
+"""Token embedding, absolute positions, and the readout."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron.model.rotary import inverse_frequencies
 from megatron.mpu import (
     SERIAL,
     Shard,
@@ -24,34 +25,57 @@ _EMBEDDING = Declaration(Role.INPUT, fan_in_dim=0)
 
 
 class PositionEmbedding(nn.Module):
-    """Learned positions offset .. offset + length - 1 -> [length, h], or this rank's slice of them."""
+    """Learned positions offset .. offset + length - 1 -> [length, h], or this rank's slice of them.
 
-    def __init__(self, positions: int, hidden_size: int, tp: TensorParallel = SERIAL) -> None:
+    first_row: row of the table for position 0; OPT's is 2. The rows before it are not used.
+    """
+
+    def __init__(self, rows: int, hidden_size: int, tp: TensorParallel = SERIAL, *, first_row: int = 0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(positions, hidden_size))
+        self.weight = nn.Parameter(torch.empty(rows, hidden_size))
         declare_as(self, "weight", _EMBEDDING)
         self.tp = tp
+        self.first_row = first_row
         if tp.cuts_sequence:
             mark_partial_grads(self)
 
-    def forward(self, offset: int, length: int) -> Tensor:
-        positions = torch.arange(offset, offset + length, device=self.weight.device)
-        if self.tp.cuts_sequence:
-            positions = self.tp.group.own_slice(positions, 0)
-        return F.embedding(positions, self.weight)
+    def forward(self, offset: int, length: int, like: Tensor) -> Tensor:
+        return F.embedding(self.first_row + _own_positions(offset, length, like.device, self.tp), self.weight)
+
+
+class SinusoidalPositions(nn.Module):
+    """Fixed positions offset .. offset + length - 1 -> [length, h], or this rank's slice of them, in `like`'s dtype.
+
+    Vaswani et al., arXiv:1706.03762, section 3.5, in the order of GPT-NeoX: all sines, then all cosines.
+    """
+
+    def __init__(self, hidden_size: int, tp: TensorParallel = SERIAL) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.tp = tp
+
+    def forward(self, offset: int, length: int, like: Tensor) -> Tensor:
+        frequencies = inverse_frequencies(self.hidden_size, 10000.0).to(like.device)
+        angles = torch.outer(_own_positions(offset, length, like.device, self.tp).float(), frequencies)
+        return torch.cat((angles.sin(), angles.cos()), dim=-1).to(like.dtype)
+
+
+def _own_positions(offset: int, length: int, device: torch.device, tp: TensorParallel) -> Tensor:
+    positions = torch.arange(offset, offset + length, device=device)
+    return tp.group.own_slice(positions, 0) if tp.cuts_sequence else positions
 
 
 class Embedding(nn.Module):
-    """Token (and learned position) embeddings times `mult`, then dropout.
+    """Token embeddings, plus those of absolute positions, times `mult`, then dropout.
 
-    rows: rows of the token table, including vocabulary padding. positions: None without learned positions.
+    rows: rows of the token table, including vocabulary padding. positions: None without absolute positions.
     """
 
     def __init__(
         self,
         rows: int,
         hidden_size: int,
-        positions: int | None,
+        positions: PositionEmbedding | SinusoidalPositions | None,
         *,
         mult: float,
         dropout: float,
@@ -62,7 +86,7 @@ class Embedding(nn.Module):
             rows, hidden_size, group=tp.group, sequence_parallel=tp.sequence_parallel
         )
         declare_as(self.word_embeddings, "weight", _EMBEDDING)
-        self.position_embeddings = PositionEmbedding(positions, hidden_size, tp) if positions else None
+        self.position_embeddings = positions
         self.mult = mult
         self.dropout = dropout
         self.tp = tp
@@ -71,7 +95,7 @@ class Embedding(nn.Module):
         """tokens: int64 [b, s] at positions offset .. offset + s - 1 -> [b, s, h], or this rank's slice of s."""
         x = self.word_embeddings(tokens)
         if self.position_embeddings is not None:
-            x = x + self.position_embeddings(offset, tokens.shape[1])
+            x = x + self.position_embeddings(offset, tokens.shape[1], x)
         if self.mult != 1.0:
             x = x * self.mult
         return self.tp.hidden_dropout(x, self.dropout, self.training)

@@ -12,7 +12,7 @@ from megatron.model.alibi import alibi_slopes
 from megatron.model.attention import Attention, KeyValueCache
 from megatron.model.block import Block
 from megatron.model.config import GPTConfig
-from megatron.model.embedding import Embedding, Readout
+from megatron.model.embedding import Embedding, PositionEmbedding, Readout, SinusoidalPositions
 from megatron.model.layers import make_norm
 from megatron.model.mlp import MLP
 from megatron.model.moe import MoE
@@ -25,8 +25,14 @@ from megatron.parametrization.widths import ForwardFactors
 LayerFactory = Callable[[], nn.Module]
 
 
-def _make_hidden_norm(config: GPTConfig, tp: TensorParallel) -> nn.Module:
-    return make_norm(config.norm, config.widths.hidden_size, config.norm_epsilon, config.norm_bias, tp)
+def _make_hidden_norm(config: GPTConfig, factors: ForwardFactors, tp: TensorParallel) -> nn.Module:
+    size = config.widths.hidden_size
+    return make_norm(config.norm, size, config.norm_epsilon, config.norm_bias, tp, mult=factors.norm)
+
+
+def _make_head_norm(config: GPTConfig, factors: ForwardFactors) -> nn.Module:
+    size, mult = config.widths.head_dim, factors.head_norm
+    return make_norm(config.norm, size, config.norm_epsilon, config.norm_bias, mult=mult, over_heads=True)
 
 
 def _make_mlp(config: GPTConfig, factors: ForwardFactors, index: int, tp: TensorParallel) -> nn.Module:
@@ -64,7 +70,7 @@ def _make_block(config: GPTConfig, factors: ForwardFactors, mask: ScoreMask, ind
         bias=config.attention_bias,
         rotary=rotary,
         dropout=config.attention_dropout,
-        qk_norm=(config.norm, config.norm_epsilon, config.norm_bias) if config.qk_norm else None,
+        qk_norm=partial(_make_head_norm, config, factors) if config.qk_norm else None,
         mask=mask,
         position_bias=position_bias,
         tp=tp,
@@ -73,13 +79,22 @@ def _make_block(config: GPTConfig, factors: ForwardFactors, mask: ScoreMask, ind
     return Block(
         attention,
         _make_mlp(config, factors, index, tp),
-        _make_hidden_norm(config, tp),
-        None if shared else _make_hidden_norm(config, tp),
+        _make_hidden_norm(config, factors, tp),
+        None if shared else _make_hidden_norm(config, factors, tp),
         parallel_residual=config.parallel_residual,
         residual_mult=factors.residual,
         dropout=config.hidden_dropout,
         tp=tp,
     )
+
+
+def _make_positions(config: GPTConfig, tp: TensorParallel) -> PositionEmbedding | SinusoidalPositions | None:
+    if config.pos_emb == "sinusoidal":
+        return SinusoidalPositions(config.widths.hidden_size, tp)
+    if config.pos_emb != "learned":
+        return None
+    rows, hidden_size = config.max_position_embeddings, config.widths.hidden_size
+    return PositionEmbedding(rows, hidden_size, tp, first_row=config.position_offset)
 
 
 def make_embedding(
@@ -89,11 +104,10 @@ def make_embedding(
 
     positions: with False only the token table is built, which the last stage of a pipeline ties to the readout.
     """
-    learned = config.max_position_embeddings if positions and config.pos_emb == "learned" else None
     return Embedding(
         config.padded_vocab_size,
         config.widths.hidden_size,
-        learned,
+        _make_positions(config, tp) if positions else None,
         mult=factors.embedding,
         dropout=config.hidden_dropout,
         tp=tp,
@@ -122,7 +136,7 @@ def layer_list(
     return [
         ("embedding", partial(make_embedding, config, factors, tp)),
         *blocks,
-        ("final_norm", partial(_make_hidden_norm, config, tp)),
+        ("final_norm", partial(_make_hidden_norm, config, factors, tp)),
         ("readout", partial(_make_readout, config, factors, tp)),
     ]
 
@@ -137,7 +151,7 @@ class GPT(nn.Module):
         self.embedding = make_embedding(config, factors, tp)
         mask = _make_mask(config, tp)
         self.layers = nn.ModuleList(_make_block(config, factors, mask, i, tp) for i in range(config.widths.num_layers))
-        self.final_norm = _make_hidden_norm(config, tp)
+        self.final_norm = _make_hidden_norm(config, factors, tp)
         self.readout = _make_readout(config, factors, tp)
 
     def forward(self, tokens: Tensor, caches: Sequence[KeyValueCache] | None = None) -> Tensor:

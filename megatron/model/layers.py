@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from megatron.architecture import Norm
 from megatron.mpu import SERIAL, ColumnParallelLinear, RowParallelLinear, TensorParallel, mark_partial_grads
@@ -42,19 +43,53 @@ def row_linear(
     return _declared(layer, declaration)
 
 
-def make_norm(
-    kind: Norm, size: int, epsilon: float, bias: bool, tp: TensorParallel = SERIAL, *, over_heads: bool = False
-) -> nn.Module:
-    """LayerNorm or RMSNorm over the last dimension. Gain and bias have the role of a vector.
+class ScaleNorm(nn.Module):
+    """g x / max(|x|, epsilon) over the last dimension, times `mult`. The gain g is one number.
 
+    Nguyen and Salazar, "Transformers without Tears", arXiv:1910.05895, eq. 5. Here g starts at 1, as in GPT-NeoX, so
+    the entries of the result are 1 / sqrt(size) at first: in muP `mult` keeps them from falling with the width.
+    """
+
+    def __init__(self, epsilon: float, mult: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.epsilon = epsilon
+        self.mult = mult
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).clamp(min=self.epsilon)
+        y: Tensor = x / length * self.weight
+        return (y if self.mult == 1.0 else y * self.mult).to(x.dtype)
+
+
+def _bare_norm(kind: Norm, size: int, epsilon: float, bias: bool, mult: float) -> nn.Module:
+    if kind == "rmsnorm":
+        return nn.RMSNorm(size, eps=epsilon)
+    if kind == "scalenorm":
+        return ScaleNorm(epsilon, mult)
+    return nn.LayerNorm(size, eps=epsilon, elementwise_affine=kind == "layernorm", bias=bias)
+
+
+def make_norm(
+    kind: Norm,
+    size: int,
+    epsilon: float,
+    bias: bool,
+    tp: TensorParallel = SERIAL,
+    *,
+    mult: float = 1.0,
+    over_heads: bool = False,
+) -> nn.Module:
+    """Norm over the last dimension. Gain and bias have the role of a vector.
+
+    mult: factor of ScaleNorm; the other norms have the same size at every width.
     The gradients are partial if the ranks normalise different data: other positions under sequence parallelism,
     other heads with `over_heads`.
     """
-    layer: nn.LayerNorm | nn.RMSNorm
-    layer = nn.RMSNorm(size, eps=epsilon) if kind == "rmsnorm" else nn.LayerNorm(size, eps=epsilon, bias=bias)
-    declare_as(layer, "weight", _GAIN)
-    if isinstance(layer, nn.LayerNorm) and bias:
-        declare_as(layer, "bias", _BIAS)
+    layer = _bare_norm(kind, size, epsilon, bias, mult)
+    for name, _ in layer.named_parameters():
+        declare_as(layer, name, _GAIN if name == "weight" else _BIAS)
     if over_heads or tp.cuts_sequence:
         mark_partial_grads(layer)
     return layer

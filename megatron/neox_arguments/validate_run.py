@@ -62,10 +62,27 @@ def _shape(v: Mapping[str, Any]) -> Iterator[Problem]:
             "max_position_embeddings",
             f"max_position_embeddings: pos_emb learned needs a value; use at least {seq_length} (seq_length)",
         )
+    yield from _absolute_positions(v)
     if v["intermediate_size"] and v["expansion_factor"]:
         yield "expansion_factor", "expansion_factor: intermediate_size is also set; keep one of the two"
     if v["gpt_j_tied"] and not v["gpt_j_residual"]:
         yield "gpt_j_tied", "gpt_j_tied: needs gpt_j_residual: true"
+
+
+def _absolute_positions(v: Mapping[str, Any]) -> Iterator[Problem]:
+    hidden, seq_length, rows, offset = (
+        v[key] for key in ("hidden_size", "seq_length", "max_position_embeddings", "opt_pos_emb_offset")
+    )
+    if v["pos_emb"] == "sinusoidal" and hidden and hidden % 2:
+        yield "hidden_size", f"hidden_size: pos_emb sinusoidal needs an even number, got {hidden}"
+    if offset and v["pos_emb"] != "learned":
+        yield "opt_pos_emb_offset", "opt_pos_emb_offset: needs pos_emb: learned"
+    elif offset and seq_length and rows and seq_length <= rows < seq_length + offset:
+        yield (
+            "max_position_embeddings",
+            f"max_position_embeddings: {rows} rows are too few for seq_length {seq_length} from row"
+            f" opt_pos_emb_offset {offset} on; use at least {seq_length + offset}",
+        )
 
 
 def _near_divisor(number: int, near: int) -> int:

@@ -104,7 +104,7 @@ def canonical_name(name: str) -> str:
     match = re.fullmatch(r"([0-9]{1,9})\.(.+)", name)
     if match is None:
         return name
-    index, rest = int(match[1]), re.sub(r"\.scale$", ".weight", match[2])
+    index, rest = int(match[1]), re.sub(r"\.(scale|g)$", ".weight", match[2])
     rest = rest.replace("mlp.linear1.", "mlp.dense_h_to_4h.").replace("mlp.linear2.", "mlp.dense_4h_to_h.")
     if rest.startswith(("word_embeddings.", "position_embeddings.")):
         return f"embedding.{rest}"

@@ -25,6 +25,8 @@ class ForwardFactors:
 
     positions: factor of the relative position bias, the square root of the head dimension as in GPT-NeoX. In muP it is
     that of the base model, so that the bias keeps its size when the heads grow.
+    norm, head_norm: factors of ScaleNorm over the hidden size and over a head. It divides by a length, which grows as
+    the square root of the width; the other norms divide by a mean over the width.
     """
 
     embedding: float
@@ -32,6 +34,8 @@ class ForwardFactors:
     logits: float
     residual: float
     positions: float = 1.0
+    norm: float = 1.0
+    head_norm: float = 1.0
 
 
 def forward_factors(widths: Widths, base: Widths, options: Options, multipliers: Multipliers) -> ForwardFactors:
@@ -45,4 +49,6 @@ def forward_factors(widths: Widths, base: Widths, options: Options, multipliers:
         logits=readout_mult(widths.multiplier(base), multipliers.output_temp),
         residual=depth_scaling(widths.depth_multiplier(base), options.depth_alpha).forward,
         positions=multipliers.rp_embedding_mult * base.head_dim**0.5,
+        norm=widths.multiplier(base) ** 0.5,
+        head_norm=(widths.head_dim / base.head_dim) ** 0.5,
     )

@@ -49,7 +49,7 @@ class NeoxFormat:
         found: dict[int, dict[str, str]] = {}
         for name in self.assembly.shapes:
             number, local = place(name, self.assembly.num_layers)
-            found.setdefault(number, {})[name] = written_name(local, self.config.norm == "rmsnorm")
+            found.setdefault(number, {})[name] = written_name(local, self.config.norm)
         return dict(sorted(found.items()))
 
     def _size(self, dtype: torch.dtype) -> int:

@@ -65,8 +65,21 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "rpe_num_buckets": 8,
         "rpe_max_distance": 12,
     },
+    "sinusoidal positions, ScaleNorm": {
+        "no_weight_tying": True,
+        "pos_emb": "sinusoidal",
+        "norm": "scalenorm",
+        "use_qk_layernorm": True,
+    },
+    "OPT's positions, norms without weights": {
+        "no_weight_tying": False,
+        "pos_emb": "learned",
+        "opt_pos_emb_offset": 2,
+        "max_position_embeddings": 18,
+        "norm": "non_parametric_layernorm",
+    },
 }
-_UNTIED, _TIED, _LLAMA, _PARALLEL, _TOPK, _SINKHORN, _ALIBI, _RPE = MODELS
+_UNTIED, _TIED, _LLAMA, _PARALLEL, _TOPK, _SINKHORN, _ALIBI, _RPE, _SINUSOIDAL, _OPT = MODELS
 
 
 @dataclass(frozen=True)
@@ -128,6 +141,11 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(_RPE, tensor=2, sequence_parallel=True),
     Layout(_RPE, pipe=2),
     Layout(_RPE, data=2, zero=3),
+    Layout(_SINUSOIDAL, tensor=2, sequence_parallel=True),
+    Layout(_SINUSOIDAL, pipe=2),
+    Layout(_SINUSOIDAL, data=2, zero=3),
+    Layout(_OPT, tensor=2, sequence_parallel=True),
+    Layout(_OPT, pipe=2),
     Layout(_UNTIED, tensor=4),
     Layout(_UNTIED, pipe=4),
     Layout(_UNTIED, data=4),
@@ -154,6 +172,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(_SINKHORN, tensor=2, pipe=2),
     Layout(_ALIBI, tensor=4),
     Layout(_RPE, tensor=2, pipe=2),
+    Layout(_SINUSOIDAL, tensor=2, pipe=2),
 )
 
 

@@ -32,13 +32,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
 BASE = Widths(hidden_size=32, num_attention_heads=4, num_kv_heads=4, ffn_hidden_size=48, num_layers=2)
 
 
+SCALENORM = "scalenorm"  # which no family of Hugging Face has
+_OTHERS = {SCALENORM: dict(norm="scalenorm", pos_emb="learned", tied_readout=False)}
+
+
 def model(family: str, **changes: Any) -> GPT:
-    return build(config(**{**FAMILIES[family], **changes})).eval()
+    return build(config(**{**(FAMILIES | _OTHERS)[family], **changes})).eval()
 
 
 def plan(family: str, **changes: Any) -> ModelPlan:
-    described = config(**{**FAMILIES[family], **changes})
+    described = config(**{**(FAMILIES | _OTHERS)[family], **changes})
     return plan_model(described, parametrization(described))
 
 
-__all__ = ["BASE", "FAMILIES", "LLAMA", "SCALING", "materialise", "model", "plan"]
+__all__ = ["BASE", "FAMILIES", "LLAMA", "SCALENORM", "SCALING", "materialise", "model", "plan"]

@@ -83,8 +83,8 @@ def layers(model: GPT, rank: int, size: int, naming: str = "new", padding: int =
         if naming == "new":
             for ours, theirs in NEW.items():
                 rest = rest.replace(ours, theirs)
-        if model.config.norm == "rmsnorm" and "norm" in rest:
-            rest = rest.replace(".weight", ".scale")
+        if model.config.norm != "layernorm" and "norm" in rest:
+            rest = rest.replace(".weight", {"rmsnorm": ".scale", "scalenorm": ".g"}[model.config.norm])
         found.setdefault(number, {})[rest] = part
     if naming == "legacy":
         for number in range(2, count + 2):

@@ -14,7 +14,7 @@ from megatron.model import GPT
 from megatron.model.build import meta_model
 from megatron.training.model_from_config import neox_assembly
 from tests.convert import neox_files
-from tests.convert.models import FAMILIES, model, plan
+from tests.convert.models import FAMILIES, SCALENORM, model, plan
 from tests.model.helpers import tokens
 
 
@@ -26,7 +26,7 @@ def read(step: Path, family: str, **changes: object) -> GPT:
     return fresh.eval()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, SCALENORM])
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("plain", [True, False])
 def test_logits_are_equal(family, size, plain, tmp_path):

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.xdist_group("multiprocess")
 
 UNTIED, TIED, LLAMA = "GPT, untied", "GPT, tied, learned positions", "Llama, GQA, SwiGLU"
 TOPK = "MoE, top-k, SwiGLU"
+WINDOW, RPE = "ALiBi in a sliding window", "relative position bias"
+SCALENORM = "sinusoidal positions, ScaleNorm"
 slow = pytest.mark.slow
 
 
@@ -53,6 +55,11 @@ PAIRS = [
     pytest.param(Layout(UNTIED, tensor=2), Layout(UNTIED, data=2, zero=1), id="tp2-to-dp2-zero1"),
     pytest.param(Layout(TIED, pipe=2), Layout(TIED), id="pp2-to-one"),
     pytest.param(Layout(TOPK, tensor=2), Layout(TOPK, pipe=2), id="experts-tp2-to-pp2"),
+    pytest.param(Layout(RPE, tensor=2), Layout(RPE, pipe=2), id="rpe-tp2-to-pp2"),
+    pytest.param(Layout(RPE, data=2, zero=3), Layout(RPE, tensor=2), id="rpe-zero3-to-tp2", marks=slow),
+    pytest.param(Layout(WINDOW, tensor=2), Layout(WINDOW, data=2, zero=1), id="alibi-window-tp2-to-dp2", marks=slow),
+    pytest.param(Layout(WINDOW, pipe=2), Layout(WINDOW, tensor=4), id="alibi-window-pp2-to-tp4", marks=slow),
+    pytest.param(Layout(SCALENORM, tensor=2), Layout(SCALENORM, pipe=2), id="scalenorm-tp2-to-pp2", marks=slow),
     pytest.param(Layout(TOPK, data=2, zero=3), Layout(TOPK, tensor=2), id="experts-zero3-to-tp2", marks=slow),
     pytest.param(Layout(TIED, tensor=2, pipe=2), Layout(TIED, tensor=2, pipe=2), id="tp2pp2-again", marks=slow),
     pytest.param(Layout(LLAMA, tensor=2, zero=1), Layout(LLAMA, tensor=2, zero=1), id="tp2zero1-again", marks=slow),

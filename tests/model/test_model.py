@@ -27,6 +27,8 @@ VARIANTS = {
     "neox": dict(rotary_pct=0.25, parallel_residual=True, tied_readout=False),
     "shared norm": dict(parallel_residual=True, shared_norm=True, pos_emb="none"),
     "llama": dict(num_kv_heads=2, norm="rmsnorm", activation="swiglu", attention_bias=False, mlp_bias=False),
+    "sinusoidal": dict(pos_emb="sinusoidal", norm="scalenorm", qk_norm=True),
+    "opt": dict(pos_emb="learned", position_offset=2, max_position_embeddings=18, norm="non_parametric_layernorm"),
     "gpt2": dict(pos_emb="learned", tied_readout=True),
     "mistral": dict(num_kv_heads=2, norm="rmsnorm", activation="swiglu", sliding_window=5),
     "alibi": dict(pos_emb="alibi", num_kv_heads=2, activation="swiglu"),
@@ -50,8 +52,8 @@ def gradients(model):
 
 
 @pytest.mark.parametrize("activation", [*PLAIN, *GATED])
-@pytest.mark.parametrize("pos_emb", ["rotary", "learned", "rpe", "alibi", "none"])
-@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+@pytest.mark.parametrize("pos_emb", ["rotary", "learned", "sinusoidal", "rpe", "alibi", "none"])
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm", "scalenorm", "non_parametric_layernorm"])
 def test_every_combination_runs(norm, pos_emb, activation):
     model = build(config(num_layers=1, norm=norm, pos_emb=pos_emb, activation=activation))
     logits = model(tokens(2, 5))
@@ -73,7 +75,7 @@ def test_no_token_sees_the_future(changes):
         assert not difference[last + 1 :].any()
 
 
-@pytest.mark.parametrize("pos_emb", ["rotary", "learned", "rpe", "alibi"])
+@pytest.mark.parametrize("pos_emb", ["rotary", "learned", "sinusoidal", "rpe", "alibi"])
 def test_order_matters_with_a_position_embedding(pos_emb):
     def last_logits(pos_emb, x):
         return build(config(num_layers=1, pos_emb=pos_emb))(x)[:, -1]

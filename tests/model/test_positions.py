@@ -1,14 +1,16 @@
-"""ALiBi and the relative position bias: the scores, written out again, under tensor parallelism and in muP."""
+"""ALiBi and the relative position bias: the scores written out again. Absolute positions: their rows. Both in muP."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
 from megatron.architecture import Widths
-from megatron.model.attention import CoreAttention
+from megatron.model.attention import CoreAttention, KeyValueCache
+from megatron.model.embedding import PositionEmbedding, SinusoidalPositions
 from megatron.model.relative_position import RelativePositionBias
 from megatron.model.score_mask import ScoreMask
 from megatron.parametrization.widths import Multipliers, forward_factors
@@ -54,7 +56,7 @@ def test_each_block_has_its_own_table():
     assert shapes == {f"layers.{i}.attention.rpe.weight": (32, 4) for i in range(2)}
 
 
-@pytest.mark.parametrize("pos_emb", ["alibi", "rpe"])
+@pytest.mark.parametrize("pos_emb", ["alibi", "rpe", "sinusoidal"])
 def test_at_base_width_mup_is_sp_bit_for_bit(pos_emb):
     described = config(pos_emb=pos_emb)
     x = tokens()
@@ -78,3 +80,31 @@ def test_rate_and_deviation_do_not_depend_on_the_width():
     plan = plan_model(described, parametrization(described, base=base)).parameters
     table, hidden = plan["layers.0.attention.rpe.weight"], plan["layers.0.attention.dense.weight"]
     assert (table.scaling.lr, hidden.scaling.lr) == (1.0, 0.25)
+
+
+@pytest.mark.parametrize("offset", [0, 5])
+def test_sinusoidal_rows_hold_all_sines_then_all_cosines(offset):
+    found = SinusoidalPositions(6)(offset, 4, torch.zeros(1))
+    rates = [10000 ** (-2 * pair / 6) for pair in range(3)]
+    rows = [[*(math.sin(p * rate) for rate in rates), *(math.cos(p * rate) for rate in rates)] for p in range(9)]
+    torch.testing.assert_close(found, torch.tensor(rows[offset : offset + 4]))
+    assert SinusoidalPositions(6)(0, 2, torch.zeros(1, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_the_first_position_reads_the_row_of_the_offset():
+    table = PositionEmbedding(9, 4, first_row=2)
+    torch.nn.init.normal_(table.weight)
+    assert torch.equal(table(0, 3, table.weight), table.weight[2:5])
+    assert torch.equal(table(4, 3, table.weight), table.weight[6:9])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"pos_emb": "sinusoidal"}, {"pos_emb": "learned", "position_offset": 2, "max_position_embeddings": 18}],
+    ids=["sinusoidal", "offset"],
+)
+def test_positions_continue_with_a_cache(changes):
+    model, x = build(config(**changes)).eval(), tokens(1, 9)
+    caches = [KeyValueCache() for _ in model.layers]
+    parts = [model(part, caches) for part in (x[:, :4], x[:, 4:5], x[:, 5:])]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(x))

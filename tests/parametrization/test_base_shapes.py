@@ -121,6 +121,7 @@ def test_files_that_disagree_or_cannot_be_read(prefix: Path, tmp_path: Path) -> 
         ("3.mlp.linear1.weight", "layers.1.mlp.dense_h_to_4h.weight"),
         ("3.mlp.linear2.weight", "layers.1.mlp.dense_4h_to_h.weight"),
         ("9.norm.scale", "final_norm.weight"),
+        ("9.norm.g", "final_norm.weight"),
         ("10.final_linear.weight", "readout.weight"),
         ("layers.1.attention.dense.weight", "layers.1.attention.dense.weight"),
     ],

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from megatron.audit.run import ModelAudit, run_audit
 from megatron.errors import UserError
 from megatron.initialize import initialize_megatron
-from megatron.model import attention, block, build, embedding, moe
+from megatron.model import attention, block, build, embedding, layers, moe
 from megatron.neox_arguments.resolve import audit_config
 from megatron.training import engine, optimizer
 from megatron.training.learning_rates import LearningRateSchedule, Scheduler
@@ -33,6 +33,7 @@ TUNED = {"mup_embedding_mult": 3.0, "mup_output_temp": 2.0, "mup_attn_temp": 0.5
 DEEP = {"mup_base_num_layers": 1, "mup_depth_alpha": 1.0}
 FIXED = {"num_kv_heads": 1, "mup_base_num_kv_heads": 1}
 EXPERTS = {"moe_num_experts": 4, "moe_top_k": 2, "moe_router_type": "topk"}
+SCALENORM = {"norm": "scalenorm"}
 SGD = {"optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}}
 Patch = pytest.MonkeyPatch
 
@@ -308,6 +309,15 @@ MUTATIONS: dict[str, tuple[Callable[[Patch], None], dict[str, Any]]] = {
         method(moe.Router, "forward", lambda old: lambda self, x: F.linear(x, self.weight)),
         EXPERTS,
     ),
+    "scalenorm falls with the width": (factors(norm=lambda f: 1.0), SCALENORM),
+    "scalenorm of heads falls with the width": (
+        factors(head_norm=lambda f: 1.0),
+        SCALENORM | {"use_qk_layernorm": True, "num_attention_heads": 1},
+    ),
+    "scalenorm over a mean": (
+        method(layers.ScaleNorm, "forward", lambda old: lambda self, x: old(self, x) * x.shape[-1] ** 0.5),
+        SCALENORM,
+    ),
     "logits divided twice": (
         method(embedding.Readout, "forward", lambda old: lambda self, x, w=None: old(self, x * self.mult, w)),
         {},
@@ -335,6 +345,10 @@ CORRECT: list[dict[str, Any]] = [
     {"pos_emb": "alibi"}, {"pos_emb": "rpe"}, {"pos_emb": "rpe", "use_mup": False}, {"pos_emb": "rpe", **SGD},
     {"pos_emb": "rpe", "mup_rp_embedding_mult": 3.0, "num_attention_heads": 2, "mup_base_num_attention_heads": 2},
     {"optimizer": {"type": "Adam", "params": {"lr": 0.01, "eps": 1e-4}}}, {"gradient_clipping": 0.0},
+    SCALENORM, SCALENORM | {"use_mup": False}, SCALENORM | SGD, {"norm": "non_parametric_layernorm"},
+    SCALENORM | DEEP | {"use_qk_layernorm": True, "num_attention_heads": 2, "mup_base_num_attention_heads": 2},
+    {"pos_emb": "sinusoidal"}, {"pos_emb": "sinusoidal", **TUNED},
+    {"pos_emb": "learned", "opt_pos_emb_offset": 2, "max_position_embeddings": 18},
     WIDE, {"hidden_size": 1024, "num_attention_heads": 64},
     *({"seed": seed} for seed in range(1, 11)),
 ]  # fmt: skip

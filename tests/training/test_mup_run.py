@@ -326,6 +326,9 @@ def audit(corpus, tmp_path, **changes):
         {"pos_emb": "alibi"},
         {"pos_emb": "rpe", "mup_rp_embedding_mult": 3.0, "num_attention_heads": 2, "mup_base_num_attention_heads": 2},
         {"pos_emb": "rpe", "use_mup": False},
+        {"norm": "scalenorm", "use_qk_layernorm": True, "pos_emb": "sinusoidal", "mup_embedding_mult": 3.0},
+        {"norm": "non_parametric_layernorm", "opt_pos_emb_offset": 2, "pos_emb": "learned", "seq_length": 14}
+        | {"max_position_embeddings": 16},
     ],
 )
 def test_audit_passes_correct_models(corpus, tmp_path, changes):
@@ -417,10 +420,12 @@ def test_fixed_key_value_heads_pass_and_drift_with_the_init_of_hidden_values(cor
     [
         {"pos_emb": "alibi", "sliding_window_width": 6},
         {"pos_emb": "rpe", "rpe_num_buckets": 8, "rpe_max_distance": 12, "mup_rp_embedding_mult": 2.0},
+        {"pos_emb": "sinusoidal", "norm": "non_parametric_layernorm"},
+        {"norm": "scalenorm", "use_qk_layernorm": True},
     ],
-    ids=["alibi", "rpe"],
+    ids=["alibi", "rpe", "sinusoidal", "scalenorm"],
 )
-def test_positions_pass_the_check_in_mup_and_fail_in_sp(corpus, tmp_path, changes):
+def test_positions_and_norms_pass_the_check_in_mup_and_fail_in_sp(corpus, tmp_path, changes):
     def records(use_mup):
         keys = {key: value for key, value in changes.items() if use_mup or not key.startswith("mup")}
         return coordinate_records(corpus, tmp_path, use_mup, **keys)

@@ -92,10 +92,9 @@ class NeoXArgsModel:
     norm: Literal["layernorm", "rmsnorm", "non_parametric_layernorm", "scalenorm", "te_rmsnorm", "te_layernorm"] = (
         supported(
             "layernorm",
-            "Type of the normalisation layers.",
+            "Type of the normalisation layers. scalenorm divides by the length of the vector and has one gain;"
+            " non_parametric_layernorm has no gain and no bias.",
             refuse={
-                "non_parametric_layernorm": "not supported yet; use layernorm",
-                "scalenorm": "not supported yet; use rmsnorm",
                 "te_rmsnorm": "Transformer Engine is not supported; rmsnorm is the same function",
                 "te_layernorm": "Transformer Engine is not supported; layernorm is the same function",
             },
@@ -109,15 +108,12 @@ class NeoXArgsModel:
     )
     rmsnorm_fusion: bool = satisfied(False, "Request a fused RMSNorm.", "PyTorch's rms_norm is used")
     use_qk_layernorm: bool = supported(False, "Normalise the queries and keys of each head before attention.")
-    layernorm_epsilon: float = supported(1e-5, "Epsilon of layernorm.", limit=above(0))
+    layernorm_epsilon: float = supported(1e-5, "Epsilon of layernorm and non_parametric_layernorm.", limit=above(0))
     rms_norm_epsilon: float = supported(1e-8, "Epsilon of rmsnorm.", limit=above(0))
-    scalenorm_epsilon: float = refused(1e-8, "Epsilon of scalenorm.", "scalenorm is not supported yet; use rmsnorm")
+    scalenorm_epsilon: float = supported(1e-8, "Smallest length by which scalenorm divides.", limit=above(0))
     pos_emb: Literal["learned", "rotary", "sinusoidal", "rpe", "alibi", "none"] = supported(
         "learned",
-        "Type of position information.",
-        refuse={
-            "sinusoidal": "not supported yet; use rotary or learned",
-        },
+        "Type of position information. sinusoidal adds fixed sines and cosines to the token embeddings.",
         recipe=(FAMILY,),
     )
     rpe_num_buckets: int = supported(
@@ -129,10 +125,11 @@ class NeoXArgsModel:
         limit=at_least(2),
         recipe=(FAMILY,),
     )
-    opt_pos_emb_offset: int = refused(
+    opt_pos_emb_offset: int = supported(
         0,
-        "Offset into the learned position table (OPT uses 2).",
-        "a position offset is not supported yet; remove the key",
+        "With pos_emb learned: row of the table for the first position (OPT uses 2). max_position_embeddings counts the"
+        " rows before it too.",
+        limit=at_least(0),
     )
     no_weight_tying: bool = supported(False, "Use a separate readout matrix instead of the embedding matrix.")
     attention_config: list[Any] | None = satisfied(

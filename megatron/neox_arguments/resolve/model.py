@@ -153,13 +153,15 @@ def _experts(args: NeoXArgs) -> MixtureOfExperts | None:
 
 
 def _architecture(args: NeoXArgs) -> Architecture:
-    match args.norm, args.pos_emb:
-        case ("layernorm" | "rmsnorm") as norm, ("learned" | "rotary" | "rpe" | "alibi" | "none") as positions:
+    match args.norm:
+        case ("rmsnorm" | "scalenorm" | "layernorm" | "non_parametric_layernorm") as norm:
             pass
         case _:
-            raise AssertionError(f"validation accepted norm {args.norm} and pos_emb {args.pos_emb}")
+            raise AssertionError(f"validation accepted norm {args.norm}")
+    epsilon = {"rmsnorm": args.rms_norm_epsilon, "scalenorm": args.scalenorm_epsilon}
     return Architecture(
-        pos_emb=positions,
+        pos_emb=args.pos_emb,
+        position_offset=args.opt_pos_emb_offset,
         rotary_pct=args.rotary_pct,
         rotary_base=args.rotary_emb_base,
         rope_scaling=_rope_scaling(args),
@@ -167,7 +169,7 @@ def _architecture(args: NeoXArgs) -> Architecture:
         rpe_max_distance=args.rpe_max_distance,
         sliding_window=args.sliding_window_width,
         norm=norm,
-        norm_epsilon=args.layernorm_epsilon if norm == "layernorm" else args.rms_norm_epsilon,
+        norm_epsilon=epsilon.get(norm, args.layernorm_epsilon),
         norm_bias=args.use_bias_in_norms,
         qk_norm=args.use_qk_layernorm,
         activation=args.activation,
