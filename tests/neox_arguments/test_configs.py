@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron.errors import ConfigError
+from megatron.model.mlp import PLAIN
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.fields import FIELDS, KEYS
 from megatron.neox_arguments.keys import REFUSED
+from megatron.neox_arguments.resolve.model import model_config
 from megatron.neox_arguments.transfer import FREE
 from megatron.neox_arguments.yaml_loader import load_config
 from muneox.development.compare_gpt_neox import DEPARTURES, combination, compare, configuration_files, differing
@@ -135,7 +138,7 @@ def test_file_in_the_style_of_gpt_neox(neox_style):
     assert (args.checkpoint_factor, args.gradient_accumulation_steps, args.train_batch_size) == (500, 1, 4)
     assert (args.loss_scale, args.dynamic_loss_scale, args.hysteresis) == (None, True, 3)
     assert {notice.split(":")[0] for notice in args.notices()} == {
-        "attention_config", "scaled_upper_triang_masked_softmax_fusion", "bias_gelu_fusion", "data_impl",
+        "attention_config", "scaled_upper_triang_masked_softmax_fusion", "data_impl",
         "partition_activations", "synchronize_each_layer",
     }  # fmt: skip
 
@@ -310,3 +313,15 @@ mistral/7B,32,4096,32,8192""".splitlines()
         )
         found = (args.num_layers, args.hidden_size, args.num_attention_heads, args.seq_length)
         assert found == tuple(map(int, numbers))
+
+
+@pytest.mark.parametrize(("activation", "trained"), [("gelu", "gelu_tanh"), ("geglu", "geglu"), ("relu", "relu")])
+def test_bias_gelu_fusion_is_the_function_of_gpt_neox_kernel(activation, trained):
+    """GPT-NeoX's kernel computes x / 2 (1 + tanh(sqrt(2 / pi) x (1 + 0.044715 x^2))), and only of activation gelu."""
+    sizes = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "seq_length": 16, "pos_emb": "rotary"}
+    args = NeoXArgs.from_dict({**sizes, "activation": activation, "bias_gelu_fusion": True})
+    assert model_config(args).architecture.activation == trained
+    x = torch.linspace(-4, 4, 33, dtype=torch.float64)
+    kernel = x / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * x * (1 + 0.044715 * x**2)))
+    torch.testing.assert_close(PLAIN["gelu_tanh"](x), kernel)
+    assert (PLAIN["gelu"](x) - kernel).abs().max() > 1e-4

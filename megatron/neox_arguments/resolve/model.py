@@ -172,7 +172,7 @@ def _architecture(args: NeoXArgs) -> Architecture:
         norm_epsilon=epsilon.get(norm, args.layernorm_epsilon),
         norm_bias=args.use_bias_in_norms,
         qk_norm=args.use_qk_layernorm,
-        activation=args.activation,
+        activation="gelu_tanh" if args.activation == "gelu" and args.bias_gelu_fusion else args.activation,
         experts=_experts(args),
         attention_bias=args.use_bias_in_attn_linear,
         mlp_bias=args.use_bias_in_mlp,
