@@ -67,6 +67,12 @@ class MonitorGroup:
             if hasattr(monitor, "say"):
                 self._attempt(monitor, "say", message)
 
+    def status(self, doing: str) -> None:
+        """Show what the run does between two steps: monitors with a live line, which have a `status`."""
+        for monitor in self.monitors:
+            if hasattr(monitor, "status"):
+                self._attempt(monitor, "status", doing)
+
     def close(self) -> None:
         """Close every monitor. Closing twice has no effect."""
         while self.monitors:

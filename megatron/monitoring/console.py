@@ -45,6 +45,7 @@ class ConsoleMonitor:
         self.console = console or _Output()
         self._live: Live | None = None
         self._last: Record = {}
+        self._ticked: int | float | None = 0
 
     def start(self, header: Mapping[str, Any]) -> None:
         if self.console.is_terminal and not self.console.is_dumb_terminal:
@@ -63,8 +64,16 @@ class ConsoleMonitor:
         self.tick(record["step"])
 
     def tick(self, step: int | float | None) -> None:
+        self._ticked = step
+        self._show(format_record(self._last))
+
+    def status(self, doing: str) -> None:
+        self._show(f"{doing} ...")
+
+    def _show(self, rest: str) -> None:
+        """Update the live line."""
         if self._live is not None:
-            line = f"{self._step(step)} | {format_record(self._last)}".rstrip(" |")
+            line = f"{self._step(self._ticked)} | {rest}".rstrip(" |")
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
 
     def say(self, message: str) -> None:

@@ -20,7 +20,7 @@ from megatron.neox_arguments.interface import GptNeoxInterface
 from megatron.neox_arguments.keys import SATISFIED
 from megatron.neox_arguments.merging import Merged, merge, override
 from megatron.neox_arguments.spelling import as_declared
-from megatron.neox_arguments.yaml_loader import ConfigFile, find_config, load_config
+from megatron.neox_arguments.yaml_loader import ConfigFile, find_config, load_config, recorded_config
 
 _WORKER_OPTIONS = ("megatron_config", "deepspeed_config", "deepspeed", "local_rank")
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -116,7 +116,8 @@ class NeoXArgs(GptNeoxInterface, NeoXArgsKeys):
 
         The world size comes from the launcher's environment (WORLD_SIZE, MPI or SLURM), and is 1 without a launcher. A
         dry run takes it from the configuration, and so does a job that uses a trained model under another layout than
-        that of training (own_layout: False), such as generation.
+        that of training (own_layout: False), such as generation. Such a job needs no file if `load` names a checkpoint,
+        which holds the configuration of its run.
         """
         argv = sys.argv[1:] if input_args is None else input_args
         line = launcher.parse_command_line(argv, _TYPES, _program(), _WORKER_OPTIONS)
@@ -127,6 +128,8 @@ class NeoXArgs(GptNeoxInterface, NeoXArgsKeys):
                 )
             merged = cls._from_mapping(launcher.decode(line.passed["megatron_config"]))
         else:
+            if not (line.files or own_layout) and "load" in line.overrides:
+                line.files.append(recorded_config(line.overrides["load"], line.overrides.get("iteration")))
             merged = cls._read(line.files, line.folder)
         merged = override(merged, line.overrides, _KNOWN, "command line")
         dry_run = (overwrite_values or {}).get("dry_run", merged.values.get("dry_run"))

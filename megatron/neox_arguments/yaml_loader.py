@@ -92,6 +92,24 @@ class ConfigFile:
     lines: dict[str, int]
 
 
+def recorded_config(folder: str, iteration: object = None) -> str:
+    """The configuration that a checkpoint of this trainer holds: `<folder>/global_step{N}/configs/resolved.json`.
+
+    iteration: N; None for the step in `latest`. Raises ConfigError if there is none.
+    """
+    try:
+        step = f"global_step{iteration}" if iteration is not None else Path(folder, "latest").read_text().strip()
+    except (OSError, ValueError):
+        step = ""
+    file = Path(folder, step, "configs", "resolved.json")
+    if not file.is_file():
+        raise ConfigError(
+            f"load: {folder} holds no checkpoint with the configuration of its run ({file} does not exist): name the "
+            "folder that a run saved to, or the configuration files"
+        )
+    return str(file)
+
+
 def find_config(name: str, folder: str | None = None) -> Path:
     """Find a configuration file. The suffix .yml is optional, as in GPT-NeoX.
 

@@ -16,11 +16,12 @@ from megatron.neox_arguments.job_configs import (
     WorkerConfig,
 )
 from megatron.neox_arguments.run_config import RunConfig
+from megatron.training.console import TrainingResult, summary
 from megatron.training.coord_check_run import CheckResult, run_coord_check
 from megatron.training.determinism import DeterminismResult, check_determinism
 from megatron.training.save_base_shapes import run_save_base_shapes
 from megatron.training.stop import StopRequest
-from megatron.training.trainer import TrainingResult, train
+from megatron.training.trainer import train
 
 Result = TrainingResult | CheckResult | DeterminismResult | Path
 
@@ -68,11 +69,11 @@ def run_and_report(config: WorkerConfig, notices: Sequence[str] = ()) -> int:
     if torch.distributed.get_rank() == 0:
         for notice in notices:
             print(f"note: {notice}")
-        print(describe(result), flush=True)
+        print(describe(result, config), flush=True)
     return int(isinstance(result, CheckResult | DeterminismResult) and not result.passed)
 
 
-def describe(result: Result) -> str:
+def describe(result: Result, config: WorkerConfig) -> str:
     """Describe a result in a few lines of text."""
     if isinstance(result, DeterminismResult):
         return result.describe()
@@ -83,7 +84,5 @@ def describe(result: Result) -> str:
         if result.mup.passed and not result.passed:
             lines.append("FAIL on another rank: see the files of that rank")
         return "\n".join([*lines, *(f"wrote {file}" for file in result.files)])
-    how = "stopped on request" if result.interrupted else "finished"
-    losses = {"train": result.train_loss, "valid": result.valid_loss, "test": result.test_loss}
-    shown = ", ".join(f"{name} loss {loss:.4f}" for name, loss in losses.items() if loss is not None)
-    return f"{how} at step {result.step}, {result.tokens} tokens: {shown}; metrics in {result.log_dir}/metrics.jsonl"
+    assert isinstance(config, RunConfig)
+    return summary(result, config)

@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import math
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from megatron.neox_arguments.run_config import (
     WandbConfig,
 )
 from megatron.tokenizer import build_tokenizer
+from megatron.training.console import TrainingResult, opening
 from megatron.training.data import RunData, fingerprint
 from megatron.training.engine import build_train_module
 from megatron.training.faults import BadStep, Faults, fault_record
@@ -47,25 +48,6 @@ from megatron.training.resume import (
 from megatron.training.run_checkpoints import Checkpoints
 from megatron.training.stop import StopRequest
 from megatron.training.train_module import StepOutcome, TrainModule
-
-
-@dataclass
-class TrainingResult:
-    """Result of a run. Losses are in nats per token, or None without such data. flops are the model FLOPs."""
-
-    step: int
-    tokens: int
-    flops: float
-    train_loss: float | None
-    valid_loss: float | None
-    test_loss: float | None
-    log_dir: Path
-    interrupted: bool = False
-
-    @property
-    def loss(self) -> float | None:
-        """The loss by which the run is judged: the held-out loss, or the training loss without one."""
-        return self.train_loss if self.valid_loss is None else self.valid_loss
 
 
 class _Window:
@@ -186,7 +168,7 @@ class Trainer:
     def run(self, monitors: MonitorGroup, stop: StopRequest) -> TrainingResult:
         """Train to the last step, to an exit step, or until a stop is requested."""
         config, module, window = self.config, self.train_module, _Window()
-        timer = self._timer()
+        timer, began = self._timer(), time.monotonic()
         activity, first = self.runtime.activity, self.step
         batches = activity.advancing(self.data.train_batches(self.progress.consumed_samples))
         train_loss = valid_loss = None
@@ -210,7 +192,10 @@ class Trainer:
                     window, interrupted = _Window(), outcome.stopped
                     continue
             window.add(outcome)
+            if interrupted and outcome.stopped:
+                monitors.say(f"stop requested: step {self.step} is complete" + (", saving" if config.save else ""))
             if self._evaluates(self.step):
+                monitors.status("evaluating")
                 with timer.paused():
                     valid_loss = self.evaluate("valid")
                 record["valid/loss"] = valid_loss
@@ -220,6 +205,7 @@ class Trainer:
                 record |= router_losses(module)
                 self._log(monitors, record, timer)
             if config.save is not None and (self.step in self.save_steps or interrupted):
+                monitors.status("saving")
                 with timer.paused():
                     say_all(monitors, self.save(config.save))
         activity.begin("finishing the save", long=True)
@@ -240,6 +226,8 @@ class Trainer:
             test_loss,
             self.log_dir,
             interrupted,
+            from_rank_0(self.checkpoints.last) if config.save is not None and config.train else None,
+            time.monotonic() - began,
         )
 
     def _respond(self, bad: BadStep, monitors: MonitorGroup) -> dict[str, Any]:
@@ -371,6 +359,7 @@ def _train(trainer: Trainer, console: bool, watch: Monitor | None, stop: StopReq
             monitors.monitors.append(watch)
         header = run_header(config, trainer.train_module.plan, runtime, trainer.corpus)
         from_rank_0(lambda: monitors.start(header))
-        for notice in trainer.notices:
-            monitors.say(notice)
+        plan = trainer.train_module.plan
+        say_all(monitors, opening(config, plan, runtime, header["device"], trainer.corpus, trainer.log_dir))
+        say_all(monitors, trainer.notices)
         return trainer.run(monitors, stop)

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from megatron.tokenizer import Tokenizer
 
 USAGE = """\
-usage: {program} config.yml [more.yml ...] [--eval-tasks TASK ...] [--key value ...]
+usage: {program} [config.yml ...] [--load DIR] [--eval-tasks TASK ...] [--key value ...]
 
   --eval-tasks TASK ...     tasks of the lm-evaluation-harness by name, or YAML files with a task
-  --load DIR                checkpoint to evaluate (default: `save` of the configuration)
+  --load DIR                checkpoint to evaluate, which holds its configuration (default: `save` of config.yml)
   --iteration N             step of the checkpoint (default: the latest)
   --eval-iters N            batches of validation data (0: none)
   --eval-num-fewshot N      examples in the prompt of a task (default: the task's own number)

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from megatron.text_generation_utils import Sampler
 
 USAGE = """\
-usage: {program} config.yml [more.yml ...] [--prompt TEXT ...] [--key value ...]
+usage: {program} [config.yml ...] [--load DIR] [--prompt TEXT ...] [--key value ...]
 
   --prompt TEXT         continue this text and print it as it is sampled; repeatable
   --text-gen-type KIND  unconditional (default), input-file or interactive
   -i, -o FILE           sample_input_file: one prompt per line; sample_output_file: one JSON object per line
-  --load DIR            checkpoint to sample from (default: `save` of the configuration)
+  --load DIR            checkpoint to sample from, which holds its configuration (default: `save` of config.yml)
   --iteration N         step of the checkpoint (default: the latest)
   --maximum-tokens N, --num-samples N, --temperature T (0: the most likely token), --top-k K, --top-p P
   --seed N              equal seeds give equal samples

@@ -38,6 +38,7 @@ from muneox.scaling.compute import envelope
 from muneox.scaling.curve_forecast import CurveOptions, forecast_curves
 from muneox.scaling.forecast import (
     Forecast,
+    Target,
     forecast_size,
     forecast_surface,
     load,
@@ -45,6 +46,7 @@ from muneox.scaling.forecast import (
 )
 from muneox.scaling.ladder import Point, Selection, finite, read_points
 from muneox.scaling.next_run import NextRunPlan, plan_next
+from muneox.scaling.sentence import outcome, predicted
 
 
 def arguments(input_args: Sequence[str] | None) -> argparse.Namespace:
@@ -175,49 +177,69 @@ def _pair(text: str) -> tuple[float, float]:
     return _number(first), _number(second)
 
 
-def show(forecast: Forecast, console: Console) -> None:
-    """Print the forecast, with the numbers of the JSON file."""
-    console.print(f"{forecast.formula}, {len(forecast.used)} runs used, {len(forecast.left_out)} left out")
-    for name, found in forecast.parameters.items():
-        console.print(f"  {name} = {found.value:.5g}  [{found.low:.5g}, {found.high:.5g}]")
-    console.print(f"  noise of one run {forecast.noise[0]:.2%} (from {forecast.noise[1]})")
-    console.print(f"prior: {forecast.prior}", soft_wrap=True)
-    if forecast.targets:
-        console.print(_target_table(forecast))
-    if forecast.held_out:
-        content = forecast.as_json()["backtest"]
-        console.print(
-            f"backtest: mean error {content['mean_absolute_relative_error']:.2%}, {content['coverage']:.0%} inside, "
-            f"up to {content['largest_extrapolation']:.1f} times beyond the fitted runs"
-        )
-        console.print(_backtest_table(forecast))
-    else:
-        console.print("no backtest: it needs at least one size more than the four that are fitted")
+def show(forecast: Forecast, registered: Path | None, console: Console) -> None:
+    """Print the forecast, with the numbers of the JSON file: one sentence per target first."""
+    content = forecast.as_json()
+    for target in content["targets"]:
+        where = f"; registered in {registered}" if registered else ""
+        console.print(f"{predicted(forecast.x_name, target)}{where}", soft_wrap=True, markup=False)
+        if "actual" in target:
+            console.print(f"  {outcome(target)}", soft_wrap=True, markup=False)
     for optimum in forecast.extra.get("compute_optimal", ()):
         n, d, loss = (optimum[key]["value"] for key in ("params", "tokens", "loss"))
         console.print(f"budget {optimum['flops']:.3g} FLOPs: N = {n:.3g}, D = {d:.3g} tokens, loss {loss:.4f}")
     for warning in forecast.warnings:
         console.print(f"warning: {warning}", soft_wrap=True, markup=False)
+    if forecast.targets:
+        console.print(_target_table(forecast))
+    console.print(f"{forecast.formula}, {len(forecast.used)} runs used, {len(forecast.left_out)} left out")
+    for name, found in forecast.parameters.items():
+        console.print(f"  {name} = {found.value:.5g}  [{found.low:.5g}, {found.high:.5g}]")
+    console.print(f"  noise of one run {forecast.noise[0]:.2%} (from {forecast.noise[1]})")
+    console.print(f"prior: {forecast.prior}", soft_wrap=True)
+    if not forecast.held_out:
+        console.print("no backtest: it needs at least one size more than the four that are fitted")
+        return
+    backtest = content["backtest"]
+    console.print(
+        f"backtest: mean error {backtest['mean_absolute_relative_error']:.2%}, {backtest['coverage']:.0%} inside, "
+        f"up to {backtest['largest_extrapolation']:.1f} times beyond the fitted runs"
+    )
+    console.print(_backtest_table(forecast))
 
 
 def _target_table(forecast: Forecast) -> Table:
-    level = forecast.targets[0].predicted.level
-    exponentials = ["perplexity"] if forecast.perplexity else []
+    """One row per target. Columns without any value are left out."""
     what = f"the logarithm of {forecast.y_name}" if forecast.perplexity else forecast.y_name
-    table = Table(forecast.x_name, "beyond the data", "prediction", f"{level:.0%} interval", *exponentials, "actual",
-                  "error", title=f"forecast of {what}")  # fmt: skip
-    for target in forecast.targets:
-        found = target.predicted
-        place = f"{target.x:.6g}" if target.tokens is None else f"{target.x:.4g} on {target.tokens:.4g} tokens"
-        seen, error = "", ""
-        if target.actual is not None:
-            inside = "inside" if target.actual in found else "[red]outside[/red]"
-            seen, error = f"{target.actual:.4f}, {inside}", f"{found.value / target.actual - 1:+.2%}"
-        row = [place, f"{target.extrapolation:.1f} x", f"{found.value:.4f}", f"{found.low:.4f} to {found.high:.4f}"]
-        if forecast.perplexity:
-            row.append("{:.4g} ({:.4g} to {:.4g})".format(*map(math.exp, (found.value, found.low, found.high))))
-        table.add_row(*row, seen, error)
+    rows = [_target_row(forecast, target) for target in forecast.targets]
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    table = Table(title=f"forecast of {what}")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*(row[name] for name in columns))
     return table
+
+
+def _target_row(forecast: Forecast, target: Target) -> dict[str, str]:
+    found, actual = target.predicted, target.actual
+    perplexities, seen, error = "", "", ""
+    if forecast.perplexity:
+        perplexities = "{:.4g} ({:.4g} to {:.4g})".format(*map(math.exp, (found.value, found.low, found.high)))
+    if actual is not None:
+        seen = f"{actual:.4f}, {'inside' if actual in found else '[red]outside[/red]'}"
+        error = f"{found.value / actual - 1:+.2%}"
+    return {
+        forecast.x_name: (
+            f"{target.x:.6g}" if target.tokens is None else f"{target.x:.4g} on {target.tokens:.4g} tokens"
+        ),
+        "beyond the data": f"{target.extrapolation:.1f} x",
+        "prediction": f"{found.value:.4f}",
+        f"{found.level:.0%} interval": f"{found.low:.4f} to {found.high:.4f}",
+        "perplexity": perplexities,
+        "actual": seen,
+        "error": error,
+    }
 
 
 def _backtest_table(forecast: Forecast) -> Table:
@@ -314,22 +336,23 @@ def main(input_args: Sequence[str] | None = None) -> int:
     if options.check:
         return check(options, console)
     forecast = make_forecast(options)
-    show(forecast, console)
-    content = forecast.as_json()
+    content, plan = forecast.as_json(), None
     if options.plan:
         if forecast.law not in ("size", "compute") or not forecast.targets:
             raise ConfigError("--plan needs a --target, and --law size or compute")
-        target = forecast.targets[-1].x
         x, y = [p.x for p in forecast.used], [p.y for p in forecast.used]
-        plan = plan_next(x, y, target, cost_exponent=options.cost_exponent, level=options.level)
-        show_plan(plan, target, console)
+        last = forecast.targets[-1].x
+        plan = plan_next(x, y, last, cost_exponent=options.cost_exponent, level=options.level)
         content["plan"] = asdict(plan)
-    if options.plot:
-        from muneox.scaling.picture import draw
-
-        draw(forecast, options.plot)
     if options.json:
         save(options.json, content, register=False)
     if options.save:
         save(options.save, content, register=True)
+    show(forecast, options.save, console)
+    if plan is not None:
+        show_plan(plan, forecast.targets[-1].x, console)
+    if options.plot:
+        from muneox.scaling.picture import draw
+
+        draw(forecast, options.plot)
     return 0

@@ -3,8 +3,9 @@
     python tools/mup/transfer.py configs/mup/base.yml configs/mup/target.yml --shared configs/local_setup.yml
     python tools/mup/transfer.py proxy.yml configs/mup/target.yml --make --width 64
 
-Compares every key, and prints the target's learning rate and initial standard deviation by parameter. The exit code is
-1 if a difference breaks the transfer. With --make, writes PROXY: the target's configuration at a smaller width.
+Compares every key, and prints one line and the differences that break the transfer or shift the optimum. --all adds
+those that only grow, and the target's learning rate and initial standard deviation by parameter. The exit code is 1 if
+a difference breaks the transfer. With --make, writes PROXY: the target's configuration at a smaller width.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +22,7 @@ from rich.table import Table
 from megatron.errors import ConfigError, UserError
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.resolve import cost_config, model_config
+from muneox.analysis.transfer import Finding, Kind, compare
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,7 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, help="--make: hidden size of the proxy (default: the base, or an eighth)")
     parser.add_argument("--trials", type=int, default=24, help="--make: number of trials in the cost estimate")
     parser.add_argument("--vocab-size", type=int, help="default: the tokenizer's, or padded-vocab-size")
-    parser.add_argument("--brief", action="store_true", help="one row for all blocks")
+    parser.add_argument("--all", action="store_true", help="also list every parameter of the target, with its rates")
+    parser.add_argument("--brief", action="store_true", help="list parameters with one row for all blocks")
     return parser
 
 
@@ -56,7 +58,7 @@ def _vocab_size(args: NeoXArgs, given: int | None) -> int:
         ) from None
 
 
-def _show_findings(findings: Sequence[Any], console: Console) -> None:
+def _show_findings(findings: Sequence[Finding], console: Console) -> None:
     table = Table("verdict", "key", "proxy", "target", "why", "source", title="proxy against target")
     colours = {"BREAKS": "red", "SHIFTS": "yellow", "GROWS": "green"}
     for finding in findings:
@@ -136,20 +138,33 @@ def main(input_args: Sequence[str] | None = None) -> int:
     if options.make:
         _make(options, target, console)
         return 0
-    from muneox.analysis.transfer import Kind, compare
-
     proxy = NeoXArgs.from_ymls([options.proxy, *options.shared], world_size=1)
     for args, file in ((proxy, options.proxy), (target, options.target)):
         if args.hidden_size is None or args.num_attention_heads is None or args.num_layers is None:
             raise ConfigError(f"{file}: set hidden-size, num-attention-heads and num-layers")
+    if (proxy.hidden_size or 0) > (target.hidden_size or 0):
+        raise ConfigError(
+            f"{options.proxy} has width {proxy.hidden_size} and {options.target} {target.hidden_size}: the proxy, "
+            "which is the narrower model, comes first; swap the two files"
+        )
     findings = compare(proxy, target)
-    _show_findings(findings, console)
-    _show_parameters(target, _vocab_size(target, options.vocab_size), console, options.brief)
     broken = [finding.key for finding in findings if finding.kind is Kind.BREAKS]
-    shifted = [finding.key for finding in findings if finding.kind is Kind.SHIFTS]
-    console.print(
-        f"transfer: BROKEN by {', '.join(broken)}"
-        if broken
-        else "transfer: holds" + (f"; check {', '.join(shifted)}" if shifted else "")
-    )
+    console.print(_verdict(findings))
+    shown = [finding for finding in findings if options.all or finding.kind is not Kind.GROWS]
+    if shown:
+        _show_findings(shown, console)
+    if options.all or options.brief:
+        _show_parameters(target, _vocab_size(target, options.vocab_size), console, options.brief)
     return int(bool(broken))
+
+
+def _verdict(findings: Sequence[Finding]) -> str:
+    """One line: whether the transfer holds, what to check, and what grows."""
+    broken, shifted, grown = (
+        [finding for finding in findings if finding.kind is kind] for kind in (Kind.BREAKS, Kind.SHIFTS, Kind.GROWS)
+    )
+    if broken:
+        return f"transfer: BROKEN by {', '.join(finding.key for finding in broken)}"
+    check = f"; check {', '.join(finding.key for finding in shifted)}" if shifted else ""
+    sizes = "; ".join(f"{finding.key} {finding.proxy} -> {finding.target}" for finding in grown)
+    return f"transfer: holds{check}" + (f" ({sizes})" if sizes else "")

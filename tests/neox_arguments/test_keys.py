@@ -40,6 +40,8 @@ OTHER_TYPE = {
 OTHER_DEFAULT = {
     "gradient_accumulation_steps": "unset, to derive it from the other two batch sizes",
     "git_hash": "reading a configuration does not run git",
+    "temperature": "generate.py samples unless 0 is asked for",
+    "top_k": "the same",
 }
 
 

@@ -108,6 +108,13 @@ def test_a_forecast_is_registered_once_and_checked(runs, tmp_path, capsys):
     ask = (*runs, "--y", "valid/loss", "--target", TARGET * 1e6)
     assert run(*ask, "--save", saved) == 0
     content = json.loads(saved.read_text())
+    printed = capsys.readouterr().out
+    [found] = content["targets"]
+    interval = f"90% interval {found['low']:.3f} to {found['high']:.3f}"
+    assert printed.startswith(
+        f"1.024B parameters: {found['prediction']:.3f}, {interval}, 4.0 times the largest run; registered in {saved}\n"
+    )
+    assert "actual" not in printed.split("runs used")[0], "columns without a value are left out"
     assert len(content["registered"]["inputs"]) == 6
     assert all(len(entry["sha256"]) == 64 for entry in content["registered"]["inputs"])
     with pytest.raises(ConfigError, match="not overwritten"):

@@ -173,8 +173,16 @@ def test_the_script_compares_makes_a_proxy_keeps_a_file(tmp_path: Path, capsys: 
     assert transfer.main([str(made), str(TARGET), "--vocab-size", "512"]) == 0
     with pytest.raises(ConfigError, match="already exists"):
         transfer.main([str(made), str(TARGET), "--make", "--vocab-size", "512"])
-    assert transfer.main([str(TARGET), str(BASE), "--vocab-size", "512"]) == 1
-    assert "BROKEN by hidden_size" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="width 320 and .* 64: the proxy, which is the narrower model, comes first"):
+        transfer.main([str(TARGET), str(BASE), "--vocab-size", "512"])
+
+
+def test_the_script_is_brief_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert transfer.main([str(BASE), str(TARGET), "--vocab-size", "512"]) == 0
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("transfer: holds (hidden_size 64 -> 320;")
+    assert transfer.main([str(BASE), str(TARGET), "--vocab-size", "512", "--all"]) == 0
+    assert "layers.2.mlp.dense_4h_to_h.weight" in capsys.readouterr().out
 
 
 def test_the_script_prints_each_parameters_rate_and_std(capsys: pytest.CaptureFixture[str]) -> None:

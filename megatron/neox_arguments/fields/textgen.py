@@ -29,14 +29,16 @@ class NeoXArgsTextgen:
         "precomputing log-probabilities is not supported; remove the key",
     )
     temperature: float = supported(
-        0.0, "Softmax temperature of sampling. 0 always selects the most likely token.", limit=at_least(0)
+        0.8, "Softmax temperature of sampling. 0 always selects the most likely token.", limit=at_least(0)
     )
     top_p: float = supported(
         0.0,
         "Sample from the smallest set of tokens whose total probability reaches this value. 0 disables the limit.",
         limit=SHARE,
     )
-    top_k: int = supported(0, "Sample from this number of most likely tokens. 0 disables the limit.", limit=at_least(0))
+    top_k: int = supported(
+        50, "Sample from this number of most likely tokens. 0 disables the limit.", limit=at_least(0)
+    )
     return_logits: bool = refused(False, "Return the logits of generated tokens.", "not supported yet; remove the key")
     maximum_tokens: int = supported(64, "Maximum number of tokens to generate.", limit=at_least(1))
     prompt_end: str = supported("\n", "String that ends a prompt in interactive mode.")
