@@ -10,6 +10,7 @@ from megatron.monitoring.build import build_monitors, default_log_dir
 from megatron.monitoring.flops import PEAK_TFLOPS, flops_per_token, peak_tflops
 from megatron.monitoring.jsonl import JsonlMonitor, read_metrics
 from megatron.monitoring.memory import peak_memory
+from megatron.monitoring.profiler import ProfilerMonitor
 from megatron.monitoring.throughput import ThroughputTimer
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "JsonlMonitor",
     "Monitor",
     "MonitorGroup",
+    "ProfilerMonitor",
     "Record",
     "ThroughputTimer",
     "build_monitors",

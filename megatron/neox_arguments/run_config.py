@@ -283,6 +283,16 @@ class WandbConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProfilingConfig:
+    """Updates `first` + 1 to `last`. traces, memory: folders of the traces and of the memory snapshot, or None."""
+
+    first: int
+    last: int
+    traces: Path | None
+    memory: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
     """log_dir: None for a name from the configuration and the time. peak_tflops: None to look it up by device name."""
 
@@ -292,6 +302,7 @@ class LoggingConfig:
     peak_tflops: float | None
     wandb: WandbConfig | None
     tensorboard_dir: Path | None
+    profiling: ProfilingConfig | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ def problems(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem
     yield from _schedule(v)
     yield from _data(v)
     yield from _faults(v)
+    yield from _profiling(v)
     yield from _mup(v, given)
 
 
@@ -246,6 +247,16 @@ def _faults(v: Mapping[str, Any]) -> Iterator[Problem]:
         yield "async_save", "async_save: has no effect without save; set save to a folder for checkpoints"
     if v["override_optimizer"] and not v["load"]:
         yield "override_optimizer", "override_optimizer: has no effect without load; set load or remove the key"
+
+
+def _profiling(v: Mapping[str, Any]) -> Iterator[Problem]:
+    first, last = v["profile_step_start"], v["profile_step_stop"]
+    if (v["profile"] or v["memory_profiling"]) and last <= first:
+        yield "profile_step_stop", f"profile_step_stop: expected more than profile_step_start {first}, got {last}"
+    if v["profile"] and not (v["tensorboard_dir"] or v["log_dir"]):
+        yield "profile", "profile: needs tensorboard_dir or log_dir, the folder of the traces"
+    if v["memory_profiling"] and not v["memory_profiling_path"]:
+        yield "memory_profiling", "memory_profiling: needs memory_profiling_path, the folder of the snapshot"
 
 
 def _mup(v: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:

@@ -18,7 +18,15 @@ from megatron.checkpointing import check_own_folder, folder_lock, save_iteration
 from megatron.checkpointing.collective import from_rank_0
 from megatron.errors import TrainingError
 from megatron.initialize import Runtime
-from megatron.monitoring import Monitor, MonitorGroup, ThroughputTimer, build_monitors, default_log_dir, peak_memory
+from megatron.monitoring import (
+    Monitor,
+    MonitorGroup,
+    ProfilerMonitor,
+    ThroughputTimer,
+    build_monitors,
+    default_log_dir,
+    peak_memory,
+)
 from megatron.monitoring.flops import peak_tflops
 from megatron.neox_arguments.run_config import (
     BatchConfig,
@@ -336,12 +344,15 @@ def train(
     with contextlib.ExitStack() as stack:
         if config.save is not None and config.train:
             stack.enter_context(folder_lock(config.save.directory))
+        profiling = config.logging.profiling
+        profiler = None if profiling is None else ProfilerMonitor(**vars(profiling), rank=runtime.rank)
         trainer = Trainer(config, runtime)
         stack.callback(trainer.checkpoints.close)
-        return _train(trainer, console, watch, stop or StopRequest())
+        added = [monitor for monitor in (watch, profiler) if monitor is not None]
+        return _train(trainer, console, added, stop or StopRequest())
 
 
-def _train(trainer: Trainer, console: bool, watch: Monitor | None, stop: StopRequest) -> TrainingResult:
+def _train(trainer: Trainer, console: bool, added: Sequence[Monitor], stop: StopRequest) -> TrainingResult:
     config, runtime, logging = trainer.config, trainer.runtime, trainer.config.logging
     with (
         build_monitors(
@@ -355,8 +366,7 @@ def _train(trainer: Trainer, console: bool, watch: Monitor | None, stop: StopReq
         ) as monitors,
         stop.listening() if config.train else contextlib.nullcontext(),  # an evaluation has nothing to save
     ):
-        if watch is not None:
-            monitors.monitors.append(watch)
+        monitors.monitors.extend(added)
         header = run_header(config, trainer.train_module.plan, runtime, trainer.corpus)
         from_rank_0(lambda: monitors.start(header))
         plan = trainer.train_module.plan

@@ -379,6 +379,12 @@ def test_require_names_what_is_missing():
         ({"num_layers": 0}, "num_layers: expected a number of at least 1, got 0"),
         ({"max_position_embeddings": 8}, "seq_length: 32 is greater than max_position_embeddings 8"),
         ({"pos_emb": "learned"}, "max_position_embeddings: pos_emb learned needs a value; use at least 32"),
+        ({"profile": True}, "profile: needs tensorboard_dir or log_dir"),
+        (
+            {"profile": True, "log_dir": "x", "profile_step_start": 12},
+            "expected more than profile_step_start 12, got 12",
+        ),
+        ({"memory_profiling": True}, "memory_profiling: needs memory_profiling_path"),
         ({"opt_pos_emb_offset": 2}, "opt_pos_emb_offset: needs pos_emb: learned"),
         (
             {"pos_emb": "learned", "opt_pos_emb_offset": 2, "max_position_embeddings": 33},

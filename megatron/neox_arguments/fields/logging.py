@@ -11,7 +11,6 @@ from megatron.neox_arguments.transfer import FREE
 
 _NO_COMET = "Comet is not supported; use use_wandb or tensorboard_dir (metrics.jsonl is always written)"
 _NO_NOISE = "logging the gradient noise scale is not supported; remove the key"
-_NO_PROFILE = "profiling by configuration keys is not supported; run the script under a profiler"
 
 supported = partial(declare, transfer=FREE)  # none of these keys affects training
 
@@ -61,8 +60,18 @@ class NeoXArgsLogging:
     gradient_noise_scale_cpu_offload: bool = refused(
         False, "Keep the buffers of the gradient noise scale on the CPU.", _NO_NOISE
     )
-    memory_profiling: bool = refused(False, "Record device memory.", _NO_PROFILE)
-    memory_profiling_path: str | None = refused(None, "File of the memory record.", _NO_PROFILE)
-    profile: bool = refused(False, "Profile some steps.", _NO_PROFILE)
-    profile_step_start: int = refused(10, "First profiled step.", _NO_PROFILE)
-    profile_step_stop: int = refused(12, "Last profiled step.", _NO_PROFILE)
+    memory_profiling: bool = supported(
+        False,
+        "Record the allocations on the GPU of the first process, and write them after step profile_step_stop to"
+        " mem_snapshot.pickle in memory_profiling_path, for pytorch.org/memory_viz.",
+    )
+    memory_profiling_path: str | None = supported(None, "Folder of the memory snapshot of memory_profiling.")
+    profile: bool = supported(
+        False,
+        "Trace the steps after profile_step_start, up to profile_step_stop, with torch's profiler. Each process writes"
+        " its trace to tensorboard_dir, or else to log_dir. It also marks these steps for nsys.",
+    )
+    profile_step_start: int = supported(10, "Step after which the trace of profile begins.", limit=at_least(1))
+    profile_step_stop: int = supported(
+        12, "Last step of the trace of profile, after which the memory snapshot is written too.", limit=at_least(2)
+    )

@@ -178,8 +178,8 @@ class NeoXArgsModel:
     scaled_masked_softmax_fusion: bool = satisfied(False, "Request a fused masked softmax.", _SDPA)
     bias_gelu_fusion: bool = supported(
         False,
-        "With activation gelu: train with GELU's tanh approximation, which is what GPT-NeoX's fused kernel computes. The"
-        " same as activation: gelu_tanh.",
+        "With activation gelu: train with GELU's tanh approximation, which is what GPT-NeoX's fused kernel computes."
+        " The same as activation: gelu_tanh.",
         recipe=(FAMILY, LADDER),
     )
     bias_dropout_fusion: bool = satisfied(

@@ -13,6 +13,7 @@ from megatron.neox_arguments.run_config import (
     EvaluationConfig,
     LoadConfig,
     LoggingConfig,
+    ProfilingConfig,
     SaveConfig,
     WandbConfig,
 )
@@ -74,6 +75,17 @@ def load_config(args: NeoXArgs) -> LoadConfig | None:
     )
 
 
+def _profiling(args: NeoXArgs) -> ProfilingConfig | None:
+    if not args.profile and not args.memory_profiling:
+        return None
+    return ProfilingConfig(
+        first=args.profile_step_start,
+        last=args.profile_step_stop,
+        traces=Path(known(args.tensorboard_dir or args.log_dir)) if args.profile else None,
+        memory=Path(known(args.memory_profiling_path)) if args.memory_profiling else None,
+    )
+
+
 def logging_config(args: NeoXArgs) -> LoggingConfig:
     wandb = WandbConfig(
         project=args.wandb_project,
@@ -90,4 +102,5 @@ def logging_config(args: NeoXArgs) -> LoggingConfig:
         peak_tflops=args.peak_theoretical_tflops,
         wandb=wandb if args.use_wandb else None,
         tensorboard_dir=None if args.tensorboard_dir is None else Path(args.tensorboard_dir),
+        profiling=_profiling(args),
     )
