@@ -19,6 +19,17 @@ def data_prefixes(data_path: str | None, *lists: Sequence[str] | None) -> list[s
     return [*([data_path] if data_path else []), *(path for paths in lists for path in paths or ())]
 
 
+def require_files(prefixes: Sequence[str], tokenizer_files: Sequence[str]) -> None:
+    """Raise DataError for the first file of the data or the tokenizer that does not exist.
+
+    Called before torch and DeepSpeed are loaded, which takes seconds.
+    """
+    files = [("data", data_file(prefix, suffix)) for prefix in prefixes for suffix in (".bin", ".idx")]
+    for kind, path in [*files, *(("the tokenizer", Path(file)) for file in tokenizer_files)]:
+        if not path.exists():
+            raise DataError(f"{path}, a file of {kind}, does not exist: {PREPARE_HINT}")
+
+
 def corpus_fingerprint(prefixes: Sequence[str | Path]) -> dict[str, Any]:
     """`bytes` and `sha256` of the .bin and .idx files of all prefixes in order. File names do not matter.
 

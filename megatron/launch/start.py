@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Mapping
 
+from megatron.data.fingerprint import require_files
 from megatron.errors import ConfigError
 from megatron.launch.supervisor import Command, supervise
 from megatron.launch.workers import Place, worker_commands
@@ -25,6 +26,7 @@ def launch_configured(config: LauncherConfig | DryRunConfig) -> int:
     if config.fixed_hashes:
         os.environ.setdefault("PYTHONHASHSEED", "0")  # only has an effect where a process starts
     if config.hosts is None or _is_here(config):
+        require_files(*config.inputs)
         return supervise(local_commands(config))
     from megatron.launch.cluster import cluster_command
 

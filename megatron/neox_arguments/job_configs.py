@@ -178,7 +178,8 @@ class LauncherConfig:
     num_processes: processes on this host; None for one per device. include, exclude: devices of this host.
     master_port: None for a free port. fixed_hashes: give all processes the same order of sets of strings.
     runner_arguments: options of DeepSpeed's launcher, for other hosts. export_variables: environment variables for the
-    workers on other hosts. wandb_host: None for a run without wandb.
+    workers on other hosts. inputs: prefixes of the data and files of the tokenizer, which the workers read. wandb_host:
+    None for a run without wandb.
     """
 
     command: tuple[str, ...]
@@ -194,6 +195,7 @@ class LauncherConfig:
     fixed_hashes: bool
     runner_arguments: tuple[str, ...]
     export_variables: tuple[str, ...]
+    inputs: tuple[list[str], list[str]]
     wandb_host: str | None
 
 

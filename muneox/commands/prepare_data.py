@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="969, 30, 1", help="split of the statistics (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1234, help="seed of the order of documents")
     parser.add_argument("--workers", type=int, default=1, help="number of tokenizer processes")
-    parser.add_argument("--force", action="store_true", help="prepare the corpus again even if it is up to date")
+    parser.add_argument("--force", action="store_true", help="prepare again, also if up to date or from another source")
     parser.add_argument("-f", "--force-redownload", action="store_true", help="download again, and prepare again")
     return parser
 
@@ -93,6 +93,8 @@ def main(input_args: Sequence[str] | None = None) -> dict[str, Any]:
     request = _request(args, source)
     facts = None if args.force or args.force_redownload else up_to_date(folder, request)
     if facts is None:
+        if not args.force:
+            _keep_another(folder, request)
         facts = prepare(source, folder, request, args.workers)
     else:
         print(f"{folder} is up to date (--force prepares it again)")
@@ -128,6 +130,19 @@ def _complete(args: argparse.Namespace) -> argparse.Namespace:
     if args.tokenizer not in (*_KINDS, "GPT2BPETokenizer") or args.vocab_file:
         build_tokenizer(_KINDS.get(args.tokenizer, args.tokenizer), args.vocab_file, args.merge_file)
     return args
+
+
+def _keep_another(folder: Path, request: dict[str, Any]) -> None:
+    """Raise ConfigError if `folder` holds a corpus from another source."""
+    try:
+        source = read_json(folder / "corpus.json")["request"]["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if source != request["source"]:
+        raise ConfigError(
+            f"{folder} holds another corpus ({source}): choose another folder with --output-dir, or replace it with "
+            "--force"
+        )
 
 
 def _source(args: argparse.Namespace) -> Source:
@@ -271,6 +286,12 @@ def summarize(facts: dict[str, Any], folder: Path) -> None:
             f"valid under the unigrams of train: {entropy['nats_per_token']:.4f} nats/token, "
             f"{entropy['nats_per_byte']:.4f} nats/byte",
             highlight=False,
+        )
+    if empty := [name for name in SPLITS if not facts[name]["tokens"]]:
+        print(
+            f"warning: the corpus is small: split '{request['split']}' leaves no text to {' and '.join(empty)}; use "
+            "more text, or the key split, for example split: 80,10,10",
+            file=sys.stderr,
         )
     vocab_file = str(folder / "tokenizer.json") if request["trained_vocab_size"] else request["vocab_file"]
     _print_keys(folder / request["prefix"], request["tokenizer_type"], vocab_file, request["merge_file"])

@@ -158,7 +158,11 @@ def main(input_args: Sequence[str] | None = None) -> int:
     wanted = jobs(args, parse_grid(options.grid), options.widths, options.seeds, options.out)
     todo = [job for job in wanted if not job.is_finished()]
     print(f"{len(wanted)} runs in {options.out}, {len(wanted) - len(todo)} of them already finished", flush=True)
-    diverged = sweep(todo, options.workers) if todo else 0
+    try:
+        diverged = sweep(todo, options.workers) if todo else 0
+    except KeyboardInterrupt:
+        print("interrupted: the same command trains the missing runs", flush=True)
+        raise
     if diverged:
         print(f"{diverged} runs diverged")
     return 0

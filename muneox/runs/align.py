@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -156,7 +157,11 @@ def require_equal(runs: Sequence[Run], names: Sequence[str], purpose: str) -> Ma
             by_value.setdefault(repr(value) if number is None else f"{number:g}", []).append(run.name)
         if len(by_value) > 1:
             cases = "; ".join(f"{value} in {_some(names)}" for value, names in by_value.items())
-            raise DataError(f"{purpose} needs runs with the same `{name}`, which differs: {cases}")
+            [first, *_] = max(by_value.values(), key=len)
+            most = next(run.value(name) for run in runs if run.name == first)
+            raise DataError(
+                f"{purpose} needs runs with the same `{name}`, which differs: {cases}; {_selecting(name, most)}"
+            )
         value = runs[0].value(name) if runs else None
         if value is not None:
             shared[name] = value
@@ -173,7 +178,9 @@ def require_same_corpus(runs: Sequence[Run], purpose: str) -> str | None:
         by_corpus.setdefault((run.value(CORPUS), run.value("corpus.bytes")), []).append(run.name)
     if len(by_corpus) > 1:
         cases = "; ".join(f"{describe_corpus(*corpus)} in {_some(names)}" for corpus, names in by_corpus.items())
-        raise DataError(f"{purpose} needs runs on one corpus, found {len(by_corpus)}: {cases}")
+        most, _ = max(by_corpus, key=lambda corpus: len(by_corpus[corpus]))
+        hint = f"; {_selecting(CORPUS, most)}" if most is not None and len({sha for sha, _ in by_corpus}) > 1 else ""
+        raise DataError(f"{purpose} needs runs on one corpus, found {len(by_corpus)}: {cases}{hint}")
     return next((sha256 for sha256, _ in by_corpus), None)
 
 
@@ -182,6 +189,11 @@ def describe_corpus(sha256: str | None, size: int | None = None) -> str:
     if sha256 is None:
         return "an unrecorded corpus"
     return (f"{size:,} bytes with SHA-256 " if size else "SHA-256 ") + f"{sha256[:12]}..."
+
+
+def _selecting(name: str, value: Any) -> str:
+    """How to keep only the runs with this value."""
+    return f"keep some of them with --where {shlex.quote(f'{name}={value}')}"
 
 
 def _some(names: Sequence[str], limit: int = 3) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shlex
 import subprocess
 import sys
@@ -103,6 +104,9 @@ def lead(setup: Setup) -> int:
             if confirm is not None:
                 follow(confirm, workers, console, target, "confirmation with further seeds")
             workers.join()
+        except KeyboardInterrupt:
+            console.print("interrupted: the same command continues the search", highlight=False)
+            raise
         finally:
             workers.stop()
     print_outcome(setup, search, confirm, console, target, target_args)
@@ -210,7 +214,10 @@ def _print_use(
     """
     train = ["python", "deepy.py", "train.py"] if Path("deepy.py").is_file() else ["muneox", "train"]
     if target_args is None:
-        console.print(f"use it: {shlex.join([*train, 'target.yml', str(path)])}", soft_wrap=True, highlight=False)
+        files = list(itertools.takewhile(lambda token: not token.startswith("-"), setup.proxy))
+        command = [*train, *files, str(path), *setup.proxy[len(files) :]]
+        console.print(f"train the proxy with it: {shlex.join(command)}", soft_wrap=True, highlight=False)
+        console.print("for a wider target, name the target's files instead of the proxy's", highlight=False)
         return
     files = [*setup.target_files, str(path)]
     try:

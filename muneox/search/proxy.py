@@ -134,6 +134,11 @@ def check_target(args: NeoXArgs, space: Space, target: NeoXArgs) -> Cost:
     of_target = cost_of(cost_config(target))
     widest = max(runs_of(args, space), key=lambda run: run.hidden_size)
     of_proxy = cost_of(cost_config(args.replace(**width_changes(args, widest.hidden_size))))
+    if (target.hidden_size or 0) < widest.hidden_size:
+        raise ConfigError(
+            f"--target has width {target.hidden_size}, and the model to search on {widest.hidden_size}: swap them, "
+            "since a search trains the narrower model, and --target names the wider one"
+        )
     if of_proxy.params >= of_target.params:
         raise ConfigError(
             f"the proxy (hidden-size {widest.hidden_size}, {of_proxy.params:,} parameters) is as large as its target "

@@ -20,7 +20,10 @@ DEFAULT_SPACE = SHIPPED_CONFIGS / "mup" / "space.yml"
 
 @dataclass(frozen=True)
 class Setup:
-    """A search: the proxy's configuration, the space, the location of the study and the options."""
+    """A search: the proxy's configuration, the space, the location of the study and the options.
+
+    proxy: the arguments of the command line that configure the proxy, files first.
+    """
 
     args: NeoXArgs
     space: Space
@@ -32,6 +35,7 @@ class Setup:
     confirm_top: int
     confirm_seeds: int
     stale_after: float
+    proxy: tuple[str, ...]
     target_files: tuple[str, ...]
     argv: tuple[str, ...]
 
@@ -90,6 +94,7 @@ def parse(input_args: Sequence[str], overwrite_values: dict[str, Any] | None = N
         confirm_top=options.confirm_top,
         confirm_seeds=options.confirm,
         stale_after=options.stale_after,
+        proxy=tuple(rest),
         target_files=tuple(options.target),
         argv=tuple(input_args),
     )

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from megatron.data.fingerprint import require_files
 from megatron.entry import run_script
 from megatron.neox_arguments import NeoXArgs
-from megatron.neox_arguments.resolve import dry_run_config, worker_config
+from megatron.neox_arguments.resolve import dry_run_config, input_files, worker_config
 from megatron.signals import write_stacks_when_asked
 
 
@@ -25,6 +26,7 @@ def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str,
 
         return print_dry_run(dry_run_config(neox_args))
     config = worker_config(neox_args)
+    require_files(*input_files(neox_args))
     from megatron.training.main import run_and_report
 
     return run_and_report(config, neox_args.notices())

@@ -256,7 +256,7 @@ def test_binary_files_in_a_folder_are_skipped(tmp_path, prepare):
     (folder / "b.png").write_bytes(b"\x89PNG\0\0\xff")
     assert prepare("--input", folder)["bytes"] == 5000
     with pytest.raises(DataError, match="b.png is not UTF-8"):
-        prepare("--input", folder / "b.png")
+        prepare("--input", folder / "b.png", "--force")
 
 
 def test_cut_keeps_every_character():

@@ -92,7 +92,10 @@ def test_recipes_that_differ_are_reported_by_key_value_and_run():
     runs = [a_run("a", {"config": {"train_iters": 100, "lr": "1e-3"}}), a_run("b", {"train-iters": 100.0, "lr": 0.001})]
     assert require_equal(runs, ["train_iters", "lr", "no_such"], "a landscape") == {"train_iters": 100, "lr": "1e-3"}
     runs.append(a_run("c", {"train_iters": 200}))
-    message = "a landscape needs runs with the same `train_iters`, which differs: 100 in a, b; 200 in c"
+    message = (
+        "a landscape needs runs with the same `train_iters`, which differs: 100 in a, b; 200 in c; "
+        "keep some of them with --where train_iters=100"
+    )
     with pytest.raises(DataError, match=message):
         require_equal(runs, ["train_iters"], "a landscape")
 

@@ -4,6 +4,7 @@ There is one function per part of a run and one per job. Each raises ConfigError
 Imports no torch.
 """
 
+from megatron.neox_arguments.resolve.files import input_files
 from megatron.neox_arguments.resolve.jobs import (
     audit_config,
     conversion_config,
@@ -28,6 +29,7 @@ __all__ = [
     "cost_config",
     "dry_run_config",
     "generation_config",
+    "input_files",
     "launcher_config",
     "model_config",
     "run_config",

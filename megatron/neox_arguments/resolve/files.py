@@ -41,6 +41,16 @@ def data_config(args: NeoXArgs) -> DataConfig:
     )
 
 
+def input_files(args: NeoXArgs) -> tuple[list[str], list[str]]:
+    """What a run reads: prefixes of its data, and the files of its tokenizer."""
+    files = [file for file in (args.vocab_file, args.merge_file) if file]
+    if args.save_base_shapes:
+        return [], files
+    lists = (args.train_data_paths, args.valid_data_paths, args.test_data_paths)
+    prefixes = [*([args.data_path] if args.data_path else []), *(path for paths in lists for path in paths or ())]
+    return prefixes, files
+
+
 def evaluation_config(args: NeoXArgs) -> EvaluationConfig:
     return EvaluationConfig(
         iters=args.eval_iters, interval=args.eval_interval, valid=bool(args.do_valid), test=bool(args.do_test)

@@ -28,6 +28,7 @@ from megatron.neox_arguments.resolve.files import (
     data_config,
     data_is_given,
     evaluation_config,
+    input_files,
     load_config,
     logging_config,
     save_config,
@@ -141,6 +142,7 @@ def launcher_config(args: NeoXArgs) -> LauncherConfig | DryRunConfig:
         fixed_hashes=args.deterministic,
         runner_arguments=tuple(runner_arguments(args)),
         export_variables=tuple(args.export_variables or ()),
+        inputs=input_files(args) if Path(known(args.user_script)).name == "train.py" else ([], []),
         wandb_host=args.wandb_host if args.use_wandb and args.wandb_mode in (None, "online") else None,
     )
 
