@@ -28,6 +28,8 @@ COMMANDS = {
     "convert-hf-to-neox": "write a model of Hugging Face's transformers as a checkpoint",
     "convert-to-neox": "write a checkpoint in GPT-NeoX's format",
     "preprocess-data": "tokenize text into .bin and .idx files",
+    "preprocess-data-with-mask": "tokenize text, with labels that mask the text before an answer",
+    "preprocess-data-with-chat-template": "tokenize conversations, with labels for the turns of one role",
     "merge-datasets": "merge .bin and .idx data sets of a folder into one",
     "train-tokenizer": "train a byte-level BPE tokenizer on files of text",
 }
@@ -47,7 +49,7 @@ def run_tool(module: str) -> int:
 
 def usage() -> str:
     """The help text: the list of commands."""
-    rows = "\n".join(f"  {name:20}{summary}" for name, summary in COMMANDS.items())
+    rows = "\n".join(f"  {name:36}{summary}" for name, summary in COMMANDS.items())
     return f"usage: muneox COMMAND [arguments]\n\n{rows}\n\n`muneox COMMAND --help` describes its arguments."
 
 

@@ -1,8 +1,11 @@
 """Describe and verify a checkpoint: its steps and whether they are intact, its parameters, its muP section.
 
-    python tools/ckpts/inspect_checkpoint.py checkpoints [--iteration 1000] [--no-statistics]
+    python tools/ckpts/inspect_checkpoints.py checkpoints [--iteration 1000] [--no-statistics]
+    python tools/ckpts/inspect_checkpoints.py checkpoints --attributes mup/base consumed_samples
+    python tools/ckpts/inspect_checkpoints.py first,second --compare [--diff]
 
-The exit code is 0 if every step is intact, and 1 if there is no step or one is damaged; the damaged file is named.
+The exit code is 0 if every step is intact, and 1 if there is no step or one is damaged; the damaged file is named. With
+--compare it is 1 if a weight differs.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ def main(input_args: Sequence[str] | None = None) -> int:
     """Print the tables. Returns the exit code. Raises CheckpointError if there is no checkpoint."""
     args = _parse(input_args)
     console = Console()
+    if args.compare:
+        return _compare(console, args.directory, args.diff)
     save_dir, iteration = locate(args.directory, args.iteration)
     steps = step_directories(save_dir)
     if iteration is not None and iteration in steps:
@@ -42,16 +47,65 @@ def main(input_args: Sequence[str] | None = None) -> int:
     intact = [step for step, found in problems.items() if not found]
     if intact:
         latest = read_latest(save_dir)
-        _print_contents(console, load_weights(save_dir, latest if latest in intact else intact[-1]), args.statistics)
+        loaded = load_weights(save_dir, latest if latest in intact else intact[-1])
+        if args.attributes is None:
+            _print_contents(console, loaded, args.statistics)
+        for name in args.attributes or ():
+            console.print(f"{name}: {_attribute(loaded, name)}", highlight=False, soft_wrap=True)
     return 1 if any(problems.values()) else 0
 
 
 def _parse(input_args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", type=Path, help="a save directory, or one of its global_step{N}")
+    parser.add_argument(
+        "directory", type=Path, help="a save directory, or one of its global_step{N}; two, with a comma, for --compare"
+    )
+    parser.add_argument("--attributes", nargs="*", help="show only these entries, such as mup/base, and no parameters")
+    parser.add_argument("--compare", "-c", action="store_true", help="compare the weights of two checkpoints")
+    parser.add_argument("--diff", "-d", action="store_true", help="with --compare: show only weights that differ")
     parser.add_argument("--iteration", type=int, help="only this step (default: all, and the parameters of the latest)")
     parser.add_argument("--no-statistics", dest="statistics", action="store_false", help="skip mean and std: faster")
     return parser.parse_args(input_args)
+
+
+def _attribute(loaded: LoadedWeights, name: str) -> Any:
+    """Entry of the checkpoint's state under a path such as `mup/base`. Raises CheckpointError."""
+    found: Any = loaded.client_state
+    for part in name.split("/"):
+        if not isinstance(found, Mapping) or part not in found:
+            known = ", ".join(map(str, found)) if isinstance(found, Mapping) else "no more entries"
+            raise CheckpointError(f"--attributes: {name}: there is no {part!r}; there are {known}")
+        found = found[part]
+    return found
+
+
+def _compare(console: Console, directories: Path, only_differing: bool) -> int:
+    """Print the largest difference of every weight of two checkpoints. Returns 1 if one differs."""
+    names = str(directories).split(",")
+    if len(names) != 2:
+        raise CheckpointError(f"--compare: expected two directories with a comma between them, got {directories}")
+    first, second = (load_weights(*locate(Path(name), None)).weights for name in names)
+    table = Table(title=f"{names[0]} and {names[1]}", title_justify="left")
+    table.add_column("parameter", overflow="fold")
+    table.add_column("largest difference", justify="right")
+    differing = 0
+    for name in [*first, *(name for name in second if name not in first)]:
+        difference = _difference(first.get(name), second.get(name))
+        differing += difference != "0"
+        if difference != "0" or not only_differing:
+            table.add_row(name, difference)
+    console.print(table)
+    console.print(f"{differing} weights differ", highlight=False)
+    return int(differing > 0)
+
+
+def _difference(a: torch.Tensor | None, b: torch.Tensor | None) -> str:
+    if a is None or b is None:
+        return "only in the second" if a is None else "only in the first"
+    if a.shape != b.shape:
+        return f"{list(a.shape)} and {list(b.shape)}"
+    largest = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+    return f"{largest:.3e}" if largest else "0"
 
 
 def _print_contents(console: Console, loaded: LoadedWeights, statistics: bool) -> None:

@@ -115,7 +115,11 @@ def with_ftfy(documents: Iterator[dict[str, str]]) -> Iterator[dict[str, str]]:
 
 def main(input_args: Sequence[str] | None = None) -> EncodingStats:
     """Tokenize as `input_args` (default: the process's arguments) specify. Raises UserError."""
-    args = build_parser().parse_args(input_args)
+    return preprocess(build_parser().parse_args(input_args))
+
+
+def preprocess(args: argparse.Namespace) -> EncodingStats:
+    """Tokenize as the parsed arguments specify. Raises UserError."""
     if args.workers < 1:
         raise ConfigError(f"--workers must be at least 1, not {args.workers}")
     files = find_files([part for part in args.input.split(",") if part])

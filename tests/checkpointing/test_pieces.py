@@ -127,6 +127,29 @@ def test_inspection_shows_steps_parameters_and_mup(checkpoints: Path, capsys: py
     assert "step 1: 81 parameters" in out and f"{weight.mean():.3e}" not in out
 
 
+def test_inspection_shows_single_entries(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect_checkpoint.main([str(checkpoints), "--attributes", "consumed_samples", "mup/lr_mult/hidden"]) == 0
+    out = capsys.readouterr().out
+    assert "consumed_samples: 12" in out and "mup/lr_mult/hidden: " in out and "0.weight" not in out
+    with pytest.raises(CheckpointError, match="--attributes: mup/absent: there is no 'absent'; there are "):
+        inspect_checkpoint.main([str(checkpoints), "--attributes", "mup/absent"])
+
+
+def test_inspection_compares_two_checkpoints(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, last = (checkpoints / f"global_step{step}" for step in (1, 3))
+    assert inspect_checkpoint.main([f"{last},{last}", "--compare"]) == 0
+    assert "0.weight" in capsys.readouterr().out
+    before, after = (load_safely(path / "mp_rank_00_model_states.pt")["module"]["0.weight"] for path in (first, last))
+    same = bool(torch.equal(before, after))
+    assert inspect_checkpoint.main([f"{first},{last}", "--compare", "--diff"]) == int(not same)
+    out = capsys.readouterr().out
+    assert ("0.weight" in out) != same
+    if not same:
+        assert f"{(before.double() - after.double()).abs().max():.3e}" in out
+    with pytest.raises(CheckpointError, match="--compare: expected two directories with a comma"):
+        inspect_checkpoint.main([str(first), "--compare"])
+
+
 def test_inspection_of_damage(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = checkpoints / "global_step3" / "rng_rank_00.pt"
     path.write_bytes(path.read_bytes()[:-1])
@@ -140,7 +163,7 @@ def test_inspection_of_damage(checkpoints: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_inspection_as_a_script(tmp_path: Path) -> None:
-    script = Path(__file__).resolve().parents[2] / "tools" / "ckpts" / "inspect_checkpoint.py"
+    script = Path(__file__).resolve().parents[2] / "tools" / "ckpts" / "inspect_checkpoints.py"
     command = [sys.executable, str(script), str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "holds no checkpoint" in done.stderr and "Traceback" not in done.stderr

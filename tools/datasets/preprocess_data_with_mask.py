@@ -1,0 +1,10 @@
+"""Tokenize text, with labels that mask the text before an answer. The same as `muneox preprocess-data-with-mask`."""
+
+import sys
+
+if __name__ == "__main__":
+    try:
+        from muneox.cli import run_tool
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {sys.executable} has no package {error.name}: run `make setup` and use .venv/bin/python")
+    sys.exit(run_tool("muneox.commands.preprocess_data_with_mask"))
