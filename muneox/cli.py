@@ -22,7 +22,7 @@ COMMANDS = {
     "audit": "check the scale of every parameter against the rules of muP",
     "predict-loss": "predict a large model's loss from smaller runs",
     "report": "write one HTML page from the results of other commands",
-    "inspect-checkpoint": "describe and verify a checkpoint",
+    "inspect-checkpoints": "describe and verify a checkpoint",
     "merge-weights": "write a checkpoint's weights into one file",
     "convert-neox-to-hf": "write a checkpoint as a model of Hugging Face's transformers",
     "convert-hf-to-neox": "write a model of Hugging Face's transformers as a checkpoint",

@@ -96,7 +96,7 @@ def test_it_trains(command, empty, processes):
     run(command, "train", "../config.json", *options, cwd=empty)
     header, records = read_metrics(empty.parent / "log" / "metrics.jsonl")
     assert header["world_size"] == processes and [record["step"] for record in records][-1] == 8
-    text = run(command, "inspect-checkpoint", "checkpoints", cwd=empty).stdout
+    text = run(command, "inspect-checkpoints", "checkpoints", cwd=empty).stdout
     assert "global_step8" in text or "step 8" in text
 
 

@@ -18,7 +18,7 @@ from megatron.checkpointing import check_unchanged, load_checkpoint, save_iterat
 from megatron.checkpointing.integrity import load_safely, write_torch
 from megatron.checkpointing.rng import restore_rng_state, rng_state
 from megatron.errors import CheckpointError, ConfigError
-from muneox.commands import inspect_checkpoint
+from muneox.commands import inspect_checkpoints
 from tests.checkpointing import harness
 
 
@@ -115,51 +115,51 @@ def test_random_states_survive_a_safe_round_trip(tmp_path: Path) -> None:
 
 
 def test_inspection_shows_steps_parameters_and_mup(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert inspect_checkpoint.main([str(checkpoints)]) == 0
+    assert inspect_checkpoints.main([str(checkpoints)]) == 0
     out = capsys.readouterr().out
     assert "step 3: 81 parameters" in out
     assert "0.weight" in out and "8 x 8" in out and "float32" in out
     assert "lr_mult.hidden" in out and "consumed_samples: 12" in out and "base.yml" in out
     weight = load_safely(checkpoints / "global_step3" / "mp_rank_00_model_states.pt")["module"]["0.weight"]
     assert f"{weight.mean():.3e}" in out and f"{weight.std(correction=0):.3e}" in out
-    assert inspect_checkpoint.main([str(checkpoints / "global_step1"), "--no-statistics"]) == 0
+    assert inspect_checkpoints.main([str(checkpoints / "global_step1"), "--no-statistics"]) == 0
     out = capsys.readouterr().out
     assert "step 1: 81 parameters" in out and f"{weight.mean():.3e}" not in out
 
 
 def test_inspection_shows_single_entries(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert inspect_checkpoint.main([str(checkpoints), "--attributes", "consumed_samples", "mup/lr_mult/hidden"]) == 0
+    assert inspect_checkpoints.main([str(checkpoints), "--attributes", "consumed_samples", "mup/lr_mult/hidden"]) == 0
     out = capsys.readouterr().out
     assert "consumed_samples: 12" in out and "mup/lr_mult/hidden: " in out and "0.weight" not in out
     with pytest.raises(CheckpointError, match="--attributes: mup/absent: there is no 'absent'; there are "):
-        inspect_checkpoint.main([str(checkpoints), "--attributes", "mup/absent"])
+        inspect_checkpoints.main([str(checkpoints), "--attributes", "mup/absent"])
 
 
 def test_inspection_compares_two_checkpoints(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, last = (checkpoints / f"global_step{step}" for step in (1, 3))
-    assert inspect_checkpoint.main([f"{last},{last}", "--compare"]) == 0
+    assert inspect_checkpoints.main([f"{last},{last}", "--compare"]) == 0
     assert "0.weight" in capsys.readouterr().out
     before, after = (load_safely(path / "mp_rank_00_model_states.pt")["module"]["0.weight"] for path in (first, last))
     same = bool(torch.equal(before, after))
-    assert inspect_checkpoint.main([f"{first},{last}", "--compare", "--diff"]) == int(not same)
+    assert inspect_checkpoints.main([f"{first},{last}", "--compare", "--diff"]) == int(not same)
     out = capsys.readouterr().out
     assert ("0.weight" in out) != same
     if not same:
         assert f"{(before.double() - after.double()).abs().max():.3e}" in out
     with pytest.raises(CheckpointError, match="--compare: expected two directories with a comma"):
-        inspect_checkpoint.main([str(first), "--compare"])
+        inspect_checkpoints.main([str(first), "--compare"])
 
 
 def test_inspection_of_damage(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = checkpoints / "global_step3" / "rng_rank_00.pt"
     path.write_bytes(path.read_bytes()[:-1])
-    assert inspect_checkpoint.main([str(checkpoints)]) == 1
+    assert inspect_checkpoints.main([str(checkpoints)]) == 1
     out = capsys.readouterr().out
     assert str(path) in out and "step 2: 81 parameters" in out  # the newest intact step is shown
-    assert inspect_checkpoint.main([str(checkpoints), "--iteration", "2"]) == 0
-    assert inspect_checkpoint.main([str(checkpoints), "--iteration", "3"]) == 1
+    assert inspect_checkpoints.main([str(checkpoints), "--iteration", "2"]) == 0
+    assert inspect_checkpoints.main([str(checkpoints), "--iteration", "3"]) == 1
     with pytest.raises(CheckpointError, match="no checkpoint of step 9"):
-        inspect_checkpoint.main([str(checkpoints), "--iteration", "9"])
+        inspect_checkpoints.main([str(checkpoints), "--iteration", "9"])
 
 
 def test_inspection_as_a_script(tmp_path: Path) -> None:

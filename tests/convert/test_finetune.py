@@ -13,7 +13,7 @@ from megatron.initialize import initialize_megatron
 from megatron.monitoring import read_metrics
 from megatron.neox_arguments.resolve import run_config
 from megatron.training.trainer import Trainer
-from muneox.commands import generate, inspect_checkpoint
+from muneox.commands import generate, inspect_checkpoints
 from tests.convert import neox_files
 from tests.model.helpers import build, config
 from tests.training.harness import arguments, configuration, make_corpus, run_script, train_processes
@@ -59,7 +59,7 @@ def test_without_finetune_the_error_names_the_way_out(corpus, saved, tmp_path):
 
 
 def test_inspection_lists_the_tensors(saved, capsys):
-    assert inspect_checkpoint.main([str(saved[0].parent)]) == 0
+    assert inspect_checkpoints.main([str(saved[0].parent)]) == 0
     text = capsys.readouterr().out
     assert "saved by GPT-NeoX" in text and "damaged" not in text
     assert "step 7:" in text and "layer 05: norm.weight (rank 1)" in text

@@ -543,14 +543,14 @@ def _mutate_states(content: Any, rng: random.Random, seeds: list[Any]) -> Any:
 
 def _read_checkpoint(content: Any, folder: Path) -> None:
     from megatron.checkpointing import load_weights
-    from muneox.commands import inspect_checkpoint
+    from muneox.commands import inspect_checkpoints
 
     step = _write_checkpoint(folder, content)
     load_weights(step.parent)
     import contextlib
 
     with contextlib.redirect_stdout(io.StringIO()):
-        inspect_checkpoint.main([str(step.parent)])
+        inspect_checkpoints.main([str(step.parent)])
 
 
 @functools.cache

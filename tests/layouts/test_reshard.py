@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from megatron.checkpointing import WholeCheckpoint, find_intact, load_weights
 from megatron.checkpointing.integrity import load_safely
 from megatron.errors import ConfigError
-from muneox.commands import inspect_checkpoint, merge_weights
+from muneox.commands import inspect_checkpoints, merge_weights
 from muneox.development.layouts import Layout, make_corpus
 from tests.layouts.runs import STEPS, train
 from tests.mpu.distributed import run
@@ -136,4 +136,4 @@ def test_weights_load_without_an_engine_from_any_layout(model: str, folder: Path
     assert [path.name for path in tmp_path.glob(".tmp-*")] == []
     with pytest.raises(ConfigError, match=r"suffix must be \.safetensors or \.pt"):
         merge_weights.main([str(tmp_path / "tp2"), str(tmp_path / "whole.bin")])
-    assert inspect_checkpoint.main([str(tmp_path / "tp2")]) == 0
+    assert inspect_checkpoints.main([str(tmp_path / "tp2")]) == 0

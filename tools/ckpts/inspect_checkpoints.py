@@ -1,4 +1,4 @@
-"""Describe and verify a checkpoint. The same as `muneox inspect-checkpoint`."""
+"""Describe and verify a checkpoint. The same as `muneox inspect-checkpoints`."""
 
 import sys
 
@@ -7,4 +7,4 @@ if __name__ == "__main__":
         from muneox.cli import run_tool
     except ModuleNotFoundError as error:
         sys.exit(f"error: {sys.executable} has no package {error.name}: run `make setup` and use .venv/bin/python")
-    sys.exit(run_tool("muneox.commands.inspect_checkpoint"))
+    sys.exit(run_tool("muneox.commands.inspect_checkpoints"))
