@@ -17,7 +17,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 STACKS_SIGNAL = signal.SIGUSR2
 """A worker that gets this writes the Python stacks of its threads to stderr and continues."""
 
-REPEAT_SECONDS = 0.5
+REPEAT_SECONDS = 2.0
 """A signal so soon after the first one is the same request: a process can get it directly and from its launcher."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,6 +14,10 @@ from hypothesis import settings
 settings.register_profile("tests", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)  # a landing must not hang on a draw
 settings.load_profile("ci" if os.environ.get("CI") else "tests")
+
+
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup: started processes would ignore it too
+    signal.signal(signal.SIGHUP, lambda number, frame: None)  # ignored here, and the default in what tests start
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import uuid
 
 import pytest
 
+from megatron.signals import REPEAT_SECONDS
 from tests.launch.processes import marked, wait_until
 from tests.training.harness import ROOT, environment
 
@@ -119,7 +120,7 @@ def test_a_second_signal_kills(tmp_path):
     os.kill(launch.workers()[0], signal.SIGSTOP)
     for _ in range(2):
         os.kill(launch.process.pid, signal.SIGINT)
-        time.sleep(1)
+        time.sleep(REPEAT_SECONDS + 0.5)
     code, said = launch.end()
     assert code == 128 + 2 and "second signal, SIGINT" in said
 

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from megatron.signals import REPEAT_SECONDS
 from tests.launch.processes import marked, send, wait_until
 from tests.launch.runs import Run
 from tests.training.harness import make_corpus
@@ -94,7 +95,7 @@ def test_a_second_signal_ends_at_once(corpus, tmp_path, to):
     os.kill(first, signal.SIGSTOP)  # a step without an end
     for _ in range(2):
         send([run.process.pid] if to == "launcher" else [second], signal.SIGINT)
-        time.sleep(1)
+        time.sleep(REPEAT_SECONDS + 0.5)
     assert run.end() == 128 + signal.SIGINT
     assert "second signal, SIGINT" in run.output.read_text() and not (run.folder / "ck" / "latest").exists()
 

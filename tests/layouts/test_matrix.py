@@ -58,6 +58,7 @@ def _replicated(layouts: list[Layout], folder: str, changes: dict[str, Any]) -> 
     return found
 
 
+@pytest.mark.slow
 def test_dropout_keeps_replicated_parameters_equal(corpus: Path) -> None:
     """All ranks use one mask outside the tensor-parallel regions, also when a block is recomputed."""
     layouts = [Layout(TIED, tensor=2), Layout(TIED, tensor=2, sequence_parallel=True)]
@@ -98,9 +99,9 @@ def _with_a_router_loss_per_rank(layout: Layout, folder: str, steps: int) -> obj
     ("mutation", "model"),
     [
         (_without_partial_gradients, LLAMA),
-        (_with_local_norm, LLAMA),
+        pytest.param(_with_local_norm, LLAMA, marks=pytest.mark.slow),
         pytest.param(_without_partial_gradients, TOPK, marks=pytest.mark.slow),
-        (_with_a_router_loss_per_rank, TOPK),
+        pytest.param(_with_a_router_loss_per_rank, TOPK, marks=pytest.mark.slow),
     ],
 )
 def test_the_comparison_detects_mutations(mutation: object, model: str, corpus: Path) -> None:

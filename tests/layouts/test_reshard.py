@@ -54,8 +54,8 @@ def assert_same_states(a: Path, b: Path) -> None:
 PAIRS = [
     pytest.param(Layout(UNTIED, tensor=2), Layout(UNTIED, data=2, zero=1), id="tp2-to-dp2-zero1"),
     pytest.param(Layout(TIED, pipe=2), Layout(TIED), id="pp2-to-one"),
-    pytest.param(Layout(TOPK, tensor=2), Layout(TOPK, pipe=2), id="experts-tp2-to-pp2"),
-    pytest.param(Layout(RPE, tensor=2), Layout(RPE, pipe=2), id="rpe-tp2-to-pp2"),
+    pytest.param(Layout(TOPK, tensor=2), Layout(TOPK, pipe=2), id="experts-tp2-to-pp2", marks=slow),
+    pytest.param(Layout(RPE, tensor=2), Layout(RPE, pipe=2), id="rpe-tp2-to-pp2", marks=slow),
     pytest.param(Layout(RPE, data=2, zero=3), Layout(RPE, tensor=2), id="rpe-zero3-to-tp2", marks=slow),
     pytest.param(Layout(WINDOW, tensor=2), Layout(WINDOW, data=2, zero=1), id="alibi-window-tp2-to-dp2", marks=slow),
     pytest.param(Layout(WINDOW, pipe=2), Layout(WINDOW, tensor=4), id="alibi-window-pp2-to-tp4", marks=slow),
@@ -114,7 +114,7 @@ def _train_bf16(layout: Layout, folder: str, steps: int, load: str | None, save:
     train(layout, folder, steps, load, save, precision="bfloat16")
 
 
-@pytest.mark.parametrize("model", [LLAMA, TOPK])
+@pytest.mark.parametrize("model", [LLAMA, pytest.param(TOPK, marks=slow)])
 def test_weights_load_without_an_engine_from_any_layout(model: str, folder: Path, tmp_path: Path) -> None:
     layout = Layout(model, tensor=2)
     run(2, train, layout, str(folder), 1, None, str(tmp_path / "tp2"))

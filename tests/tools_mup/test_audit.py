@@ -39,6 +39,7 @@ def test_the_help_belongs_to_the_tool():
     assert "--json" in text and "--brief" in text
 
 
+@pytest.mark.xdist_group("audit")
 def test_the_json_holds_every_parameter_with_its_measures(audits):
     """From base width 16 to width 64, hidden weights get a quarter of the rate and of the variance (TP-V)."""
     content = json.loads((audits / "plain.json").read_text())
@@ -52,6 +53,7 @@ def test_the_json_holds_every_parameter_with_its_measures(audits):
     assert {row["name"] for row in content["factors"]} >= {"embedding", "logits"}
 
 
+@pytest.mark.xdist_group("audit")
 def test_the_report_does_not_depend_on_the_terminal(audits, tmp_path):
     pages = {}
     for name in ("plain", "ascii", "colours"):
@@ -62,6 +64,7 @@ def test_the_report_does_not_depend_on_the_terminal(audits, tmp_path):
     assert pages["plain"] == pages["ascii"] == pages["colours"]
 
 
+@pytest.mark.xdist_group("audit")
 @pytest.mark.parametrize("name", ["plain", "ascii", "colours"])
 def test_the_printed_text_is_refused_in_one_sentence(audits, tmp_path, name):
     command = [sys.executable, str(ROOT / "tools/scaling/report.py"), "--audit", str(audits / f"{name}.txt")]

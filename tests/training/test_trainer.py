@@ -97,7 +97,7 @@ def test_resume_equals_the_uninterrupted_run_exactly(corpus, tmp_path, precision
 
 
 @pytest.mark.xdist_group("multiprocess")
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_two_processes_give_the_losses_of_one(corpus, tmp_path, stage):
     zero = {"zero_optimization": {"stage": stage}}
     train_here(configuration(corpus, tmp_path / "one", **zero))
