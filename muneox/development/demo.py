@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONSOLE = Console()
 PROXY, TARGET, LOCAL = "configs/mup/base.yml", "configs/mup/target.yml", "configs/mup/demo.yml"
 CORPUS = "data/corpus_bytes"
-PROMPT = "from sympy.core import Symbol\n\n\ndef solve(equation):\n"
+PROMPT = "def solve(equation):"
 STEPS = 10
 
 
@@ -92,10 +92,14 @@ def run_all(demo: Demo) -> None:
     wider = ("tools/mup/width_check.py", at("ladder"), "--smooth", "mean:3", "--out", at("width_check"))
     demo.step("compare the forecast with the trained target; check that wider is better", compare, wider, judges=True)
     parts = ("--coord-check", at("coord_check.0.json"), "--audit", at("audit.json"), "--forecast", at("outcome.json"))
-    page = ("tools/scaling/report.py", *parts, "--width-check", at("width_check.json"), "--out", at("report.html"))
-    sample = ("--load", at("checkpoints"), "--temperature", "0.7", "--top-k", "40", "--maximum-tokens", "120")
-    generate = ("generate.py", TARGET, LOCAL, best, *shapes, *sample, "--prompt", PROMPT)
-    demo.step("the report, and a sample of the target's text", page, generate)
+    runs = ("--search", at("search"), "--ladder", at("ladder"), "--target", at("target"), "--sample", at("sample.txt"))
+    checks = ("--width-check", at("width_check.json"), "--out", at("report.html"))
+    (ROOT / demo.out / "prompt.txt").write_text(PROMPT + "\n")
+    sample = ("-i", at("prompt.txt"), "-o", at("sample.txt"), "--maximum-tokens", "300")
+    generate = ("generate.py", "--load", at("checkpoints"), *sample)
+    demo.step(
+        "a sample of the target's text, and the report", generate, ("tools/scaling/report.py", *parts, *runs, *checks)
+    )
 
 
 def summary(out: Path, seconds: float) -> None:

@@ -41,11 +41,20 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Text:
+    """A piece of text as it is, with its line breaks."""
+
+    caption: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Figure:
     """One interactive figure.
 
     data, layout: Plotly's, with colours as `$c0` or `$c0/0.2` (opacity). alt: a description of the figure. views:
-    labels of a drop-down list, each with the traces that it shows; traces of no view are always visible. half: the
+    labels of a drop-down list, each with the traces that it shows; traces of no view are always visible. opened: the
+    view that is shown first. half: the
     figure takes half of the page's width, next to another one.
     """
 
@@ -56,6 +65,7 @@ class Figure:
     layout: dict[str, Any]
     caption: str = ""
     views: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    opened: int = 0
     toggles: tuple[str, ...] = ("x", "y")
     height: int = 440
     half: bool = False
@@ -70,7 +80,7 @@ class Section:
     status: Status
     headline: str
     lead: str = ""
-    blocks: tuple[Figure | Table, ...] = ()
+    blocks: tuple[Figure | Table | Text, ...] = ()
     warnings: tuple[str, ...] = field(default=())
 
 
@@ -86,6 +96,21 @@ def load(path: Path, keys: Sequence[str], maker: str) -> dict[str, Any]:
     if missing:
         raise DataError(f"{path} is not what {maker} writes: it has no `{missing[0]}`")
     return dict(content)
+
+
+_LABELS = {
+    "params": "parameters",
+    "params_non_embedding": "parameters without embeddings",
+    "flops": "training compute [FLOPs]",
+    "valid/loss": "validation loss [nats per token]",
+    "train/loss": "training loss [nats per token]",
+    "test/loss": "test loss [nats per token]",
+}
+
+
+def label(name: str) -> str:
+    """A name of a metric or of a size in plain words, with its unit where that is known."""
+    return _LABELS.get(name, name)
 
 
 def number(value: float | None, form: str = ".4g") -> Cell:

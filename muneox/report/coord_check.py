@@ -88,6 +88,7 @@ def _slopes(content: Mapping[str, Any]) -> Figure:
         caption="Bars: 95 % bootstrap interval over seeds. Shaded: slopes that pass. Attention logits, and the output "
         "at initialisation, can shrink.",
         views=tuple(views),
+        opened=max(0, len(views) - 1),
         toggles=(),
         height=160 + 26 * len(modules),
     )
@@ -145,19 +146,26 @@ def _lines(records: Mapping[str, Sequence[Mapping[str, Any]]], short: str, rows:
         for module, points in panel.items():
             bad = (module, statistic, t) in failing
             i = modules.index(module)
-            style = {"color": "$bad" if bad else colour(i), "width": 3 if bad else 1.6, "dash": DASHES[i // 8 % 4]}
+            passing = "$muted/0.5" if failing else colour(i)
+            style = {"color": "$bad" if bad else passing, "width": 2.5 if bad else 1.6, "dash": DASHES[i // 8 % 4]}
             widths = sorted(points)
             means = [_geometric_mean(points[width]) for width in widths]
-            trace = {
+            trace: dict[str, Any] = {
                 "type": "scatter",
-                "mode": "lines+markers",
+                "mode": "lines+markers+text" if bad else "lines+markers",
                 "name": f"{module}{' ✗' if bad else ''}",
                 "line": style,
+                "showlegend": bad or not failing,
             }
+            if bad:
+                texts = [""] * (len(points) - 1) + [module.rpartition(".")[2]]
+                trace |= {"text": texts, "textposition": "top left", "textfont": {"color": "$bad"}}
             hover = f"{module}<br>width %{{x:g}}<br>%{{y:.4g}}<extra>{'fails' if bad else ''}</extra>"
             data.append({**trace, "x": widths, "y": means, "marker": {"size": 5}, "hovertemplate": hover})
         views.append((_when(statistic, t), tuple(range(first, len(data)))))
     name = NAMES[short]
+    panels = list(values)
+    telling = max(range(len(panels)), key=lambda i: (sum(row[1:] == panels[i] for row in failing), i), default=0)
     return Figure(
         f"coord-{short}",
         f"{name}: size of the activations against the width",
@@ -168,6 +176,7 @@ def _lines(records: Mapping[str, Sequence[Mapping[str, Any]]], short: str, rows:
             "yaxis": {"type": "log", "title": {"text": "size"}, "dtick": "D2", "tickformat": "~g"},
         },
         views=tuple(views),
+        opened=telling,
         height=560,
         half=True,
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from muneox.output import short
-from muneox.report.content import Cell, Entry, Figure, Section, Status, Table, colour, load, number
+from muneox.report.content import Cell, Entry, Figure, Section, Status, Table, colour, label, load, number
 from muneox.scaling.figure_data import left_out_points, nearest_backtest
+from muneox.scaling.sentence import outcome, predicted
 
 MAKER = "tools/scaling/predict_loss.py --json"
 LEAD = (
@@ -34,7 +35,7 @@ def section(paths: Sequence[Path]) -> Section:
         blocks.append(_points(prefix, content))
     status: Status = "fail" if "fail" in statuses else "pass" if "pass" in statuses else "note"
     headline = ". ".join(headlines)
-    return Section("forecast", "Ladder and forecast", status, headline, LEAD, tuple(blocks), tuple(warnings))
+    return Section("forecast", "Forecast", status, headline, LEAD, tuple(blocks), tuple(warnings))
 
 
 def _status(content: Mapping[str, Any]) -> Status:
@@ -46,16 +47,10 @@ def _headline(content: Mapping[str, Any]) -> str:
     if not content["targets"]:
         return f"{content.get('formula', 'a law')} fitted to {len(content['points']['used'])} runs"
     target = content["targets"][-1]
-    x, y = content.get("x", "x"), content.get("y", "loss")
-    headline = (
-        f"{y} {target['prediction']:.4f} at {short(target['x'])} {x}, {target['level']:.0%} interval "
-        f"{target['low']:.4f} to {target['high']:.4f}"
-    )
+    headline = predicted(content.get("x", "x"), target)
     if "actual" in target:
-        where = "inside" if target["inside"] else "OUTSIDE"
-        headline += f"; actual {target['actual']:.4f}, {target['relative_error']:+.2%} off, {where}"
-    error = content["backtest"].get("mean_absolute_relative_error")
-    return headline + ("" if error is None else f"; held-out runs were predicted to {error:.2%}")
+        headline += f"; {outcome(target)}"
+    return headline
 
 
 def _ladder(name: str, content: Mapping[str, Any]) -> Figure:
@@ -87,7 +82,7 @@ def _ladder(name: str, content: Mapping[str, Any]) -> Figure:
             }
         )
     steps = content.get("law") == "annealing"
-    axis = {"title": {"text": x}, "tickformat": "~s"} | ({} if steps else {"type": "log", "dtick": "D2"})
+    axis = {"title": {"text": label(x)}, "tickformat": "~s"} | ({} if steps else {"type": "log", "dtick": "D2"})
     title = f"{name}: {content.get('formula', 'ladder')}" if name else str(content.get("formula", "ladder"))
     return Figure(
         f"ladder-{name}" if name else "ladder",
@@ -95,7 +90,7 @@ def _ladder(name: str, content: Mapping[str, Any]) -> Figure:
         f"{y} against {x}: {len(points['used'])} fitted runs, {len(rest)} left out, {len(targets)} forecasts with "
         f"intervals. {_headline(content)}.",
         data,
-        {"xaxis": axis, "yaxis": {"title": {"text": y}}},
+        {"xaxis": axis, "yaxis": {"title": {"text": label(y)}}},
         caption=_caption(content),
         height=520,
     )
@@ -184,7 +179,7 @@ def _targets(prefix: str, content: Mapping[str, Any]) -> Table:
         )
     tokens = ("tokens",) if any("tokens" in target for target in content["targets"]) else ()
     columns = ("prediction", "low", "high", "level", "beyond the data", "actual", "error", "interval")
-    return Table(f"{prefix}Forecast", (content.get("x", "x"), *tokens, *columns), rows)
+    return Table(f"{prefix}Forecast", (label(content.get("x", "x")), *tokens, *columns), rows)
 
 
 def _parameters(prefix: str, content: Mapping[str, Any]) -> Table:
@@ -206,7 +201,7 @@ def _backtest(prefix: str, content: Mapping[str, Any]) -> Table:
         )
         for run in content["backtest"]["held_out"]
     ]
-    head = ("fitted", content.get("x", "x"), "prediction", "low", "high", "actual", "error", "interval")
+    head = ("sizes fitted", label(content.get("x", "x")), "prediction", "low", "high", "actual", "error", "interval")
     return Table(f"{prefix}Backtest: larger runs held out", head, rows, folded=True)
 
 
@@ -219,7 +214,7 @@ def _points(prefix: str, content: Mapping[str, Any]) -> Table:
             rows.append((point["name"], Cell(short(point["x"]), point["x"]), y, f"{use}: {why}" if why else use))
     return Table(
         f"{prefix}Runs of the ladder",
-        ("run", content.get("x", "x"), content.get("y", "loss"), "use"),
+        ("run", label(content.get("x", "x")), label(content.get("y", "loss")), "use"),
         rows,
         folded=True,
     )

@@ -11,8 +11,9 @@ from typing import Any
 
 from megatron.optional import import_optional
 from muneox.output import finite_or_none
-from muneox.report.content import Cell, Figure, Section, Table
+from muneox.report.content import Cell, Figure, Section, Table, Text
 
+_RIGHT = ' class="n"'
 BADGES = {"pass": "✓ PASS", "fail": "✗ FAIL", "note": "● NOTE"}
 # The page contains everything it needs, and this policy forbids the browser to fetch anything.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
@@ -23,7 +24,7 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
-<link rel="icon" href="data:,">
+<link rel="icon" href="data:,">{refresh}
 <title>{title}</title>
 <style>
 {style}</style>
@@ -37,9 +38,8 @@ PAGE = """<!doctype html>
 <h1>{title}</h1>
 <p class="muted">{subtitle}</p>
 </header>
-<ul class="cards">
+{hero}
 {cards}
-</ul>
 <noscript><p>The figures need JavaScript; the tables hold the same numbers.</p></noscript>
 {sections}
 <footer><p>{footer}</p></footer>
@@ -54,18 +54,32 @@ PAGE = """<!doctype html>
 """
 
 
-def render(sections: Sequence[Section], inputs: dict[str, Any], title: str, subtitle: str, footer: str) -> str:
-    """Render the page. inputs: the source of its numbers, embedded as JSON. Raises ConfigError if plotly is missing."""
+def render(
+    sections: Sequence[Section],
+    inputs: dict[str, Any],
+    title: str,
+    subtitle: str,
+    footer: str,
+    refresh: float | None = None,
+) -> str:
+    """Render the page. A forecast that is the first section comes before the overview of the others.
+
+    inputs: the source of its numbers, embedded as JSON. refresh: seconds after which a browser loads the page again.
+    Raises ConfigError if plotly is missing.
+    """
     here = Path(__file__).parent
+    hero, rest = (list(sections[:1]), list(sections[1:])) if sections[0].name == "forecast" else ([], list(sections))
     figures = [block for section in sections for block in section.blocks if isinstance(block, Figure)]
     return PAGE.format(
         policy=POLICY,
+        refresh="" if refresh is None else f'\n<meta http-equiv="refresh" content="{refresh:g}">',
         title=escape(title),
         subtitle=escape(subtitle),
         style=(here / "style.css").read_text(encoding="utf-8"),
         nav="".join(f'<a href="#{section.name}">{escape(section.title)}</a>' for section in sections),
-        cards="\n".join(_card(section) for section in sections),
-        sections="\n".join(_section(section) for section in sections),
+        hero="\n".join(_section(section) for section in hero),
+        cards='<ul class="cards">\n' + "\n".join(map(_card, rest)) + "\n</ul>" if rest else "",
+        sections="\n".join(map(_section, rest)),
         footer=escape(footer),
         inputs=_embedded(inputs),
         figures=_embedded([_spec(figure) for figure in figures]),
@@ -113,9 +127,20 @@ def _section(section: Section) -> str:
         items = "".join(f"<li>{escape(text)}</li>" for text in section.warnings)
         parts.append(f'<ul class="warnings" aria-label="Warnings">{items}</ul>')
     for half, blocks in itertools.groupby(section.blocks, lambda block: isinstance(block, Figure) and block.half):
-        inside = "\n".join(_figure(block) if isinstance(block, Figure) else _table(block) for block in blocks)
+        inside = "\n".join(map(_block, blocks))
         parts.append(f'<div class="grid">{inside}</div>' if half else inside)
     return "\n".join([*parts, "</section>"])
+
+
+def _block(block: Figure | Table | Text) -> str:
+    match block:
+        case Figure():
+            return _figure(block)
+        case Table():
+            return _table(block)
+        case Text():
+            text = f'<pre class="sample">{escape(block.text)}</pre>'
+            return f'<div class="block"><h3>{escape(block.caption)}</h3>{text}</div>'
 
 
 def _figure(figure: Figure) -> str:
@@ -125,9 +150,9 @@ def _figure(figure: Figure) -> str:
         for axis in figure.toggles
     )
     if figure.views:
-        options = "".join(f"<option>{escape(label)}</option>" for label, _ in figure.views)
-        chosen = f'<select aria-label="View of: {escape(figure.title)}">{options}</select>'
-        tools = chosen.replace("<option>", "<option selected>", 1) + tools
+        chosen = (" selected" if i == figure.opened else "" for i in range(len(figure.views)))
+        options = "".join(f"<option{mark}>{escape(label)}</option>" for mark, (label, _) in zip(chosen, figure.views))
+        tools = f'<select aria-label="View of: {escape(figure.title)}">{options}</select>' + tools
     tools += '<button type="button" class="reset">whole range</button>'
     caption = f"<figcaption>{escape(figure.caption)}</figcaption>" if figure.caption else ""
     return (
@@ -139,10 +164,14 @@ def _figure(figure: Figure) -> str:
 
 
 def _table(table: Table) -> str:
-    first = table.rows[0] if table.rows else table.head
-    numeric = [' class="n"' if isinstance(entry, Cell) and entry.value is not None else "" for entry in first]
-    head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(table.head, numeric))
-    rows = "\n".join(f"<tr>{''.join(_cell(entry, i) for i, entry in enumerate(row))}</tr>" for row in table.rows)
+    columns = [
+        any(isinstance(entry, Cell) and entry.value is not None for entry in column) for column in zip(*table.rows)
+    ]
+    numeric = columns or [False] * len(table.head)
+    head = "".join(f'<th scope="col"{_RIGHT * right}>{escape(name)}</th>' for name, right in zip(table.head, numeric))
+    rows = "\n".join(
+        f"<tr>{''.join(_cell(entry, i, numeric[i]) for i, entry in enumerate(row))}</tr>" for row in table.rows
+    )
     caption = escape(table.caption)
     body = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     scroll = f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table>'
@@ -151,8 +180,8 @@ def _table(table: Table) -> str:
     return f'<div class="block"><h3>{caption}</h3>{scroll}{body}</div>'
 
 
-def _cell(entry: Cell | str, column: int) -> str:
+def _cell(entry: Cell | str, column: int, right: bool) -> str:
     cell = entry if isinstance(entry, Cell) else Cell(entry)
-    behind = "" if cell.value is None else f' class="n" data-value="{cell.value!r}"'
+    behind = _RIGHT * right + ("" if cell.value is None else f' data-value="{cell.value!r}"')
     tag, scope = ("th", ' scope="row"') if column == 0 else ("td", "")
     return f"<{tag}{scope}{behind}>{escape(cell.text)}</{tag}>"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from muneox.report.content import DASHES, Entry, Figure, Section, Status, Table, colour, load, number
+from muneox.report.content import DASHES, Entry, Figure, Section, Status, Table, colour, label, load, number
 
 FEW = 40  # curves with at most this many points have markers
 MAKER = "tools/mup/width_check.py"
@@ -22,6 +22,10 @@ def section(path: Path) -> Section:
     names = list(dict.fromkeys(comparison["parametrization"] for comparison in content["comparisons"]))
     figures = [figure for name in names for figure in (_curves(content, name), _differences(content, name))]
     headline = ". ".join(verdict for verdict in content["verdicts"] if verdict.startswith(content["judged"]))
+    if content["passed"]:
+        judged = [c for c in content["comparisons"] if c["parametrization"] == content["judged"]]
+        steps = len({step for c in judged for step in c["steps"]})
+        headline = f"Wider is never worse beyond the noise of seeds: {len(judged)} pairs of widths, {steps} steps"
     others = [verdict for verdict in content["verdicts"] if not verdict.startswith(content["judged"])]
     lead = LEAD + (f" For comparison: {'; '.join(others)}." if others else "")
     status: Status = "pass" if content["passed"] else "fail"
@@ -39,7 +43,7 @@ def _curves(content: Mapping[str, Any], name: str) -> Figure:
             "width": 2.5 if mean else 1,
             "dash": DASHES[i % 4],
         }
-        label = f"width {curve['width']}" + (", mean of seeds" if mean else f": {curve['run']}")
+        text = f"width {curve['width']}" + (", mean of seeds" if mean else f": {curve['run']}")
         data.append(
             {
                 "type": "scatter",
@@ -50,7 +54,7 @@ def _curves(content: Mapping[str, Any], name: str) -> Figure:
                 "x": curve["steps"],
                 "y": curve["values"],
                 "line": style if mean else {**style, "dash": "solid"},
-                "hovertemplate": f"{label}<br>step %{{x}}<br>%{{y:.4f}}<extra></extra>",
+                "hovertemplate": f"{text}<br>step %{{x}}<br>%{{y:.4f}}<extra></extra>",
             }
         )
     return Figure(
@@ -58,7 +62,7 @@ def _curves(content: Mapping[str, Any], name: str) -> Figure:
         f"{name}: training curves",
         f"{name}: {content['metric']} over the steps for widths {', '.join(map(str, widths))}, {content['smoothing']}.",
         data,
-        {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": content["metric"]}}},
+        {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": label(content["metric"])}}},
         caption=f"Thick: mean over seeds; thin: single runs. {content['smoothing'].capitalize()}.",
         half=True,
     )
@@ -69,13 +73,13 @@ def _differences(content: Mapping[str, Any], name: str) -> Figure:
     data: list[dict[str, Any]] = []
     judged = [comparison for comparison in content["comparisons"] if comparison["parametrization"] == name]
     for c in judged:
-        shade, label = colour(widths.index(c["wide"])), f"{c['wide']} − {c['narrow']}"
+        shade, text = colour(widths.index(c["wide"])), f"{c['wide']} − {c['narrow']}"
         pairs = [
             (s, d, m) for s, d, m in zip(c["steps"], c["difference"], c["margin"]) if d is not None and m is not None
         ]
         steps = [step for step, _, _ in pairs]
         edge = [d + m for _, d, m in pairs] + [d - m for _, d, m in reversed(pairs)]
-        common = {"type": "scatter", "legendgroup": label}
+        common = {"type": "scatter", "legendgroup": text}
         band = {
             "x": steps + steps[::-1],
             "y": edge,
@@ -85,12 +89,12 @@ def _differences(content: Mapping[str, Any], name: str) -> Figure:
         }
         data.append({**common, **band, "mode": "lines", "hoverinfo": "skip", "showlegend": False})
         line = {"color": shade, "width": 2, "dash": DASHES[widths.index(c["wide"]) % 4]}
-        hover = f"{label}<br>step %{{x}}<br>%{{y:+.4f}}<extra></extra>"
-        curve = {"x": c["steps"], "y": c["difference"], "name": label, "line": line, "hovertemplate": hover}
+        hover = f"{text}<br>step %{{x}}<br>%{{y:+.4f}}<extra></extra>"
+        curve = {"x": c["steps"], "y": c["difference"], "name": text, "line": line, "hovertemplate": hover}
         data.append({**common, **curve, "mode": "lines"})
         worse = [(s, d) for s, d in zip(c["steps"], c["difference"]) if s in set(c["worse"]) and d is not None]
         marks = {"symbol": "triangle-down", "size": 9, "color": "$bad"}
-        hover = f"{label}<br>step %{{x}}<br>%{{y:+.4f}}: worse beyond noise<extra></extra>"
+        hover = f"{text}<br>step %{{x}}<br>%{{y:+.4f}}: worse beyond noise<extra></extra>"
         points = {"x": [s for s, _ in worse], "y": [d for _, d in worse], "marker": marks, "hovertemplate": hover}
         data.append({**common, **points, "mode": "markers", "showlegend": False})
     worse_count = sum(len(c["worse"]) for c in judged)
@@ -102,7 +106,7 @@ def _differences(content: Mapping[str, Any], name: str) -> Figure:
         data,
         {
             "xaxis": {"title": {"text": "step"}},
-            "yaxis": {"title": {"text": "difference [nats/token]"}, "zeroline": True, "zerolinewidth": 2},
+            "yaxis": {"title": {"text": "difference [nats per token]"}, "zeroline": True, "zerolinewidth": 2},
         },
         caption="Below zero the wider model is better. Bands: noise of seeds.",
         toggles=("x",),

@@ -7,6 +7,8 @@ import math
 import re
 import shutil
 import subprocess
+import threading
+import urllib.request
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from megatron.errors import ConfigError, DataError
+from megatron.monitoring.jsonl import JsonlMonitor
 from muneox.commands import lr_landscape, report, width_check
-from muneox.report import coord_check, html
+from muneox.report import coord_check, html, serve
 from muneox.report import lr_landscape as lr_landscape_section
 from mup.slopes import Thresholds, verdict
 from tests.tools_mup import synthetic
@@ -202,14 +205,14 @@ def check_numbers(read, inputs):
     coord = json.loads((inputs / "coord_check.0.json").read_text())
     slopes = [[row[i][1] for i in (3, 4, 5)] for row in table(read, "parametrization", "module")]
     assert slopes == [[r["slope"], r["low"], r["high"]] for short in ("up", "sp") for r in coord[short]["rows"]]
-    [target] = table(read, "params", "prediction")
+    [target] = table(read, "parameters", "prediction")
     expected = [FORECAST["targets"][0][key] for key in ("x", "prediction", "low", "high", "level", "extrapolation")]
     assert [cell[1] for cell in target[:6]] == expected and target[0][0] == "6.7B" and target[1][0] == "2.5123"
     assert [cell[1] for cell in target[6:8]] == [2.5, 0.0049] and target[8][0] == "inside"
     parameters = table(read, "parameter", "value")
     assert {row[0][0]: row[1][1] for row in parameters} == {"a": 9, "b": -0.2, "c": 2}
     assert "Prior: exponents log-normal, median 0.33." in read.text
-    ladder = table(read, "run", "params", "valid/loss")
+    ladder = table(read, "run", "parameters", "validation loss [nats per token]")
     assert [(r[0][0], r[1][1]) for r in ladder[:5]] == [(p["name"], p["x"]) for p in FORECAST["points"]["used"]]
     assert [cell[0] for cell in ladder[5]] == ["gone", "5M", "nan", "left out: loss is nan"]
 
@@ -412,7 +415,7 @@ seen.after = [...kinds(), logX.getAttribute("aria-pressed"), logY.getAttribute("
 const chooser = document.querySelector("#coord-up select"), plot = document.querySelector("#coord-up .plot");
 const visible = () => plot._fullData.filter((trace) => trace.visible === true).map((trace) => trace.index);
 const first = visible();
-chooser.selectedIndex = 2; chooser.dispatchEvent(new Event("change"));
+chooser.selectedIndex = 0; chooser.dispatchEvent(new Event("change"));
 seen.views = [first, visible()];
 window.dispatchEvent(new Event("beforeprint"));
 seen.print = [document.querySelectorAll("details:not([open])").length, document.documentElement.dataset.theme];
@@ -457,7 +460,7 @@ def test_a_browser_draws_the_whole_page_without_errors(in_browser, inputs):
     assert "run 2" in seen["hover"] and "3.4000" in seen["hover"]
     assert seen["dark"] == "dark" and seen["recoloured"]
     assert seen["before"] == ["log", "linear", "true", "false"] and seen["after"] == ["linear", "log", "false", "true"]
-    assert seen["views"] == [[0, 1, 2], [6, 7, 8]]
+    assert seen["views"] == [[6, 7, 8], [0, 1, 2]], "it opens on the last step"
     assert seen["print"] == [0, "light"] and seen["afterPrint"] == [0, "dark"]
 
 
@@ -466,3 +469,98 @@ def test_numbers_in_the_browser_document_match_the_inputs(in_browser, inputs):
     body = re.sub(r"<script.*?</script>|<svg.*?</svg>|<style.*?</style>", "", in_browser[0], flags=re.S)
     body = re.search(r"<main.*</main>", body, flags=re.S)[0]
     check_numbers(Reader(body), inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_nothing_is_cut_at_390_pixels(page, tmp_path):
+    """A frame of 390 pixels: the page is no wider, and whatever is wider than its part of the page scrolls there."""
+    probe = """<body><iframe id="frame" width="390" height="900" style="border:0"></iframe><script>
+    const frame = document.getElementById("frame");
+    frame.srcdoc = SOURCE;
+    const look = () => {
+      const inside = frame.contentDocument, root = inside.documentElement;
+      if (!root.dataset.drawn) return setTimeout(look, 200);
+      const scrolls = (element) => element.closest(".scroll, nav, .plot, svg, select, .skip");
+      const wide = [...inside.querySelectorAll("main *")].filter(
+        (element) => !scrolls(element) && element.getBoundingClientRect().right > 391);
+      document.body.dataset.width = frame.contentWindow.innerWidth;
+      document.body.dataset.overflow = root.scrollWidth - frame.contentWindow.innerWidth;
+      document.body.dataset.wide = wide.map((element) => element.outerHTML.slice(0, 80)).join(" ");
+      const figures = [...inside.querySelectorAll(".plot svg.main-svg")];
+      document.body.dataset.figures = figures.every((figure) => figure.getBoundingClientRect().right <= 391);
+    };
+    frame.onload = look;
+    </script></body>"""
+    source = json.dumps(page.read_text(encoding="utf-8")).replace("</", "<\\/")
+    file = tmp_path / "narrow.html"
+    file.write_text(probe.replace("SOURCE", source), encoding="utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=30000", "--dump-dom"]
+    done = subprocess.run([*command, file.as_uri()], capture_output=True, timeout=240, text=True)
+    body = re.search("<body[^>]*>", done.stdout)[0]
+    values = {name: re.search(f'data-{name}="([^"]*)"', body)[1] for name in ("width", "overflow", "wide", "figures")}
+    assert int(values.pop("overflow")) <= 0
+    assert values == {"width": "390", "wide": "", "figures": "true"}
+
+
+def test_the_forecast_comes_first_with_its_headline(page, read):
+    text = page.read_text(encoding="utf-8")
+    assert text.index('<section id="forecast"') < text.index('<ul class="cards">') < text.index('<section id="audit"')
+    headline = "6.7B parameters: 2.512, 90% interval 2.470 to 2.550, 12.5 times the largest run; actual 2.500, inside"
+    assert headline in unescape(text)
+
+
+def test_the_default_title_names_what_is_forecast(inputs, tmp_path, capsys):
+    out = tmp_path / "report.html"
+    report.main(["--forecast", str(inputs / "forecast.json"), "--out", str(out)])
+    assert "<h1>Forecast for 6.7B parameters</h1>" in out.read_text(encoding="utf-8")
+
+
+def metrics(folder, flops, tokens, **config):
+    monitor = JsonlMonitor(folder / "metrics.jsonl")
+    monitor.start(
+        {"config": config, "model": {"params": 1e6, "flops_per_token": flops}, "corpus": {"sha256": "a" * 64}}
+    )
+    monitor.log({"step": 10, "tokens": tokens, "train/loss": 3.5, "valid/loss": 3.25})
+    monitor.close()
+
+
+def test_search_cost_and_sample_are_reported(tmp_path):
+    for i in range(3):
+        metrics(tmp_path / f"search/trial{i}", 2e6, 1000)
+    metrics(tmp_path / "ladder/w32", 4e6, 1000)
+    metrics(tmp_path / "target", 6e7, 1000, data_path="data/mine")
+    (tmp_path / "search/best.yml").write_text("overlay: true\nlr: 0.0078125\nmup-init-scale: 2.5\n")
+    (tmp_path / "sample.txt").write_text(json.dumps({"context": "def f(", "text": f"x): {EVIL}"}) + "\n")
+    parts = {name: str(tmp_path / name) for name in ("search", "ladder", "target")} | {
+        "sample": str(tmp_path / "sample.txt")
+    }
+    out = tmp_path / "report.html"
+    report.main([*(word for name, path in parts.items() for word in (f"--{name}", path)), "--out", str(out)])
+    read = Reader(without_scripts(out.read_text(encoding="utf-8")))
+    costs = {row[0][0]: [cell[1] for cell in row[1:]] for row in table(read, "part", "runs", "training FLOPs")}
+    assert costs["search"] == [3, 6e9, pytest.approx(0.1)] and costs["ladder"] == [1, 4e9, pytest.approx(4 / 60)]
+    assert {row[0][0]: row[1][1] for row in table(read, "key", "value")} == {"lr": 0.0078125, "mup-init-scale": 2.5}
+    assert "The search cost 10% of one training of the target, instead of 3 trainings" in read.text
+    assert f"def f(x): {EVIL}" in read.text and "data/mine" in read.text
+
+
+def test_the_report_is_served_on_this_machine_only(inputs):
+    pages = iter(["first", DataError("no runs <yet>")])
+
+    def make():
+        page = next(pages)
+        if isinstance(page, Exception):
+            raise page
+        return page
+
+    with serve.server(make, 0, 3.0) as serving:
+        assert serving.server_address[0] == "127.0.0.1"
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{serving.server_port}/"
+        with urllib.request.urlopen(address) as answer:
+            assert answer.read() == b"first"
+        with urllib.request.urlopen(address) as answer:
+            text = answer.read().decode()
+        assert "no runs &lt;yet&gt;" in text and 'content="3"' in text
+        serving.shutdown()
