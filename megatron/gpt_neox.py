@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from megatron.checkpointing import Target
-from megatron.checkpointing import load_checkpoint as load_engine
-from megatron.checkpointing import save_checkpoint as save_engine
+from megatron.checkpointing.load import load_checkpoint as load_engine
+from megatron.checkpointing.save import save_checkpoint as save_engine
 from megatron.errors import ConfigError, DataError
 from megatron.files import replacing
 from megatron.initialize import Runtime, start_worker

@@ -19,6 +19,7 @@ from megatron.checkpointing import check_unchanged, load_weights
 from megatron.checkpointing.load import LoadedWeights
 from megatron.errors import CheckpointError, DataError
 from megatron.files import replacing
+from megatron.forwarding import forward_names
 from megatron.mappings import ABSENT, differences
 from megatron.model.build import ModelPlan, forward_section, meta_model, shapes_of
 from megatron.model.gpt import GPT
@@ -31,6 +32,20 @@ from megatron.tokenizer import StreamDetokenizer, Tokenizer, build_tokenizer
 from megatron.training.model_from_config import model_plan, neox_assembly
 
 logger = logging.getLogger(__name__)
+
+# GPT-NeoX's functions, which take its arguments
+__getattr__ = forward_names(
+    __name__,
+    dict.fromkeys(
+        (
+            "generate_samples_from_prompt",
+            "generate_samples_input_from_file",
+            "generate_samples_interactive",
+            "generate_samples_unconditional",
+        ),
+        "megatron.gpt_neox",
+    ),
+)
 
 _BATCH = 16  # samples of one prompt per batch
 _SHOWN = 10  # parameters listed in an error

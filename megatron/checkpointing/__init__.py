@@ -8,16 +8,19 @@ from megatron.checkpointing.load import (
     LoadedWeights,
     find_intact,
     has_no_manifest,
-    load_checkpoint,
     load_weights,
     read_header,
 )
 from megatron.checkpointing.neox import Assembly, NeoxCheckpoint, is_neox
 from megatron.checkpointing.reshard import Target
-from megatron.checkpointing.save import PendingSave, begin_save, save_checkpoint
+from megatron.checkpointing.save import PendingSave, begin_save
 from megatron.checkpointing.schedule import save_iterations
 from megatron.checkpointing.unchanged import check_unchanged
 from megatron.checkpointing.whole import Layout, WholeCheckpoint
+from megatron.forwarding import forward_names
+
+# GPT-NeoX's functions. Those of this package, which take an engine, are in its modules `save` and `load`.
+__getattr__ = forward_names(__name__, dict.fromkeys(("load_checkpoint", "save_checkpoint"), "megatron.gpt_neox"))
 
 __all__ = [
     "Assembly",
@@ -35,10 +38,8 @@ __all__ = [
     "folder_lock",
     "has_no_manifest",
     "is_neox",
-    "load_checkpoint",
     "load_weights",
     "read_header",
-    "save_checkpoint",
     "save_iterations",
     "step_directories",
     "verify",

@@ -118,7 +118,7 @@ class VerifiedCheckpointEngine(CheckpointEngine):
 
     def _open(self) -> FileWriter:
         if self._writer is None:
-            raise RuntimeError("the engine's save_checkpoint was called: use megatron.checkpointing.save_checkpoint")
+            raise RuntimeError("the engine's save_checkpoint was called: use that of megatron.checkpointing.save")
         return self._writer
 
     def load(self, path: str, map_location: Any = None) -> Any:

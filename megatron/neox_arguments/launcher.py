@@ -148,6 +148,23 @@ def decode(text: str) -> dict[str, Any]:
     return config
 
 
+def split_prompts(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split the command line into the values of --prompt and the arguments for NeoXArgs. Raises ConfigError."""
+    prompts, rest = [], []
+    tokens = iter(argv)
+    for token in tokens:
+        if token == "--prompt":
+            prompt = next(tokens, None)
+            if prompt is None:
+                raise ConfigError("command line: --prompt needs a text")
+            prompts.append(prompt)
+        elif token.startswith("--prompt="):
+            prompts.append(token.removeprefix("--prompt="))
+        else:
+            rest.append(token)
+    return prompts, rest
+
+
 def runner_arguments(args: Any, environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return the options of DeepSpeed's launcher for `args` (a NeoXArgs). Raises ConfigError."""
     hosts = launcher_hosts(args, environment)

@@ -15,10 +15,10 @@ from megatron.checkpointing import (
     PendingSave,
     Target,
     begin_save,
-    load_checkpoint,
     step_directories,
 )
 from megatron.checkpointing.collective import from_rank_0
+from megatron.checkpointing.load import load_checkpoint
 from megatron.errors import TrainingError
 from megatron.initialize import Runtime
 from megatron.neox_arguments.run_config import LoadConfig, RunConfig, SaveConfig

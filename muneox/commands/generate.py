@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs, UsageRequested
+from megatron.neox_arguments.launcher import split_prompts
 from megatron.neox_arguments.resolve import generation_config
 
 if TYPE_CHECKING:
@@ -35,23 +36,6 @@ usage: {program} [config.yml ...] [--load DIR] [--prompt TEXT ...] [--key value 
   --recompute           do not use the key-value cache
 
 All keys: configs/neox_arguments.md"""
-
-
-def split_prompts(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split the command line into the values of --prompt and the arguments for NeoXArgs. Raises ConfigError."""
-    prompts, rest = [], []
-    tokens = iter(argv)
-    for token in tokens:
-        if token == "--prompt":
-            prompt = next(tokens, None)
-            if prompt is None:
-                raise ConfigError("command line: --prompt needs a text")
-            prompts.append(prompt)
-        elif token.startswith("--prompt="):
-            prompts.append(token.removeprefix("--prompt="))
-        else:
-            rest.append(token)
-    return prompts, rest
 
 
 def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:

@@ -22,7 +22,8 @@ from unittest import mock
 import numpy as np
 import torch
 
-from megatron.checkpointing import load_checkpoint, save_checkpoint
+from megatron.checkpointing.load import load_checkpoint
+from megatron.checkpointing.save import save_checkpoint
 from megatron.errors import CheckpointError
 from tests.training.harness import free_port
 

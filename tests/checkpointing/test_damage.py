@@ -15,8 +15,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron.checkpointing import find_intact, load_checkpoint, load_weights, verify
+from megatron.checkpointing import find_intact, load_weights, verify
 from megatron.checkpointing.integrity import FileRecord, load_safely, write_manifest, write_torch
+from megatron.checkpointing.load import load_checkpoint
 from megatron.errors import CheckpointError
 from tests.checkpointing import harness
 

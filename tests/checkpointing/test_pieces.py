@@ -14,8 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron.checkpointing import check_unchanged, load_checkpoint, save_iterations
+from megatron.checkpointing import check_unchanged, save_iterations
 from megatron.checkpointing.integrity import load_safely, write_torch
+from megatron.checkpointing.load import load_checkpoint
 from megatron.checkpointing.rng import restore_rng_state, rng_state
 from megatron.errors import CheckpointError, ConfigError
 from muneox.commands import inspect_checkpoints

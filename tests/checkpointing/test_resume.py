@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.checkpointing import load_checkpoint, load_weights
+from megatron.checkpointing import load_weights
+from megatron.checkpointing.load import load_checkpoint
 from megatron.errors import CheckpointError
 from tests.checkpointing import harness
 

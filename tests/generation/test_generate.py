@@ -458,3 +458,27 @@ def test_train_then_generate(tmp_path):
     (tmp_path / "model.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     python(str(ROOT / "train.py"), "model.yml")
     assert python(str(ROOT / "generate.py"), "model.yml", "--prompt", "abc") == "abcdefgh abcdef\n"
+
+
+def test_the_launcher_passes_prompts_on(home):
+    """`deepy.py generate.py --prompt` prints what `generate.py --prompt` prints, with several prompts and devices."""
+    options = ["model.yml", "--load", "checkpoints", "--prompt", "a b", "--prompt=--x", "--temperature", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def text(*command):
+        done = subprocess.run(
+            [sys.executable, *command, *options], cwd=home, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    alone = text(ROOT / "generate.py")
+    assert alone.startswith("a b") and "--x" in alone
+    assert alone in text(ROOT / "deepy.py", ROOT / "generate.py", "--num-gpus", "2")
+
+
+def test_only_generation_takes_prompts():
+    import deepy
+
+    with pytest.raises(ConfigError, match="command line: only generate.py takes --prompt"):
+        deepy.main(["train.py", str(ROOT / "configs" / "19M.yml"), "--prompt", "a"])

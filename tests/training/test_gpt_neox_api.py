@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from megatron.gpt_neox import (
     setup_for_inference_or_eval,
     setup_model_and_optimizer,
 )
+from tests.training.harness import ROOT
 
 
 def keys(tmp_path):
@@ -34,6 +37,32 @@ def keys(tmp_path):
 @pytest.fixture
 def neox_args(tmp_path):
     return NeoXArgs.from_dict(keys(tmp_path), world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("utils", ["print_rank_0", "setup_for_inference_or_eval"]),
+        ("training", ["pretrain", "setup_model_and_optimizer"]),
+        ("checkpointing", ["load_checkpoint", "save_checkpoint"]),
+        (
+            "text_generation_utils",
+            [f"generate_samples_{way}" for way in ("from_prompt", "input_from_file", "unconditional", "interactive")],
+        ),
+    ],
+)
+def test_gpt_neox_import_paths(module, names):
+    """`from megatron.training import setup_model_and_optimizer` and its like work in a fresh process."""
+    homes = ", ".join(f"{name}.__module__" for name in names)
+    code = f"from megatron.{module} import {', '.join(names)}\nprint({homes})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) <= {"megatron.gpt_neox", "megatron.training"}
+
+
+def test_an_unknown_name_of_such_a_module_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'megatron.checkpointing' has no attribute 'upload_checkpoint'"):
+        _ = megatron.checkpointing.upload_checkpoint
 
 
 def check_other_ways_to_sample(tmp_path, neox_args, model, capsys, monkeypatch):
