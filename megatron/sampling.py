@@ -85,8 +85,9 @@ def _draw(rows: int, generator: Generators) -> Tensor:
 def context_length(model: GPT) -> int:
     """Return the maximum number of tokens from which the model predicts."""
     config = model.config
-    rows = config.max_position_embeddings - config.position_offset
-    return min(config.seq_length, rows) if config.pos_emb == "learned" else config.seq_length
+    if config.pos_emb != "learned":
+        return config.seq_length
+    return min(config.seq_length, config.max_position_embeddings - config.position_offset)
 
 
 class _Context:
