@@ -24,6 +24,11 @@ from megatron.neox_arguments.yaml_loader import CONFIG_SUFFIXES, parse_scalar
 USAGE = """\
 usage: {program} config.yml [more.yml ...] [-d FOLDER] [--key value ...]
 
+Start a job, such as training, with one process per device.
+
+  {program} configs/mup/base.yml configs/local_setup.yml --save checkpoints
+  {program} configs/mup/base.yml configs/local_setup.yml --train-iters 1000 --load checkpoints
+
   config.yml            YAML or JSON files to merge; the suffix .yml is optional
   -d, --conf_dir FOLDER folder of the configuration files
   --key value           override any key: --lr 3e-4, --use-mup, --optimizer.params.eps=1e-9; lists: --eval-tasks a b

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: {program} [config.yml ...] [--load DIR] [--eval-tasks TASK ...] [--key value ...]
 
+Evaluate a checkpoint: perplexity of the validation data, and tasks of the lm-evaluation-harness.
+
+  {program} --load checkpoints
+  {program} --load checkpoints --eval-tasks lambada_openai hellaswag
+
   --eval-tasks TASK ...     tasks of the lm-evaluation-harness by name, or YAML files with a task
   --load DIR                checkpoint to evaluate, which holds its configuration (default: `save` of config.yml)
   --iteration N             step of the checkpoint (default: the latest)

@@ -1,10 +1,10 @@
 """Sample from a checkpoint. Takes the command line of train.py and --prompt.
 
-    python generate.py configs/mup/base.yml configs/local_setup.yml --prompt "def main(" --temperature 0.8
-    python generate.py ... --text-gen-type interactive
-    python generate.py ... -i prompts.txt -o samples.jsonl --num-samples 4
+    python generate.py --load checkpoints --prompt "def main("
+    python generate.py --load checkpoints --text-gen-type interactive
+    python generate.py configs/mup/base.yml configs/local_setup.yml -i prompts.txt -o samples.jsonl --num-samples 4
 
-Without --load, the checkpoint is in the folder `save` of the configuration.
+The checkpoint holds its configuration. Without --load, it is in the folder `save` of the configuration files.
 """
 
 from __future__ import annotations
@@ -26,13 +26,19 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: {program} [config.yml ...] [--load DIR] [--prompt TEXT ...] [--key value ...]
 
+Sample text from a checkpoint.
+
+  {program} --load checkpoints --prompt "def main("
+  {program} --load checkpoints --text-gen-type interactive
+  {program} --load checkpoints -i prompts.txt -o samples.jsonl --num-samples 4 --temperature 0
+
   --prompt TEXT         continue this text and print it as it is sampled; repeatable
   --text-gen-type KIND  unconditional (default), input-file or interactive
   -i, -o FILE           sample_input_file: one prompt per line; sample_output_file: one JSON object per line
   --load DIR            checkpoint to sample from, which holds its configuration (default: `save` of config.yml)
   --iteration N         step of the checkpoint (default: the latest)
-  --maximum-tokens N, --num-samples N, --temperature T (0: the most likely token), --top-k K, --top-p P
-  --seed N              equal seeds give equal samples
+  --maximum-tokens N (64), --num-samples N (1), --seed N: equal seeds give equal samples
+  --temperature T (0.8; 0: the most likely token), --top-k K (50), --top-p P
   --recompute           do not use the key-value cache
 
 All keys: configs/neox_arguments.md"""

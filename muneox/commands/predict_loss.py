@@ -50,7 +50,11 @@ from muneox.scaling.sentence import outcome, predicted
 
 
 def arguments(input_args: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s RUNS ... --y METRIC --target X [options]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("sources", nargs="*", metavar="RUNS")
     parser.add_argument("--law", choices=("size", "surface", "compute", "annealing"), default="size")
     what = parser.add_argument_group("input")

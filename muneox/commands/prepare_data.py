@@ -17,7 +17,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from megatron.data.downloads import DEFAULT, DOWNLOADS, Download, fetch, fetch_g
 from megatron.data.encoding import TokenizerSpec, encode_documents
 from megatron.data.indexed_dataset import IndexedDataset
 from megatron.errors import ConfigError, DataError
-from megatron.files import open_regular, put_in_place, read_json
+from megatron.files import open_regular, put_in_place, read_json, write_whole
 from megatron.tokenizer import TOKENIZER_TYPES, build_tokenizer
 from megatron.tokenizer.train_tokenizer import train_tokenizer
 
@@ -50,7 +50,12 @@ _TOKENIZER_TRAINING_BYTES = 10_000_000  # more text does not change the merges o
 
 def build_parser() -> argparse.ArgumentParser:
     """Parser of the command line. -d, -t, -v and -m are GPT-NeoX's."""
-    parser = argparse.ArgumentParser(description="Prepare a corpus to train on.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [DATASET | --input FILE ...] [options]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument(
         "dataset", nargs="?", help=f"{', '.join(DOWNLOADS)} (default: sympy's source text; with -d {DEFAULT})"
     )
@@ -181,7 +186,7 @@ def prepare_documents(data_set: Download, args: argparse.Namespace) -> dict[str,
     for loss in stats.losses():
         print(f"warning: {loss}", file=sys.stderr)
     print(f"{stats.documents:,} documents, {stats.tokens['text']:,} tokens")
-    _print_keys(prefix, kind, args.vocab_file, args.merge_file)
+    _print_keys(_keys(prefix, kind, args.vocab_file, args.merge_file))
     return {"documents": stats.documents, "bytes": stats.text_bytes, "tokens": stats.tokens["text"]}
 
 
@@ -294,11 +299,23 @@ def summarize(facts: dict[str, Any], folder: Path) -> None:
             file=sys.stderr,
         )
     vocab_file = str(folder / "tokenizer.json") if request["trained_vocab_size"] else request["vocab_file"]
-    _print_keys(folder / request["prefix"], request["tokenizer_type"], vocab_file, request["merge_file"])
+    keys = _keys(folder / request["prefix"], request["tokenizer_type"], vocab_file, request["merge_file"])
+    overlay = folder / "local.yml"
+    lines = ["# The corpus in this folder: add this file after that of a model.", "overlay: true"]
+    text = "\n".join([*lines, *(f"{key}: {json.dumps(value)}" for key, value in keys.items())]) + "\n"
+    if not overlay.is_file() or overlay.read_text() != text:
+        write_whole(overlay, text)
+    _print_keys(keys)
+    print(f"or add its file: python deepy.py train.py configs/mup/base.yml {overlay}")
 
 
-def _print_keys(prefix: Path, kind: str, vocab_file: str | None, merge_file: str | None) -> None:
+def _keys(prefix: Path, kind: str, vocab_file: str | None, merge_file: str | None) -> dict[str, str]:
+    """The keys of a configuration that reads the corpus."""
     keys = {"data-path": str(prefix), "tokenizer-type": kind}
     keys |= {"vocab-file": vocab_file} if vocab_file else {}
     keys |= {"merge-file": merge_file} if merge_file else {}
+    return keys
+
+
+def _print_keys(keys: Mapping[str, str]) -> None:
     print("train on it with " + ", ".join(f"{key}: {value}" for key, value in keys.items()))

@@ -52,16 +52,36 @@ class Setup:
 
 def parser() -> argparse.ArgumentParser:
     """Parser for the options of the search. All other arguments belong to the configuration."""
-    made = config_parser("Search hyperparameters on a muP proxy. The same command on another host joins the study.")
+    made = config_parser(
+        """Search hyperparameters on a muP proxy for a target that is too large to search on.
+
+    muneox search configs/mup/base.yml configs/local_setup.yml --trials 24 --workers 2 \\
+        --target configs/mup/target.yml configs/local_setup.yml
+
+Writes OUT/best.yml, for `muneox train TARGET.yml OUT/best.yml`. A search that is stopped continues when the same
+command runs again. The same command on another host joins it. Next: a ladder with best.yml, by `muneox sweep`."""
+    )
     add = made.add_argument
     add("--space", type=Path, default=DEFAULT_SPACE, help="space file; default: configs/mup/space.yml (TP-V, F.4)")
     add("--trials", type=int, help="number of trials; default for a grid: all points")
     add("--study", help="FILE (SQLite), FILE.journal, or postgresql://...; default: OUT/study.db")
     add("--study-name", default="search", help="name in the study's file or database")
-    add("--out", type=Path, default=Path("runs/search"), help="folder for runs and results")
-    add("--workers", type=int, default=1, help="number of worker processes on this host")
-    add("--confirm", type=int, default=0, metavar="K", help="then train the best trials with K more seeds")
-    add("--confirm-top", type=int, default=3, metavar="N", help="number of best trials to confirm")
+    add("--out", type=Path, default=Path("runs/search"), help="folder for runs and results (default: %(default)s)")
+    add("--workers", type=int, default=1, help="number of worker processes on this host (default: %(default)s)")
+    add(
+        "--confirm",
+        type=int,
+        default=0,
+        metavar="K",
+        help="then train the best trials with K more seeds (default: %(default)s)",
+    )
+    add(
+        "--confirm-top",
+        type=int,
+        default=3,
+        metavar="N",
+        help="number of best trials to confirm (default: %(default)s)",
+    )
     add("--target", nargs="+", default=[], metavar="CONFIG", help="configuration of the target model")
     add("--stale-after", type=float, default=90.0, help="seconds until a silent worker on another host counts as dead")
     return made

@@ -79,7 +79,7 @@ def test_the_standard_library_shuffled(tmp_path, library, prepare):
     assert facts == json.loads((folder / "corpus.json").read_text())
     assert facts["vocab_size"] == tokenizer.vocab_size <= 300
     assert sorted(path.name for path in folder.iterdir()) == [
-        "corpus.json", "text_document.bin", "text_document.idx", "tokenizer.json",
+        "corpus.json", "local.yml", "text_document.bin", "text_document.idx", "tokenizer.json",
     ]  # fmt: skip
     for name, digest in facts["sha256"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
@@ -221,7 +221,7 @@ def test_failure_leaves_the_old_corpus(tmp_path, library, prepare, monkeypatch):
         prepare("--force")
     monkeypatch.undo()
     folder = tmp_path / "data" / "corpus"
-    assert json.loads((folder / "corpus.json").read_text()) == facts and len(list(folder.iterdir())) == 4
+    assert json.loads((folder / "corpus.json").read_text()) == facts and len(list(folder.iterdir())) == 5
 
 
 def test_corpus_json_never_describes_other_files(tmp_path, library, prepare, monkeypatch):
