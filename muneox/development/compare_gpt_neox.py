@@ -39,6 +39,8 @@ DEPARTURES = {
     "num_kv_heads": "num_attention_heads if unset, instead of null",
     "optimizer_type": "in lower case, and adamw is adam",
     "sparsity_config": "null if unset, instead of {}",
+    "temperature": "0.8 by default, so that generate.py samples; 0 takes the most likely token",
+    "top_k": "50 by default, so that generate.py samples",
     "world_size": "the number of processes; GPT-NeoX sets it when training starts",
     "communication_data_type": "fp32 if fp32_allreduce is true",
     "deepspeed_extra_args": "as written; GPT-NeoX adds bf16 to it if precision is bfloat16",
