@@ -128,9 +128,12 @@ class NeoXArgs(GptNeoxInterface, NeoXArgsKeys):
                 )
             merged = cls._from_mapping(launcher.decode(line.passed["megatron_config"]))
         else:
-            if not (line.files or own_layout) and "load" in line.overrides:
+            recorded = not (line.files or own_layout) and "load" in line.overrides
+            if recorded:
                 line.files.append(recorded_config(line.overrides["load"], line.overrides.get("iteration")))
             merged = cls._read(line.files, line.folder)
+            if recorded:
+                merged.values.pop("text_gen_type", None)  # it follows from the command line of this job
         merged = override(merged, line.overrides, _KNOWN, "command line")
         dry_run = (overwrite_values or {}).get("dry_run", merged.values.get("dry_run"))
         processes = None if dry_run or not own_layout else ranks.launched_world_size(merged.values) or 1

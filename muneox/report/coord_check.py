@@ -143,6 +143,7 @@ def _lines(records: Mapping[str, Sequence[Mapping[str, Any]]], short: str, rows:
     views = []
     for (statistic, t), panel in values.items():
         first = len(data)
+        labelled = _apart({m: _end(points) for m, points in panel.items() if (m, statistic, t) in failing})
         for module, points in panel.items():
             bad = (module, statistic, t) in failing
             i = modules.index(module)
@@ -152,12 +153,12 @@ def _lines(records: Mapping[str, Sequence[Mapping[str, Any]]], short: str, rows:
             means = [_geometric_mean(points[width]) for width in widths]
             trace: dict[str, Any] = {
                 "type": "scatter",
-                "mode": "lines+markers+text" if bad else "lines+markers",
+                "mode": "lines+markers+text" if module in labelled else "lines+markers",
                 "name": f"{module}{' ✗' if bad else ''}",
                 "line": style,
                 "showlegend": bad or not failing,
             }
-            if bad:
+            if module in labelled:
                 texts = [""] * (len(points) - 1) + [module.rpartition(".")[2]]
                 trace |= {"text": texts, "textposition": "top left", "textfont": {"color": "$bad"}}
             hover = f"{module}<br>width %{{x:g}}<br>%{{y:.4g}}<extra>{'fails' if bad else ''}</extra>"
@@ -180,6 +181,20 @@ def _lines(records: Mapping[str, Sequence[Mapping[str, Any]]], short: str, rows:
         height=560,
         half=True,
     )
+
+
+def _end(points: Mapping[float, Sequence[float]]) -> float:
+    """Mean size at the largest width."""
+    return _geometric_mean(points[max(points)])
+
+
+def _apart(ends: Mapping[str, float]) -> set[str]:
+    """Lines whose labels do not overlap: each ends at a size 1.6 times below that of the label above it."""
+    chosen: list[str] = []
+    for module in sorted(ends, key=lambda name: ends[name], reverse=True):
+        if not chosen or ends[chosen[-1]] > 1.6 * ends[module]:
+            chosen.append(module)
+    return set(chosen)
 
 
 def _geometric_mean(values: Sequence[float]) -> float:

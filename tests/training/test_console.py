@@ -64,6 +64,9 @@ def test_the_summary_says_where_everything_is_and_its_command_works(corpus, tmp_
     assert where == "metrics in log/metrics.jsonl; checkpoint in ck/global_step6"
     program, script, *options = shlex.split(following.removeprefix("next: "))
     assert program == "python"
+    (tmp_path / "prompts.txt").write_text("One prompt\n")
+    run(ROOT / script, "--load", "ck", "-i", "prompts.txt", "-o", "samples.jsonl")
+    assert json.loads((tmp_path / "samples.jsonl").read_text())["context"] == "One prompt"
     assert run(ROOT / script, *options).startswith("The "), "the checkpoint holds the configuration, with its overrides"
 
 
