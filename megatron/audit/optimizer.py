@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron.audit.expected import Expectation, Expected
-from megatron.mpu import partial_grad_parameters
+from megatron.training.engine import gradient_scale
 from megatron.training.train_module import TrainModule
 from mup.static_audit import AuditRow
 
@@ -67,31 +70,55 @@ class _Gradient(NamedTuple):
         return self.signs * torch.where(self.odd, self.small * RATIO, self.small)
 
 
-def update_faults(module: TrainModule, expected: Expected, rules: Rules, rows: Rows) -> None:
+def update_faults(module: TrainModule, text: Tensor, expected: Expected, rules: Rules, rows: Rows) -> str:
     """Make two updates with a known gradient, at the peak and in the decay, and compare what the weights receive.
 
-    The gradient is that of a loss that is linear in the weights, so it passes through the whole engine. From the change
-    of the weights follow lr and eps as applied, the weight decay, and whether the weights are kept in fp32.
+    These are training steps on text [1, s + 1] in which every parameter's gradient is replaced by the known one when
+    the backward pass has computed it. It passes through the rest of the engine: loss scale, sums over processes,
+    clipping, masters. From the change of the weights follow lr and eps as applied, the weight decay, and whether the
+    weights are kept in fp32. Collective. Returns why no update was made; empty if it was.
     """
     parameters = dict(module.model.global_named_parameters())
     gradients = _gradients(module, expected, rules, parameters)
-    partial = {id(p) for p in partial_grad_parameters(module.model).values()}
-    shares = module.runtime.groups.tensor.size
+    if _too_small(module, gradients):
+        return "the gradient is smaller than fp16 can hold with this loss scale"
+    copies = _copies(module, parameters)
+    hooks = [p.register_hook(_replace(module, gradients[name].value / copies[name])) for name, p in parameters.items()]
     for phase in ("peak", "decay"):
         k = expected.phases()[phase]
         module.scheduler.step(k - module.scheduler.num_steps)
         before = {name: master.double().flatten() for name, master in _masters(module).items()}
-        loss = torch.zeros((), device=module.runtime.device)
-        for name, p in parameters.items():
-            known = gradients[name].value.to(p) / (shares if id(p) in partial else 1)
-            loss = loss + (p * known).sum()
-        module.engine.backward(loss)
-        module.engine.step()
+        module.train_step(iter([{"text": text}]))
         for name, master in _masters(module).items():
             change = master.double().flatten() - before[name]
             _compare(rows[name], phase, change, before[name], gradients[name], rules[name], expected)
             if phase == "peak":
                 rows[name].compare("master_bits", master.element_size() * 8, 32)
+    for hook in hooks:
+        hook.remove()
+    return ""
+
+
+def _replace(module: TrainModule, known: Tensor) -> Callable[[Tensor], Tensor]:
+    """A hook that replaces a computed gradient by the known one, with the engine's loss scale."""
+    return lambda computed: (known * gradient_scale(module.engine)).to(computed).view_as(computed)
+
+
+def _copies(module: TrainModule, parameters: Mapping[str, nn.Parameter]) -> Counter[str]:
+    """On how many pipeline stages each parameter is: the engine adds up the gradients of a tied weight's copies."""
+    pipe = module.runtime.groups.pipe
+    stages: list[Any] = [list(parameters)]
+    if pipe.size > 1:
+        stages = [None] * pipe.size
+        dist.all_gather_object(stages, list(parameters), group=pipe.process_group)
+    return Counter(name for stage in stages for name in stage)
+
+
+def _too_small(module: TrainModule, gradients: Mapping[str, _Gradient]) -> bool:
+    """Whether any process has a gradient that is 0 in fp16. Collective."""
+    scale, smallest = gradient_scale(module.engine), torch.finfo(torch.float16).smallest_normal
+    own = module.engine.fp16_enabled() and any(g.small * scale < 2.0 * smallest for g in gradients.values())
+    return float(module.runtime.mean(torch.tensor(float(own), device=module.runtime.device))) > 0
 
 
 def _masters(module: TrainModule) -> dict[str, Tensor]:
@@ -103,9 +130,15 @@ def _masters(module: TrainModule) -> dict[str, Tensor]:
     wrapped = {id(p): master for group, masters in pairs for p, master in zip(group, masters)}  # at ZeRO stage 0
     found = {}
     for name, p in module.model.global_named_parameters():
-        master = None if p.dtype == torch.float32 else wrapped.get(id(p), safe_get_full_fp32_param(p))
-        found[name] = p.detach() if master is None else master.detach().view(p.shape)
+        whole = p.dtype == torch.float32 and not hasattr(p, "ds_id")
+        master = None if whole else wrapped.get(id(p), safe_get_full_fp32_param(p))
+        found[name] = p.detach() if master is None else master.detach().view(_shape(p))
     return found
+
+
+def _shape(p: nn.Parameter) -> torch.Size:
+    """Shape of this process's part of a weight; under ZeRO 3 of the whole weight."""
+    return torch.Size(getattr(p, "ds_shape", p.shape))
 
 
 class _Sgd:
@@ -131,15 +164,16 @@ def _gradients(
     """Gradients of about the size of eps, whose norm over the whole model is too small to be clipped."""
     _, _, eps = expected.optimizer()
     clip = float(expected.keys["gradient_clipping"] or 0.0)
-    count = torch.tensor(float(sum(p.numel() for p in parameters.values())), device=module.runtime.device)
+    count = torch.tensor(float(sum(_shape(p).numel() for p in parameters.values())), device=module.runtime.device)
     total = float(module.runtime.mean(count)) * module.runtime.world_size
     limit = 0.5 * clip / (RATIO * math.sqrt(total)) if clip else math.inf
     found = {}
-    for seed, (name, p) in enumerate(parameters.items()):
+    for name, p in parameters.items():
         size = min(1e-3 if expected.keys["optimizer_type"] == "sgd" else eps * rules[name].eps, limit)
-        generator = torch.Generator().manual_seed(seed)
-        signs = torch.randint(0, 2, p.shape, generator=generator).to(p.device) * 2.0 - 1.0
-        odd = (torch.arange(p.numel(), device=p.device) % 2 == 1).view(p.shape)
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))  # copies of a weight get the same signs
+        shape = _shape(p)
+        signs = torch.randint(0, 2, shape, generator=generator).to(p.device) * 2.0 - 1.0
+        odd = (torch.arange(shape.numel(), device=p.device) % 2 == 1).view(shape)
         found[name] = _Gradient(signs, odd, 2.0 ** math.floor(math.log2(size or 1e-8)))  # exact in bf16
     return found
 

@@ -54,10 +54,8 @@ def run_audit(config: AuditConfig, runtime: Runtime) -> ModelAudit:
     known = {name: row for name, row in rows.items() if name in rules}
     if len(known) == len(rows):
         schedule_faults(module, expected, rules, rows)
-        if _cannot_update(config):
-            remarks.append(f"no update of the weights was measured: {_cannot_update(config)}")
-        else:
-            update_faults(module, expected, rules, rows)
+        if reason := update_faults(module, text, expected, rules, rows):
+            remarks.append(f"no update of the weights was measured: {reason}")
     module.engine.destroy()
     if plan.num_parameters <= MAX_PARAMETERS:
         found += backward_rows(materialise(plan, config.seed), text[:, :-1]) if runtime.is_first else []
@@ -90,15 +88,6 @@ def _sample(config: AuditConfig, vocab_size: int) -> Tensor:
     if config.engine.layout.pipe <= 1 and config.engine.layout.tensor == 1:
         length = min(length, MAX_TOKENS)
     return torch.randint(vocab_size, (1, length + 1), generator=torch.Generator().manual_seed(config.seed))
-
-
-def _cannot_update(config: AuditConfig) -> str:
-    """Why a known gradient cannot be put through the engine; empty if it can."""
-    if config.engine.layout.pipe > 1:
-        return "a pipeline takes gradients only from its own schedule"
-    if config.engine.zero_stage == 3:
-        return "at ZeRO stage 3 the weights are whole only inside the model's passes"
-    return "the gradient is smaller than fp16 can hold" if config.engine.precision == "fp16" else ""
 
 
 def _initial_rows(module: TrainModule, expected: Expected) -> tuple[dict[str, Expectation], dict[str, AuditRow]]:

@@ -94,7 +94,7 @@ def _deepspeed_config(config: EngineConfig, batch: BatchConfig, optimizer_clips:
     return {**config.deepspeed, **sizes, **clipping}
 
 
-def _gradient_scale(engine: Any) -> float:
+def gradient_scale(engine: Any) -> float:
     """Factor of the engine on the gradients of the loss of a microbatch: loss scale / number of microbatches."""
     scale = engine._get_optimizer_loss_scale() or 1.0
     if engine.torch_autocast_z0_gradscaler:
@@ -151,7 +151,7 @@ def build_train_module(
         )
     check_overflow_by_norm(engine.optimizer)
     for layer in expert_layers(model):
-        layer.gradient_scale = partial(_gradient_scale, engine)
+        layer.gradient_scale = partial(gradient_scale, engine)
     scheduler = Scheduler(
         engine.optimizer,
         learning_rate_schedule(schedule),

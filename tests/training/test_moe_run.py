@@ -46,7 +46,7 @@ def test_microbatches_do_not_change_the_training(corpus, tmp_path, router, zero)
 
 
 def test_a_router_loss_that_ignores_the_microbatches_is_detected(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron.training.engine._gradient_scale", lambda engine: 1.0)
+    monkeypatch.setattr("megatron.training.engine.gradient_scale", lambda engine: 1.0)
     whole = steps(corpus, tmp_path)
     accumulated = steps(corpus, tmp_path, train_micro_batch_size_per_gpu=1)
     assert accumulated != pytest.approx(whole, rel=1e-4)
