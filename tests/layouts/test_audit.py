@@ -61,9 +61,7 @@ def audit(keys: dict[str, Any], size: int, coupled: bool) -> tuple[list[str], se
 
 @pytest.mark.xdist_group("multiprocess")
 @pytest.mark.parametrize(("size", "changes"), LAYOUTS)
-def test_updates_are_measured_in_every_layout(
-    corpus: Path, tmp_path: Path, size: int, changes: dict[str, Any]
-) -> None:
+def test_updates_are_measured_in_every_layout(corpus: Path, tmp_path: Path, size: int, changes: dict[str, Any]) -> None:
     keys = configuration(corpus, tmp_path, **changes)
     for faults, measured, remarks in run(size, audit, keys, size, False):
         assert not faults
@@ -76,6 +74,6 @@ def test_updates_are_measured_in_every_layout(
 def test_a_wrong_optimizer_is_seen_in_every_layout(
     corpus: Path, tmp_path: Path, size: int, changes: dict[str, Any]
 ) -> None:
-    keys = configuration(corpus, tmp_path, **changes)
+    keys = configuration(corpus, tmp_path, **{**changes, "mup_weight_decay_mode": "scaled"})
     for faults, _, _ in run(size, audit, keys, size, True):
         assert any("decay of the update at peak" in fault for fault in faults), faults
