@@ -39,7 +39,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def audit(keys: dict[str, Any], size: int, coupled: bool) -> tuple[list[str], set[str], list[str]]:
-    """Run the audit. Returns faults, measured quantities and remarks. coupled: the optimizer adds decay to gradients."""
+    """Run the audit. Returns faults, measured quantities and notes. coupled: decay is added to the gradient."""
     from deepspeed.accelerator import get_accelerator
 
     from megatron.audit.run import run_audit
