@@ -159,3 +159,9 @@ def test_ctrl_c_says_how_to_continue(folder):
     rest = list(lines)
     assert process.wait(timeout=60) == 0
     assert rest[-1] == "to continue: the same command with --load stopped\n"
+
+
+def test_a_dry_run_through_the_launcher_starts_no_process(folder):
+    done = run(folder, "deepy.py", "train.py", "proxy.json", "--dry-run")
+    assert done.returncode == 0 and "predicted on" in done.stdout, done.stderr
+    assert "generate.py" in one_line(run(folder, "deepy.py", "train.py", "proxy.json", "--dry-run", "--prompt", "x"))
