@@ -22,6 +22,7 @@ from megatron.checkpointing.load import load_checkpoint
 from megatron.errors import TrainingError
 from megatron.initialize import Runtime
 from megatron.neox_arguments.run_config import LoadConfig, RunConfig, SaveConfig
+from megatron.training.console import shown_path
 from megatron.training.model_from_config import neox_assembly
 from megatron.training.report import checkpoint_layout, mup_section
 from megatron.training.resume import optimizer_section
@@ -126,7 +127,7 @@ class Checkpoints:
         if path is None:
             return []
         self._pending = None
-        return [f"saved {path}"]
+        return [f"saved {shown_path(path)}"]
 
     def last(self) -> Path | None:
         """The newest checkpoint of this run, or the one that it continues."""
