@@ -227,7 +227,7 @@ class SaveConfig:
     """Checkpoints to write.
 
     factor: steps between checkpoints, or base of the powers. None: only `extra_steps` and the last step. keep_last:
-    None to keep all. background: write while training continues.
+    None to keep all. background: write while training continues. forward_pass: also save a loss on fixed tokens.
     """
 
     directory: Path
@@ -237,13 +237,15 @@ class SaveConfig:
     keep_last: int | None
     rng: bool
     background: bool
+    forward_pass: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadConfig:
     """A checkpoint to continue from. iteration: None for the latest.
 
-    override_data, override_optimizer: allow data, or settings of the optimizer, other than its own.
+    override_data, override_optimizer: allow data, or settings of the optimizer, other than its own. forward_pass:
+    compare the loss on fixed tokens with the saved one.
     """
 
     directory: Path
@@ -253,6 +255,7 @@ class LoadConfig:
     finetune: bool
     override_data: bool
     override_optimizer: bool
+    forward_pass: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from megatron.checkpointing import (
     Layout,
     LoadedCheckpoint,
@@ -19,7 +21,7 @@ from megatron.checkpointing import (
 )
 from megatron.checkpointing.collective import from_rank_0
 from megatron.checkpointing.load import load_checkpoint
-from megatron.errors import TrainingError
+from megatron.errors import CheckpointError, TrainingError
 from megatron.initialize import Runtime
 from megatron.neox_arguments.run_config import LoadConfig, RunConfig, SaveConfig
 from megatron.training.console import shown_path
@@ -91,7 +93,32 @@ class Checkpoints:
         for group, settings in zip(module.engine.optimizer.param_groups, self._settings, strict=True):
             group.update(settings)
         module.scheduler.apply()  # DeepSpeed restores ZeRO's groups after the schedule
+        if loaded is not None and self._config.load is not None and self._config.load.forward_pass:
+            self._compare_forward_pass(loaded)
         return loaded
+
+    def _forward_pass(self) -> dict[str, Any]:
+        """The loss on a fixed text, and what it depends on besides the weights. Collective."""
+        config, vocab_size = self._config, self._module.plan.config.vocab_size
+        text = (torch.arange(config.model.seq_length + 1) * 7919 % vocab_size).expand(config.batch.micro, -1)
+        loss = self._module.evaluate(iter([{"text": text}]), 1)
+        return {"loss": loss, "seq_length": config.model.seq_length, "precision": config.engine.precision}
+
+    def _compare_forward_pass(self, loaded: LoadedCheckpoint) -> None:
+        """Raise CheckpointError if the loaded weights have another loss on the fixed text than the saved ones."""
+        saved = loaded.client_state.get("forward_pass")
+        if saved is None:  # saved without the key
+            return
+        now = self._forward_pass()
+        if saved["seq_length"] != now["seq_length"]:
+            return
+        tolerance = 1e-4 if {saved["precision"], now["precision"]} == {"fp32"} else 2e-2
+        if not abs(now["loss"] - saved["loss"]) <= tolerance * max(1.0, abs(saved["loss"])):
+            raise CheckpointError(
+                f"{loaded.path}: the loss of the loaded weights on fixed tokens is {now['loss']:.6f}, but it was "
+                f"{saved['loss']:.6f} when they were saved. Load another step with iteration, or set "
+                "checkpoint_validation_with_forward_pass: false to load it in spite of this"
+            )
 
     def save(self, config: SaveConfig, step: int, state: Mapping[str, Any]) -> list[str]:
         """Begin to save a checkpoint, after an earlier save is complete. Returns lines on complete saves."""
@@ -107,6 +134,7 @@ class Checkpoints:
                 "optimizer": optimizer_section(self._config.engine.optimizer),
                 "mup": mup_section(self._module),
                 "layout": self.layout.section(),
+                **({"forward_pass": self._forward_pass()} if config.forward_pass else {}),
             },
             config_files={**provenance.files, "resolved.json": json.dumps(provenance.keys, indent=1)},
             keep_last_n=config.keep_last,

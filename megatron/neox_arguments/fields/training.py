@@ -84,10 +84,11 @@ class NeoXArgsTraining:
         None, "Derived: the text of every configuration file, stored in checkpoints.", compare=False, transfer=FREE
     )
     load: str | None = supported(None, "Folder from which a checkpoint is loaded.", transfer=FREE)
-    checkpoint_validation_with_forward_pass: bool = refused(
+    checkpoint_validation_with_forward_pass: bool = supported(
         False,
-        "Compare a forward pass before and after saving.",
-        "checksums verify the checkpoints; remove the key",
+        "Save the loss on fixed tokens with each checkpoint, and compare it after loading. Checksums verify the files "
+        "in any case.",
+        transfer=FREE,
     )
     checkpoint_scale: Literal["linear", "log"] = supported(
         "linear", "Save every checkpoint_factor steps (linear) or at powers of checkpoint_factor (log).", transfer=FREE

@@ -68,6 +68,7 @@ def save_config(args: NeoXArgs) -> SaveConfig | None:
         keep_last=args.keep_last_n_checkpoints,
         rng=not args.no_save_rng,
         background=args.async_save,
+        forward_pass=args.checkpoint_validation_with_forward_pass,
     )
 
 
@@ -82,6 +83,7 @@ def load_config(args: NeoXArgs) -> LoadConfig | None:
         finetune=args.finetune,
         override_data=args.override_data,
         override_optimizer=args.override_optimizer,
+        forward_pass=args.checkpoint_validation_with_forward_pass,
     )
 
 
