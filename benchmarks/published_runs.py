@@ -2,16 +2,21 @@
 
     python benchmarks/published_runs.py --data DIR
 
-DIR holds the published runs as CSV files (Mu-scaling, nanoLM, OLMo's ladder, OpenLM's over-training runs, Gemstone and
-the multi-power-law curves). The baseline is a plain least-squares fit of the same law, in the same run. The output has
-the splits that others reported, then error and coverage over all splits, then the speed of the fit. Without DIR it has
-only the speed.
+DIR holds published runs as CSV files. The main table holds out runs by compute: the law is fitted to all runs up to a
+budget, and the best run at 3, 10, 30 and 100 times that budget is predicted. It has every table of the folder with the
+columns params and loss (and tokens, flops, params_ne where they are known), and Mu-scaling, nanoLM, OLMo's ladder,
+OpenLM, Gemstone and Pythia's LAMBADA. Baselines are curve_fit of the same law, the Huber fit of Hoffmann et al., and a
+power law of compute through the best run of each budget. The predictor's constants are chosen for each dataset by the
+other datasets, and printed.
+
+Then come the splits that others reported, if all their tables are there, error and coverage over those splits, and the
+speed of the fit. Without DIR there is only the speed. --json writes the main table.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from _held_out import held_out
+from _leave_one_out import baselines, leave_one_out, show, show_datasets
+from _published_tables import Array, all_runs, column, olmo_surface, read, where
 from numpy.typing import NDArray
 
 from megatron.errors import DataError
@@ -26,12 +34,9 @@ from muneox.scaling.annealing import Curve, fit_annealing, sample_annealing, sch
 from muneox.scaling.power_law import bootstrap_power_law, fit_power_law, sample_power_law
 from muneox.scaling.surface import fit_surface, sample_surface
 
-Array = NDArray[np.float64]
 DRAWS = 2000
-TOKENS = "throughput/total_tokens"
 SCHEDULES = ("cosine_24000", "constant_24000", "wsdcon_9")  # fitted; the other six are predicted
 WARMUP = 2160  # steps, linear; the curves start after them
-TRAINED_13B = 5e12  # tokens
 
 
 @dataclass(frozen=True)
@@ -56,21 +61,6 @@ class Result:
     plain: Array
     inside: NDArray[np.bool_]
     half_width: Array
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise DataError(f"{path} is missing")
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def column(rows: Sequence[dict[str, str]], name: str) -> Array:
-    return np.array([float(row[name]) for row in rows])
-
-
-def where(rows: Sequence[dict[str, str]], **values: str) -> list[dict[str, str]]:
-    return [row for row in rows if all(row[key] == value for key, value in values.items())]
 
 
 def ladder(source: str, name: str, size: Array, loss: Array) -> Iterator[Split]:
@@ -110,12 +100,8 @@ def changing_recipes(data: Path) -> Iterator[Split]:
 
 def surfaces(data: Path) -> Iterator[Split]:
     rows = read(data / "olmo_ladder/finals.csv")
-    seven = read(data / "olmo_ladder/target_7B-4T.csv")
-    thirteen = read(data / "olmo_ladder/target_13B-5T.csv")[1:]
     for metric in (key for key in rows[0] if "CrossEntropy" in key):
-        size = np.concatenate([column(rows, "N"), column(seven, "N"), column(thirteen, "N")[:1]])
-        tokens = np.concatenate([column(rows, TOKENS), column(seven, TOKENS), [TRAINED_13B]])
-        loss = np.concatenate([column(rows, metric), column(seven, metric), [column(thirteen, metric).mean()]])
+        size, tokens, loss = olmo_surface(data / "olmo_ladder", rows, metric)
         name = metric.split("/")[1]
         for cut in (1e9, 2e9, 5e9):
             yield Split("OLMo L(N, D)", name, size, tokens, loss, size < cut, f"N < {cut:.0e}")
@@ -275,17 +261,34 @@ def show_speed() -> float:
     return theirs / ours
 
 
+def show_left_out(data: Path, target: Path | None) -> None:
+    """Print the leave-one-dataset-out table, and write it as JSON if `target` is given."""
+    cases = held_out(all_runs(data))
+    scores, others = leave_one_out(cases), [baselines(case) for case in cases]
+    cells = show(cases, scores, others)
+    show_datasets(cases, scores, others)
+    print()
+    if target is not None:
+        target.write_text(json.dumps({name: cell.as_json() for name, cell in cells.items()}, indent=2) + "\n")
+
+
 def main(input_args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of published runs")
-    data = parser.parse_args(input_args).data
+    parser.add_argument("--json", type=Path, help="write the leave-one-dataset-out table")
+    options = parser.parse_args(input_args)
+    data = options.data
     if data is None:
         print("no published runs given (--data DIR); measuring only the speed")
     else:
-        splits = [*ladders(data), *surfaces(data), *changing_recipes(data)]
-        results = [evaluate(split) for split in splits]
-        show_reported(results, data)
-        show_all(results)
+        show_left_out(data, options.json)
+        try:
+            splits = [*ladders(data), *surfaces(data), *changing_recipes(data)]
+            results = [evaluate(split) for split in splits]
+            show_reported(results, data)
+            show_all(results)
+        except DataError as error:
+            print(f"the splits that others reported are left out: {error}")
         print()
     show_speed()
     return 0
