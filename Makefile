@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml requirements/constraints.txt tools/setup_env.py
 demo: $(STAMP)  ## prepare a corpus, check muP, search, forecast and train, in minutes on two CPU cores
 	$(BIN)/python tools/demo.py
 
-layouts: $(STAMP)  ## train under 61 layouts in up to four processes and compare each with one process
+layouts: $(STAMP)  ## train under 67 layouts in up to four processes and compare each with one process
 	$(BIN)/python tools/layouts.py
 
 test: $(STAMP)  ## run the tests that are not marked slow
