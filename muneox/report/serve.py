@@ -1,4 +1,4 @@
-"""Serves a page on this machine only, made anew for every request."""
+"""Serves a page on this machine only, built again for every request."""
 
 from __future__ import annotations
 
