@@ -1,7 +1,7 @@
 """The leave-one-dataset-out table: errors and intervals of the predictor by law and distance, next to baselines.
 
-The predictor has constants: the scales of noise and departure, and the exponents' priors. For each dataset they are
-chosen from CANDIDATES by the interval score on all other datasets, so that no dataset judges constants that it chose.
+The predictor has constants: the scales of noise and departure. For each dataset they are chosen from CANDIDATES by the
+interval score on all other datasets, so that no dataset judges constants that it chose.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def baselines(case: HeldOut) -> dict[str, Array]:
 def choose(cases: Sequence[HeldOut], scores: dict[Constants, list[Score]]) -> dict[str, Constants]:
     """For each dataset, the constants with the best score over all other datasets.
 
-    The score is the mean over datasets, rows and factors of the logarithm of the median interval score, so that near
+    The score is the mean over datasets, rows and factors of the logarithm of the mean interval score, so that near
     and far targets, and datasets of any size, count the same.
     """
     datasets = list(dict.fromkeys(case.runs.dataset for case in cases))

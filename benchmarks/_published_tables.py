@@ -26,9 +26,8 @@ SAME = 1.1  # tokens, or tokens per parameter, within this factor count as const
 class Runs:
     """Runs of one table with one loss, in order of compute. All arrays are [n].
 
-    dataset: tables of one dataset are left out together. laws: size, compute or surface. bodies: parameters without
-    embeddings. weight: 1 / the number of losses of the same runs (for OpenLM also of corpora), so that runs with many
-    losses do not count more.
+    dataset: tables of one dataset are left out together. laws: size, compute or surface. weight: 1 / the number of
+    losses of the same runs (for OpenLM also of corpora), so that runs with many losses do not count more.
     """
 
     dataset: str
@@ -38,7 +37,6 @@ class Runs:
     flops: Array
     loss: Array
     tokens: Array | None = None
-    bodies: Array | None = None
     weight: float = 1.0
 
 
@@ -73,16 +71,15 @@ def all_runs(data: Path) -> list[Runs]:
 
 
 def _plain(path: Path, rows: Sequence[dict[str, str]]) -> Runs:
-    """A table with the columns params and loss, and optionally tokens, flops and params_ne.
+    """A table with the columns params and loss, and optionally tokens and flops.
 
     The part of its name before the first underscore is the dataset.
     """
     params, has = column(rows, "params"), set(rows[0])
     tokens = column(rows, "tokens") if "tokens" in has else None
     flops = column(rows, "flops") if "flops" in has else None
-    bodies = column(rows, "params_ne") if "params_ne" in has else None
     dataset = path.stem.partition("_")[0]
-    return make_runs(dataset, path.stem, params, column(rows, "loss"), tokens=tokens, flops=flops, bodies=bodies)
+    return make_runs(dataset, path.stem, params, column(rows, "loss"), tokens=tokens, flops=flops)
 
 
 def make_runs(
@@ -93,7 +90,6 @@ def make_runs(
     *,
     tokens: Array | None = None,
     flops: Array | None = None,
-    bodies: Array | None = None,
     weight: float = 1.0,
 ) -> Runs:
     """The runs with the laws that they allow.
@@ -113,8 +109,8 @@ def make_runs(
         laws = ("size", "compute") if known else ("size",)
     else:
         laws = ("compute",)
-    kept = [None if values is None else values[order] for values in (tokens, bodies)]
-    return Runs(dataset, name, laws, params[order], flops[order], loss[order], kept[0], kept[1], weight)
+    kept = None if tokens is None else tokens[order]
+    return Runs(dataset, name, laws, params[order], flops[order], loss[order], kept, weight)
 
 
 def _mu_scaling(path: Path) -> Iterator[Runs]:
@@ -159,9 +155,9 @@ def _openlm(path: Path) -> Iterator[Runs]:
     for corpus in corpora:
         some = where(rows, dataset=corpus)
         for metric in OPENLM_LOSSES:
-            size, tokens, loss, bodies = (column(some, key) for key in ("N", "D", metric, "N_no_embed"))
+            size, tokens, loss = (column(some, key) for key in ("N", "D", metric))
             label, weight = f"{corpus} {metric}", 1 / len(OPENLM_LOSSES) / len(corpora)
-            yield make_runs("openlm", label, size, loss, tokens=tokens, bodies=bodies, weight=weight)
+            yield make_runs("openlm", label, size, loss, tokens=tokens, weight=weight)
 
 
 def _gemstone(path: Path) -> Iterator[Runs]:

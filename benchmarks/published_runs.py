@@ -4,7 +4,7 @@
 
 DIR holds published runs as CSV files. The main table holds out runs by compute: the law is fitted to all runs up to a
 budget, and the best run at 3, 10, 30 and 100 times that budget is predicted. It has every table of the folder with the
-columns params and loss (and tokens, flops, params_ne where they are known), and Mu-scaling, nanoLM, OLMo's ladder,
+columns params and loss (and tokens and flops where they are known), and Mu-scaling, nanoLM, OLMo's ladder,
 OpenLM, Gemstone and Pythia's LAMBADA. Baselines are curve_fit of the same law, the Huber fit of Hoffmann et al., and a
 power law of compute through the best run of each budget. The predictor's constants are chosen for each dataset by the
 other datasets, and printed.

@@ -14,11 +14,6 @@ _BLOCK = 1 << 20
 _BLOCKS = 256  # number of blocks that are hashed of a larger file
 
 
-def data_prefixes(data_path: str | None, *lists: Sequence[str] | None) -> list[str]:
-    """All data prefixes of a run: its data-path, and its train-, valid- and test-data-paths."""
-    return [*([data_path] if data_path else []), *(path for paths in lists for path in paths or ())]
-
-
 def require_files(prefixes: Sequence[str], tokenizer_files: Sequence[str]) -> None:
     """Raise DataError for the first file of the data or the tokenizer that does not exist.
 

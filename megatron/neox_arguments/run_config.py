@@ -211,6 +211,12 @@ class DataConfig:
     seed: int
     num_workers: int
 
+    @property
+    def prefixes(self) -> list[str]:
+        """Paths of all data sets, without .bin and .idx."""
+        parts = (self.train, self.valid, self.test)
+        return [*([self.path] if self.path else []), *(path for part in parts for path in part.paths)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megatron.checkpointing.collective import from_rank_0
 from megatron.data.data_utils import SPLITS, Dataset, build_train_valid_test_datasets
-from megatron.data.fingerprint import corpus_fingerprint, data_prefixes
+from megatron.data.fingerprint import corpus_fingerprint
 from megatron.data.gpt_dataset import Located
 from megatron.data.loader import GlobalBatchSampler, build_loader, plain_errors
 from megatron.initialize import Runtime
@@ -20,8 +20,7 @@ Datasets = tuple[Dataset | None, Dataset | None, Dataset | None]
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:
     """Bytes and SHA-256 of the corpus. Collective: the first process reads it."""
-    prefixes = data_prefixes(config.path, config.train.paths, config.valid.paths, config.test.paths)
-    return from_rank_0(lambda: corpus_fingerprint(prefixes))
+    return from_rank_0(lambda: corpus_fingerprint(config.prefixes))
 
 
 def build_datasets(config: DataConfig, runtime: Runtime, vocab_size: int, samples: tuple[int, int, int]) -> Datasets:

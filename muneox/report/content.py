@@ -54,8 +54,7 @@ class Figure:
 
     data, layout: Plotly's, with colours as `$c0` or `$c0/0.2` (opacity). alt: a description of the figure. views:
     labels of a drop-down list, each with the traces that it shows; traces of no view are always visible. opened: the
-    view that is shown first. half: the
-    figure takes half of the page's width, next to another one.
+    view that is shown first. half: the figure takes half of the page's width, next to another one.
     """
 
     name: str

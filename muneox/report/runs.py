@@ -14,7 +14,6 @@ from muneox.report.content import Cell, Entry, Figure, Section, Table, Text, col
 from muneox.runs import Run, read_runs
 
 LEAD = "Hyperparameters are searched on a small proxy. Training FLOPs are the model's FLOPs per token times its tokens."
-LOSSES = ("valid/loss", "train/loss")
 
 
 def flops(run: Run) -> float:
@@ -82,16 +81,21 @@ def _savings(groups: Mapping[str, Sequence[Run]]) -> list[str]:
     return [f"The search cost {spent / whole:.0%} of one training of the target, instead of {len(trials):,} trainings"]
 
 
+def _size(run: Run) -> float:
+    """Parameters of a run. 0 if it does not record them."""
+    return run.number("model.params") or 0.0
+
+
 def _curves(runs: Sequence[Run]) -> Figure:
     """Loss of every run of the ladder over its steps."""
-    metric = next((name for name in LOSSES if all(name in run.series for run in runs)), "train/loss")
-    metric = "train/loss" if any("train/loss" in run.series for run in runs) else metric
-    sizes = sorted({run.number("model.params") or 0.0 for run in runs})
+    trained = any("train/loss" in run.series for run in runs)
+    metric = "train/loss" if trained or not all("valid/loss" in run.series for run in runs) else "valid/loss"
+    sizes = sorted(set(map(_size, runs)))
     data, seen = [], set()
-    for run in sorted(runs, key=lambda run: run.number("model.params") or 0.0):
+    for run in sorted(runs, key=_size):
         if (series := run.series.get(metric)) is None:
             continue
-        size = run.number("model.params") or 0.0
+        size = _size(run)
         trace = {"type": "scatter", "mode": "lines", "name": f"{short(size)} parameters", "legendgroup": f"{size:g}"}
         hover = f"{run.name}<br>step %{{x}}<br>%{{y:.4f}}<extra></extra>"
         line = {"color": colour(sizes.index(size)), "width": 1.5}

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron.data.fingerprint import corpus_fingerprint, data_prefixes
+from megatron.data.fingerprint import corpus_fingerprint
 from megatron.errors import ConfigError
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.fields import KEYS
-from megatron.neox_arguments.resolve import cost_config
+from megatron.neox_arguments.resolve import cost_config, data_prefixes
 from megatron.neox_arguments.transfer import FREE, SEARCH
 from muneox.cost import Cost, cost_of
 from muneox.search.space import Space
@@ -124,9 +124,7 @@ def describe(args: NeoXArgs, space: Space) -> dict[str, Any]:
 
 def corpus_of(args: NeoXArgs) -> dict[str, Any]:
     """Bytes and SHA-256 of the corpus. Raises DataError if it cannot be read."""
-    return corpus_fingerprint(
-        data_prefixes(args.data_path, args.train_data_paths, args.valid_data_paths, args.test_data_paths)
-    )
+    return corpus_fingerprint(data_prefixes(args))
 
 
 def check_target(args: NeoXArgs, space: Space, target: NeoXArgs) -> Cost:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from megatron.data import fingerprint
-from megatron.data.fingerprint import corpus_fingerprint, data_prefixes
+from megatron.data.fingerprint import corpus_fingerprint
 from megatron.data.indexed_dataset import IndexedDatasetBuilder
 from megatron.errors import DataError
+from megatron.neox_arguments import NeoXArgs
+from megatron.neox_arguments.resolve import data_prefixes
+from megatron.neox_arguments.resolve.files import data_config
 
 
 def make(prefix: Path, documents: list[list[int]]) -> str:
@@ -62,8 +66,13 @@ def test_a_large_file_is_sampled_from_end_to_end(tmp_path: Path, monkeypatch: py
 
 
 def test_all_prefixes_of_a_run_count() -> None:
-    assert data_prefixes("corpus", None, None, None) == ["corpus"]
-    assert data_prefixes(None, ["a", "b"], ["c"], None) == ["a", "b", "c"]
+    def prefixes(**keys: Any) -> list[str]:
+        args = NeoXArgs.from_dict({"seq_length": 8, "max_position_embeddings": 8, **keys}, world_size=1)
+        assert data_config(args).prefixes == data_prefixes(args)
+        return data_prefixes(args)
+
+    assert prefixes(data_path="corpus") == ["corpus"]
+    assert prefixes(train_data_paths=["a", "b"], valid_data_paths=["c"]) == ["a", "b", "c"]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

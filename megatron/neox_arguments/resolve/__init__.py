@@ -4,7 +4,7 @@ There is one function per part of a run and one per job. Each raises ConfigError
 Imports no torch.
 """
 
-from megatron.neox_arguments.resolve.files import input_files
+from megatron.neox_arguments.resolve.files import data_prefixes, input_files
 from megatron.neox_arguments.resolve.jobs import (
     audit_config,
     conversion_config,
@@ -27,6 +27,7 @@ __all__ = [
     "conversion_config",
     "coordinate_check_config",
     "cost_config",
+    "data_prefixes",
     "dry_run_config",
     "generation_config",
     "input_files",

@@ -44,11 +44,13 @@ def data_config(args: NeoXArgs) -> DataConfig:
 def input_files(args: NeoXArgs) -> tuple[list[str], list[str]]:
     """What a run reads: prefixes of its data, and the files of its tokenizer."""
     files = [file for file in (args.vocab_file, args.merge_file) if file]
-    if args.save_base_shapes:
-        return [], files
+    return [] if args.save_base_shapes else data_prefixes(args), files
+
+
+def data_prefixes(args: NeoXArgs) -> list[str]:
+    """All data prefixes of a run: its data-path, and its train-, valid- and test-data-paths."""
     lists = (args.train_data_paths, args.valid_data_paths, args.test_data_paths)
-    prefixes = [*([args.data_path] if args.data_path else []), *(path for paths in lists for path in paths or ())]
-    return prefixes, files
+    return [*([args.data_path] if args.data_path else []), *(path for paths in lists for path in paths or ())]
 
 
 def evaluation_config(args: NeoXArgs) -> EvaluationConfig:
