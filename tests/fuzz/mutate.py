@@ -154,7 +154,7 @@ def _replace(holder: Any, key: Any, rng: random.Random) -> None:
     elif choice == 2 and isinstance(holder, list):
         holder.insert(0, copy.deepcopy(holder[key]))
     elif choice == 3:
-        nested: Any = rng.choice(VALUES)
+        nested: Any = copy.deepcopy(rng.choice(VALUES))
         for _ in range(rng.choice((5, 60, 90, 150))):
             nested = [nested] if rng.random() < 0.5 else {"a": nested}
         holder[key] = nested
