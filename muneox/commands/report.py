@@ -100,7 +100,7 @@ def page(options: argparse.Namespace, refresh: float | None = None) -> str:
     return render(sections, inputs, title, subtitle, footer, refresh)
 
 
-def main(input_args: Sequence[str] | None = None) -> None:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--forecast", type=Path, nargs="+", default=[], metavar="JSON", help="one forecast, or several to compare"
@@ -118,7 +118,11 @@ def main(input_args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--watch", type=int, nargs="?", const=8000, metavar="PORT", help="serve the page here (default port: 8000)"
     )
-    options = parser.parse_args(input_args)
+    return parser
+
+
+def main(input_args: Sequence[str] | None = None) -> None:
+    options = arguments().parse_args(input_args)
     if options.watch is not None:
         with server(lambda: page(options, REFRESH), options.watch, REFRESH) as serving:
             address = f"http://127.0.0.1:{serving.server_port}"

@@ -658,15 +658,11 @@ def _mutate_report(content: bytes, rng: random.Random, seeds: list[bytes]) -> by
 
 
 def _read_report(content: bytes, folder: Path) -> None:
-    import argparse
-
     from muneox.commands import report
 
     option, _, text = content.partition(b"\n")
     path = _written(folder, "in.json", text)
-    chosen: dict[str, Any] = dict.fromkeys(("coord_check", "audit", "lr_landscape", "width_check")) | {"forecast": []}
-    chosen[option.decode()] = [path] if option == b"forecast" else path
-    report.build(argparse.Namespace(**chosen))
+    report.build(report.arguments().parse_args([f"--{option.decode()}", str(path)]))
 
 
 def _read_evaluation(content: bytes, folder: Path) -> None:
