@@ -9,7 +9,7 @@ import numpy as np
 from _published_tables import Array, Runs
 from numpy.typing import NDArray
 
-from muneox.scaling.compute import BUDGETS_PER_DECADE
+from muneox.scaling.compute import best_of_budgets
 
 FACTORS = (3, 10, 30, 100)
 HALF_STEP = 10**0.25  # a target belongs to the factor that is nearest on the scale 3, 10, 30, 100
@@ -81,13 +81,6 @@ def _nearest(flops: Array, best: NDArray[np.int64], cut: float, factor: int) -> 
     """Of the best runs of their budgets, the one that is nearest to the factor, if one belongs to it."""
     chosen = best[_within(flops[best], cut, factor)]
     return chosen[np.argsort(np.abs(np.log(flops[chosen] / cut / factor)))[:1]]
-
-
-def best_of_budgets(flops: Array, loss: Array) -> NDArray[np.int64]:
-    """The best run in each bin of log FLOPs, in order of compute, also where a smaller budget reached the loss."""
-    bins = np.floor(np.log10(flops) * BUDGETS_PER_DECADE + 1e-9).astype(np.int64)
-    members = [np.flatnonzero(bins == budget) for budget in np.unique(bins)]
-    return np.array([some[np.argmin(loss[some])] for some in members], np.int64)
 
 
 @dataclass(frozen=True)

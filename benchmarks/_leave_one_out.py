@@ -1,12 +1,13 @@
 """The leave-one-dataset-out table: errors and intervals of the predictor by law and distance, next to baselines.
 
-The predictor has constants: the scales of noise and departure. For each dataset they are chosen from CANDIDATES by the
-interval score on all other datasets, so that no dataset judges constants that it chose.
+The predictor has constants: for each law the median of the exponents, the scales of noise and departure, and for the
+surface the window around the best runs. For each dataset they are chosen from CANDIDATES by the interval score on all
+other datasets, so that no dataset judges constants that it chose.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,39 +20,59 @@ from _published_tables import Array
 from megatron.errors import DataError
 from muneox.scaling.compute import envelope
 from muneox.scaling.power_law import sample_power_law
-from muneox.scaling.separable import NoisePrior
-from muneox.scaling.surface import sample_surface
+from muneox.scaling.prior import Prior
+from muneox.scaling.surface import near_best, sample_surface, window_of
 
-DRAWS = 2000
+DRAWS = 1000
 BASELINES = ("curve_fit", "Huber", "best runs")
 
 
 @dataclass(frozen=True)
 class Constants:
-    """Constants of the predictor that published runs can choose."""
+    """Constants of the predictor that published runs can choose, for one law. window: only of surfaces."""
 
-    sigma: float = 1e-3
-    tau: float = 1e-3
+    exponent: float
+    sigma: float
+    tau: float
+    window: float = np.inf
 
     def __str__(self) -> str:
-        return f"noise {self.sigma:.2%}, departure {self.tau:.2%}"
+        found = f"exponents near {self.exponent:g}, noise {self.sigma:.2%}, departure {self.tau:.2%}"
+        return found if np.isinf(self.window) else f"{found}, runs within {self.window:.0%} of the best"
 
 
-CANDIDATES = tuple(Constants(sigma, tau) for sigma in (5e-4, 1e-3, 2e-3) for tau in (1e-3, 2e-3, 4e-3))
+_LINE = ((1e-3, 1e-3), (1e-3, 3e-3), (2e-3, 1e-3), (2e-3, 2e-3), (2e-3, 3e-3))  # sigma, tau
+_SURFACE = ((1e-3, 3e-3), (2e-3, 3e-3))
+CANDIDATES = {
+    "size": [Constants(e, *noise) for e in (0.2, 0.25, 0.33) for noise in _LINE],
+    "compute": [Constants(e, *noise) for e in (0.12, 0.165, 0.25, 0.33) for noise in _LINE],
+    "surface": [Constants(e, *noise, w) for e in (0.25, 0.33) for noise in _SURFACE for w in (0.02, 0.05, np.inf)],
+}
 
 
 def predict(case: HeldOut, constants: Constants) -> Array:
     """Draws of the targets' losses [s, m]; NaN if the predictor refuses the runs."""
-    prior = NoisePrior(constants.sigma, constants.tau)
+    prior = Prior(constants.sigma, constants.tau, exponent=constants.exponent)
     at, targets, loss = case.positions(case.fitted), case.positions(case.targets), case.runs.loss[case.fitted]
     try:
         if case.law == "surface":
-            posterior = sample_surface(at[:, 0], at[:, 1], loss, prior=prior, draws=DRAWS)
-            return posterior.observe(targets[:, 0], targets[:, 1])
+            return _surface(at, loss, targets, prior, constants.window)
         kept = np.arange(len(loss)) if case.law == "size" else envelope(at[:, 0], loss)
         return sample_power_law(at[kept, 0], loss[kept], prior=prior, draws=DRAWS).observe(targets[:, 0])
     except DataError:
         return np.full((1, len(targets)), np.nan)
+
+
+def _surface(at: Array, loss: Array, targets: Array, prior: Prior, window: float) -> Array:
+    """Each target is predicted with the window that a forecast of it alone has."""
+    windows = window_of(at[:, 0], at[:, 1], loss, *targets.T, prior=prior, window=window)
+    found = np.empty((DRAWS, len(targets)))
+    for width in np.unique(windows):
+        near, chosen = near_best(at[:, 0], at[:, 1], loss, width), windows == width
+        posterior = sample_surface(at[near, 0], at[near, 1], loss[near], prior=prior, draws=DRAWS)
+        draws = posterior.observe(*targets[chosen].T)
+        found[:, chosen] = draws[np.arange(DRAWS) % len(draws)]
+    return found
 
 
 def baselines(case: HeldOut) -> dict[str, Array]:
@@ -181,11 +202,17 @@ def _errors(error: Array, cell: Cell) -> str:
     return " / ".join("failed" if np.isinf(v) else f"{v:.2%}" for v in cell.errors(error))
 
 
-def leave_one_out(cases: Sequence[HeldOut], candidates: Sequence[Constants] = CANDIDATES) -> list[Score]:
-    """The scores of all cases, each with the constants that the other datasets chose. Prints the choice."""
-    scores = {c: [Score.of(predict(case, c), case.actual) for case in cases] for c in candidates}
-    chosen = choose(cases, scores)
+def leave_one_out(cases: Sequence[HeldOut], candidates: Mapping[str, Sequence[Constants]] = CANDIDATES) -> list[Score]:
+    """The scores of all cases, each with the constants that the other datasets chose for its law. Prints the choice."""
+    found: dict[int, Score] = {}
     print("constants, chosen without the dataset that they are judged on:")
-    for constants in dict.fromkeys(chosen.values()):
-        print(f"  {constants}: {', '.join(name for name, found in chosen.items() if found == constants)}")
-    return [scores[chosen[case.runs.dataset]][i] for i, case in enumerate(cases)]
+    for law, some in candidates.items():
+        places = [i for i, case in enumerate(cases) if case.law == law]
+        mine = [cases[i] for i in places]
+        scores = {c: [Score.of(predict(case, c), case.actual) for case in mine] for c in some}
+        chosen = choose(mine, scores)
+        for constants in dict.fromkeys(chosen.values()):
+            print(f"  {law}, {constants}: {', '.join(name for name, c in chosen.items() if c == constants)}")
+        for place, case, *of_case in zip(places, mine, *scores.values()):
+            found[place] = dict(zip(scores, of_case))[chosen[case.runs.dataset]]
+    return [found[i] for i in range(len(cases))]

@@ -7,6 +7,7 @@
     python tools/scaling/predict_loss.py runs/ladder --y valid/loss --target-config configs/mup/target.yml ...
     python tools/scaling/predict_loss.py table.csv --x params_M --y loss --fit-below 160 --target 676 1447
     python tools/scaling/predict_loss.py runs --law surface --x params --y valid/loss --target 7e9:1.4e11 --budget 1e22
+    python tools/scaling/predict_loss.py sweep.csv --law isoflop --x params --y loss --budget 1e22
     python tools/scaling/predict_loss.py runs --law compute --y valid/loss --target 1e22
     python tools/scaling/predict_loss.py curves --law annealing --y valid/loss --schedule plan.csv
     python tools/scaling/predict_loss.py runs ... --target 512e6 --save forecast.json      # before the run
@@ -34,6 +35,7 @@ from rich.table import Table
 
 from megatron.errors import ConfigError, DataError, refusing
 from muneox.runs import CORPUS, describe_corpus, read_runs, require_same_corpus
+from muneox.scaling.compute import PRIOR as COMPUTE_PRIOR
 from muneox.scaling.compute import envelope
 from muneox.scaling.curve_forecast import CurveOptions, forecast_curves
 from muneox.scaling.forecast import (
@@ -44,9 +46,13 @@ from muneox.scaling.forecast import (
     load,
     save,
 )
+from muneox.scaling.isoflop_forecast import forecast_isoflop
 from muneox.scaling.ladder import Point, Selection, finite, read_points
 from muneox.scaling.next_run import NextRunPlan, plan_next
 from muneox.scaling.sentence import outcome, predicted
+from muneox.scaling.surface import WINDOW
+
+OPTIMUM = {"params": "N =", "tokens": "D =", "loss": "loss"}
 
 
 def arguments(input_args: Sequence[str] | None) -> argparse.Namespace:
@@ -56,7 +62,7 @@ def arguments(input_args: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sources", nargs="*", metavar="RUNS")
-    parser.add_argument("--law", choices=("size", "surface", "compute", "annealing"), default="size")
+    parser.add_argument("--law", choices=("size", "surface", "compute", "isoflop", "annealing"), default="size")
     what = parser.add_argument_group("input")
     what.add_argument("--x", default="params", help="--law size: a configuration value or column (default: params)")
     what.add_argument("--y", help="metric or column, for example valid/loss")
@@ -73,11 +79,17 @@ def arguments(input_args: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--drop-diverged", action="store_true", help="leave out runs whose loss is not finite")
     what.add_argument("--drop-flagged", action="store_true", help="leave out runs flagged as outliers")
     fit = parser.add_argument_group("the forecast")
-    fit.add_argument("--target", nargs="+", default=[], help="x to predict; N:D for --law surface; FLOPs, or steps")
+    fit.add_argument(
+        "--target", nargs="+", default=[], help="x to predict; N:D for --law surface; FLOPs for compute, isoflop; steps"
+    )
     fit.add_argument("--target-config", nargs="+", default=[], metavar="CONFIG", help="predict this model (x = params)")
     fit.add_argument("--fit-below", type=float, metavar="X", help="fit sizes up to X; compare with the others")
+    fit.add_argument("--window", type=float, default=WINDOW, metavar="SHARE", help="--law surface: fit the runs within "
+                     "this share of the best loss at their FLOPs; inf fits all (default: %(default)s)")  # fmt: skip
     fit.add_argument("--level", type=float, default=0.9, help="level of the intervals (default: 0.9)")
-    fit.add_argument("--budget", nargs="+", type=float, default=[], help="FLOPs: compute-optimal N and D (surface)")
+    fit.add_argument(
+        "--budget", nargs="+", type=float, default=[], help="FLOPs: compute-optimal N and D (surface, isoflop)"
+    )
     fit.add_argument("--plan", action="store_true", help="suggest the run to train next, with the interval after it")
     fit.add_argument("--cost-exponent", type=float, default=1.0, help="--plan: the cost of a run is x to this power")
     curve = parser.add_argument_group("--law annealing")
@@ -110,24 +122,36 @@ def make_forecast(options: argparse.Namespace) -> Forecast:
         options.target.append(str(_params(options)))
     if not 0.5 <= options.level < 1:
         raise ConfigError(f"--level {options.level:g}: expected a number from 0.5 to below 1, for example 0.9")
-    if options.budget and options.law != "surface":
-        raise ConfigError(f"--budget finds the best N and D for FLOPs: it needs --law surface, got {options.law}")
+    if not options.window > 0:
+        raise ConfigError(f"--window {options.window:g}: expected a positive share, for example {WINDOW}")
+    if options.window != WINDOW and options.law != "surface":
+        raise ConfigError(f"--window selects the runs of L(N, D): it needs --law surface, got {options.law}")
+    if options.budget and options.law not in ("surface", "isoflop"):
+        raise ConfigError(
+            f"--budget finds the best N and D for FLOPs: it needs --law surface or isoflop, got {options.law}"
+        )
     chosen = selection(options)
     if options.law == "annealing":
         return _annealing(options, chosen)
-    points, damage = read_points(options.sources, chosen, options.law)
+    points, damage = read_points(options.sources, chosen, "surface" if options.law == "isoflop" else options.law)
     points, bad = finite(points, options.drop_diverged)
     shared = {"fit_below": options.fit_below, "level": options.level, "perplexity": options.perplexity}
-    if options.law == "surface":
+    if options.law == "isoflop":
+        flops = [*(_number(text) for text in options.target), *options.budget]
+        found = forecast_isoflop(
+            points, flops, level=options.level, y_name=chosen.y, perplexity=options.perplexity
+        )  # fmt: skip
+    elif options.law == "surface":
         targets = [_pair(text) for text in options.target]
-        found = forecast_surface(points, targets, options.budget, names=(chosen.x, chosen.y), **shared)
+        names = (chosen.x, chosen.y)
+        found = forecast_surface(points, targets, options.budget, window=options.window, names=names, **shared)
     else:
-        x_name = chosen.x
+        x_name, prior = chosen.x, None
         if options.law == "compute":
-            x_name, points = "flops", _best_of_budgets(points)
+            x_name, points, prior = "flops", _best_of_budgets(points), COMPUTE_PRIOR
         found = forecast_size(
             points, [_number(text) for text in options.target], drop_flagged=options.drop_flagged, law=options.law,
-            names=(x_name, chosen.y), **shared,
+            names=(x_name, chosen.y), prior=prior, **shared,
         )  # fmt: skip
     warnings = (*damage, *(f"{p.name} diverged and is left out" for p in bad), *found.warnings)
     left_out = (*found.left_out, *((p, "loss not finite") for p in bad))
@@ -190,8 +214,8 @@ def show(forecast: Forecast, registered: Path | None, console: Console) -> None:
         if "actual" in target:
             console.print(f"  {outcome(target)}", soft_wrap=True, markup=False)
     for optimum in forecast.extra.get("compute_optimal", ()):
-        n, d, loss = (optimum[key]["value"] for key in ("params", "tokens", "loss"))
-        console.print(f"budget {optimum['flops']:.3g} FLOPs: N = {n:.3g}, D = {d:.3g} tokens, loss {loss:.4f}")
+        parts = [f"{name} {_span(optimum[key])}" for key, name in OPTIMUM.items() if key in optimum]
+        console.print(f"budget {optimum['flops']:.3g} FLOPs: {', '.join(parts)}", soft_wrap=True, markup=False)
     for warning in forecast.warnings:
         console.print(f"warning: {warning}", soft_wrap=True, markup=False)
     if forecast.targets:
@@ -210,6 +234,10 @@ def show(forecast: Forecast, registered: Path | None, console: Console) -> None:
         f"up to {backtest['largest_extrapolation']:.1f} times beyond the fitted runs"
     )
     console.print(_backtest_table(forecast))
+
+
+def _span(found: dict[str, float]) -> str:
+    return "{value:.4g} [{low:.4g}, {high:.4g}]".format(**found)
 
 
 def _target_table(forecast: Forecast) -> Table:
@@ -346,7 +374,8 @@ def main(input_args: Sequence[str] | None = None) -> int:
             raise ConfigError("--plan needs a --target, and --law size or compute")
         x, y = [p.x for p in forecast.used], [p.y for p in forecast.used]
         last = forecast.targets[-1].x
-        plan = plan_next(x, y, last, cost_exponent=options.cost_exponent, level=options.level)
+        prior = COMPUTE_PRIOR if forecast.law == "compute" else None
+        plan = plan_next(x, y, last, cost_exponent=options.cost_exponent, level=options.level, prior=prior)
         content["plan"] = asdict(plan)
     if options.json:
         save(options.json, content, register=False)
@@ -356,7 +385,8 @@ def main(input_args: Sequence[str] | None = None) -> int:
     if plan is not None:
         show_plan(plan, forecast.targets[-1].x, console)
     if options.plot:
+        from muneox.scaling.isoflop_picture import draw_sweep
         from muneox.scaling.picture import draw
 
-        draw(forecast, options.plot)
+        (draw_sweep if forecast.law == "isoflop" else draw)(forecast, options.plot)
     return 0

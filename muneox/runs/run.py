@@ -48,7 +48,8 @@ class Run:
     name: the run's name, else the name of its folder or file. source: the path or URL of the run. config: the
     configuration, nested as logged. series: by metric name; levels of nested metrics are joined by dots. summary: last
     or summarised values. state: finished, running (not ended, written to within two minutes), crashed, or unknown if
-    the source does not record it. warnings: damage, and what was left out.
+    the source does not record it. warnings: damage, and what was left out. run_id: the tracker's identifier, which a
+    resumed run keeps; empty if there is none.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Run:
     group: str | None = None
     tags: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    run_id: str = ""
 
     def value(self, name: str) -> Any:
         """A configuration value by name (`hidden_size`, `optimizer.params.lr`, `lr`), or None.

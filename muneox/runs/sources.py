@@ -10,9 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megatron.errors import DataError
 from muneox.runs.files import EVENTS, read_csv, read_jsonl, read_tensorboard
-from muneox.runs.run import Run, as_number, near
+from muneox.runs.run import Run, Series, as_number, near
 from muneox.runs.wandb_api import project_path, read_project
 from muneox.runs.wandb_file import read_wandb_file
 
@@ -27,6 +29,9 @@ def read_runs(
     where: Mapping[str, str] | None = None,
 ) -> list[Run]:
     """Read runs, in the order of their sources. A run that is named twice is read once.
+
+    Sources with the same wandb id are one run that was resumed: its metrics are joined, and the later source counts
+    where both have a step.
 
     sources: any of
 
@@ -49,11 +54,30 @@ def read_runs(
     for source in sources:
         for run in _read(str(source), group, tags):
             runs.setdefault(run.source, run)
-    everything = list(runs.values())
+    everything = _joined(list(runs.values()))
     chosen = [run for run in everything if _fits(run, group, tags, where or {})]
     if not chosen:
         raise DataError(_nothing_left(everything, sources, group, tags, where or {}))
     return _with_unique_names(chosen)
+
+
+def _joined(runs: Sequence[Run]) -> list[Run]:
+    """Join the parts of resumed runs, which have one id. wandb's folders sort by the time of their start."""
+    parts: dict[str, list[Run]] = {}
+    for run in runs:
+        parts.setdefault(run.run_id or run.source, []).append(run)
+    return [_join(same) if len(same) > 1 else same[0] for same in parts.values()]
+
+
+def _join(parts: Sequence[Run]) -> Run:
+    series = {}
+    for name in dict.fromkeys(name for part in parts for name in part.series):
+        found = [part.series[name] for part in parts if name in part.series]
+        series[name] = Series.of(np.concatenate([s.steps for s in found]), np.concatenate([s.values for s in found]))
+    summary = {key: value for part in parts for key, value in part.summary.items()}
+    warnings = tuple(warning for part in parts for warning in part.warnings)
+    config = next((part.config for part in reversed(parts) if part.config), {})
+    return dataclasses.replace(parts[-1], config=config, series=series, summary=summary, warnings=warnings)
 
 
 def _read(source: str, group: str | None, tags: Sequence[str]) -> Iterator[Run]:

@@ -70,6 +70,7 @@ def _run(run: Any) -> Run:
         state=STATES.get(str(run.state), "unknown"),
         group=run.group or None,
         tags=tuple(run.tags or ()),
+        run_id=str(run.id),
     )
 
 

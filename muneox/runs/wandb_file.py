@@ -58,6 +58,7 @@ def read_wandb_file(path: Path) -> Run:
         group=reader.group,
         tags=reader.tags,
         warnings=(f"{path}: {damage}; later records are left out",) if damage else (),
+        run_id=reader.run_id,
     )
 
 

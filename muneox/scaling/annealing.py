@@ -19,16 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from megatron.errors import DataError
-from muneox.scaling.separable import (
-    Array,
-    Design,
-    Draws,
-    Exponents,
-    NoisePrior,
-    best_exponents,
-    residuals,
-    sample_posterior,
-)
+from muneox.scaling.prior import Array, Exponents, Prior
+from muneox.scaling.separable import Design, Draws, best_exponents, residuals, sample_posterior
 
 # alpha, and one minus lambda (0.99 to 0.9999).
 EXPONENTS = Exponents(low=(0.05, 1e-4), high=(2.0, 2e-2), cells=40, median=(0.4, 1.5e-3), log_sd=(0.5, 1.0))
@@ -162,13 +154,13 @@ def fit_annealing(curves: Sequence[Curve]) -> AnnealingLaw:
 
 
 def sample_annealing(
-    curves: Sequence[Curve], *, prior: NoisePrior | None = None, draws: int = 2000, seed: int = 0
+    curves: Sequence[Curve], *, prior: Prior | None = None, draws: int = 2000, seed: int = 0
 ) -> AnnealingPosterior:
     """Sample the posterior of the law. At most INDEPENDENT evenly spaced points of each curve are used."""
     kept = tuple(_thinned(curve) for curve in curves)
     design, loss, variance, scale, exponents = _prepare(kept)
     found = sample_posterior(design, loss, exponents, prior=prior, variance=variance, draws=draws, seed=seed)
-    return AnnealingPosterior(found, scale, max((prior or NoisePrior()).tau, unseen_error(kept)), seed)
+    return AnnealingPosterior(found, scale, max((prior or Prior()).tau, unseen_error(kept)), seed)
 
 
 def unseen_error(curves: Sequence[Curve]) -> float:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from megatron.errors import DataError
 from muneox.scaling.power_law import checked, sample_power_law
-from muneox.scaling.separable import NoisePrior
+from muneox.scaling.prior import Prior
 from muneox.scaling.uncertainty import LEVEL, Interval, interval
 
 FEWEST_SIZES = 4  # the fewest sizes that a backtest fits
@@ -38,7 +38,7 @@ class HeldOutRun:
 
 
 def backtest(
-    x: ArrayLike, y: ArrayLike, *, level: float = LEVEL, prior: NoisePrior | None = None, draws: int = 2000
+    x: ArrayLike, y: ArrayLike, *, level: float = LEVEL, prior: Prior | None = None, draws: int = 2000
 ) -> list[HeldOutRun]:
     """Predict the 1, 2, ... largest sizes from the others, at least four.
 
@@ -62,7 +62,7 @@ def predict_held_out(
     fitted: ArrayLike,
     *,
     level: float = LEVEL,
-    prior: NoisePrior | None = None,
+    prior: Prior | None = None,
     draws: int = 4000,
 ) -> list[HeldOutRun]:
     """Fit the runs that the mask `fitted` [n] selects and predict the others.

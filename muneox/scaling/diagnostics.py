@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import fdtrc, stdtr
 
+from megatron.errors import DataError
 from muneox.scaling.power_law import EXPONENTS, PowerLawFit, checked, fit_power_law
-from muneox.scaling.separable import Array, project
+from muneox.scaling.prior import Array
+from muneox.scaling.separable import project
 
 SIGNIFICANCE = 0.01
 NOISE = 5e-4  # relative; smaller deviations never count against a run
@@ -83,18 +85,27 @@ def _worst(x: Array, y: Array, count: int) -> list[Outlier]:
     return outliers
 
 
-def inversions(x: ArrayLike, y: ArrayLike, noise: float) -> list[tuple[float, float]]:
+def inversions(x: ArrayLike, y: ArrayLike) -> list[tuple[float, float]]:
     """Pairs of neighbouring sizes (smaller, larger) where the larger is worse by more than two standard errors.
 
-    noise: relative noise of one run. Runs of the same size are averaged.
+    The noise of one run is the scatter of the other sizes around their law, so that a pair cannot hide in a noise that
+    it inflates; with fewer than four other sizes, it is the scatter of all. Runs of the same size are averaged.
     """
-    size, loss = checked(x, y, least=1)
+    size, loss = checked(x, y)
     sizes = np.unique(size)
     mean = np.array([loss[size == s].mean() for s in sizes])
-    count = np.array([(size == s).sum() for s in sizes])
-    error = max(noise, NOISE) * mean[1:] * np.sqrt(1 / count[1:] + 1 / count[:-1])
-    worse = np.flatnonzero(np.diff(mean) > 2 * error)
-    return [(float(sizes[i]), float(sizes[i + 1])) for i in worse]
+    found = []
+    for i in np.flatnonzero(np.diff(mean) > 0):
+        pair = np.isin(size, sizes[i : i + 2])
+        others = ~pair if len(sizes) >= 6 else np.ones_like(pair)
+        try:
+            noise = fit_power_law(size[others], loss[others]).rms
+        except DataError:  # the others alone do not fall
+            noise = fit_power_law(size, loss).rms
+        error = max(noise, NOISE) * mean[i + 1] * np.sqrt(sum(1 / (size == s).sum() for s in sizes[i : i + 2]))
+        if mean[i + 1] - mean[i] > 2 * error:
+            found.append((float(sizes[i]), float(sizes[i + 1])))
+    return found
 
 
 def bend(x: ArrayLike, y: ArrayLike, fit: PowerLawFit) -> float:
@@ -157,7 +168,7 @@ def describe_ladder(x: ArrayLike, y: ArrayLike, names: Sequence[str]) -> tuple[l
         warnings.append(f"{names[outlier.index]} {kind}: {away}")
     keep = np.setdiff1d(np.arange(len(size)), [o.index for o in outliers])
     fit = fit_power_law(size[keep], loss[keep])
-    for small, large in inversions(size[keep], loss[keep], fit.rms):
+    for small, large in inversions(size[keep], loss[keep]):
         warnings.append(f"broken scaling: size {large:g} is worse than size {small:g}")
     if (p := bend(size[keep], loss[keep], fit)) < SIGNIFICANCE:
         warnings.append(f"the residuals bend (p = {p:.1g}): one power law does not hold over the whole ladder")

@@ -23,23 +23,17 @@ from muneox.scaling.backtest import HeldOutRun, backtest, coverage, mean_error
 from muneox.scaling.diagnostics import describe_ladder, not_collapsing
 from muneox.scaling.ladder import Point
 from muneox.scaling.power_law import PowerLawPosterior, sample_power_law
-from muneox.scaling.separable import Array, NoisePrior
-from muneox.scaling.surface import sample_surface
+from muneox.scaling.prior import Array, Prior
+from muneox.scaling.surface import PRIOR as SURFACE_PRIOR
+from muneox.scaling.surface import WINDOW, near_best, sample_surface, window_of
+from muneox.scaling.surface_diagnostics import describe_surface
 from muneox.scaling.uncertainty import LEVEL, Band, Interval, Trace, band, interval, noise_floor, seed_variance
 
 FEWEST_SIZES = 4
 FORMAT = 1
 BAND = 80  # points along a band
 FAR = 10.0  # a target further beyond the data than this factor gets a warning
-PRIOR = (
-    "exponents log-normal with median 0.33 and 90 % in 0.14 to 0.75; coefficients flat over positive values; noise of "
-    "one run scaled inverse chi-squared with scale {sigma:.2%}"
-)
-
-DEPARTURE = (
-    "; predictions allow for a smooth departure from the law, half-Cauchy with scale {tau:.2%}; the intervals of "
-    "a, b and c assume an exact law"
-)
+EXACT = "; the intervals of a, b and c assume an exact law"
 
 
 @dataclass(frozen=True)
@@ -73,7 +67,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The result of predict_loss.py. law: size, compute, surface or annealing."""
+    """The result of predict_loss.py. law: size, compute, surface, isoflop or annealing."""
 
     law: str
     formula: str
@@ -140,7 +134,7 @@ def forecast_size(
     fit_below: float | None = None,
     drop_flagged: bool = False,
     level: float = LEVEL,
-    prior: NoisePrior | None = None,
+    prior: Prior | None = None,
     law: str = "size",
     names: tuple[str, str] = ("x", "loss"),
     perplexity: bool = False,
@@ -151,7 +145,7 @@ def forecast_size(
     drop_flagged: leave out runs flagged as outliers instead of only warning about them. Raises DataError for fewer than
     four sizes and ConfigError for a target that is not beyond the fitted points.
     """
-    prior = prior or NoisePrior()
+    prior = prior or Prior()
     fitted, left_out = _split(points, fit_below)
     if (count := len({p.x for p in fitted})) < FEWEST_SIZES:
         raise DataError(f"{count} different sizes of {names[0]}; a forecast needs at least {FEWEST_SIZES}")
@@ -166,12 +160,12 @@ def forecast_size(
     exact = sample_power_law(x, y, variance=variance, prior=replace(prior, tau=0.0))  # for the intervals of a, b, c
     found = _size_targets(posterior, targets, float(x.max()), points, level)
     line = np.geomspace(x.min(), max([float(x.max()), *targets]), BAND)
-    warnings += collapse_warnings(fitted, float(np.median(posterior.c))) + _far(found)
+    warnings += collapse_warnings(fitted, float(np.median(posterior.c))) + far_targets(found)
     return Forecast(
         law, f"L({names[0]}) = a {names[0]}^b + c", *names, found,
         {name: interval(getattr(exact, name), level) for name in "abc"},
         noise_floor(x, y), tuple(backtest(x, y, level=level, prior=prior)), tuple(fitted), tuple(left_out),
-        tuple(warnings), perplexity, (PRIOR + DEPARTURE).format(sigma=prior.sigma, tau=prior.tau),
+        tuple(warnings), perplexity, f"{prior}{EXACT}",
         bands=(band("", line, posterior.observe(line), level),),
         traces=(Trace("fitted runs", x, y, np.median(posterior.law(x), axis=0)),),
     )  # fmt: skip
@@ -207,25 +201,34 @@ def forecast_surface(
     budgets: Sequence[float] = (),
     *,
     fit_below: float | None = None,
+    window: float = WINDOW,
     level: float = LEVEL,
-    prior: NoisePrior | None = None,
+    prior: Prior | None = None,
     names: tuple[str, str] = ("params", "loss"),
     perplexity: bool = False,
 ) -> Forecast:
-    """Fit L(N, D) to the points and predict the targets (N, D).
+    """Fit L(N, D) to the points near the best loss at their compute, and predict the targets (N, D).
 
     budgets: compute budgets C = 6 N D in FLOPs, for which the compute-optimal N and D are reported. fit_below: fit only
-    points with N up to this. Raises DataError for input that cannot be fitted.
+    points with N up to this. window: the relative excess over the best loss up to which points are fitted; it is
+    widened for few points, and for targets far from the optimum (see surface.window_of); infinity fits all points.
+    Raises DataError for input that cannot be fitted.
     """
-    prior = prior or NoisePrior()
+    prior = prior or SURFACE_PRIOR
     fitted, left_out = _split(points, fit_below)
-    n, d, y = (np.array([getattr(p, key) for p in fitted], np.float64) for key in ("x", "tokens", "y"))
+    n, d, y = _columns(fitted)
+    if targets:
+        window = float(window_of(n, d, y, *np.array(targets).T, prior=prior, window=window).max())
+    near = near_best(n, d, y, window)
+    left_out += [(p, f"loss more than {window:.0%} above the best at its FLOPs") for p, k in zip(fitted, near) if not k]
+    fitted = [p for p, kept in zip(fitted, near) if kept]
+    everything, (n, d, y) = (n, d, y), _columns(fitted)
     posterior = sample_surface(n, d, y, prior=prior)
     found, bands = [], []
     if targets:
         samples = posterior.observe(*np.array(targets).T)
         for (params, tokens), draws in zip(targets, samples.T):
-            reach = params * tokens / (n * d).max()
+            reach = params * tokens / (everything[0] * everything[1]).max()
             known = [p.y for p in points if math.isclose(p.x, params) and math.isclose(p.tokens or 0, tokens)]
             actual = float(np.mean(known)) if known else None
             found.append(Target(params, interval(draws, level), float(reach), tokens, actual))
@@ -233,7 +236,8 @@ def forecast_surface(
         line = np.geomspace(n.min(), max([n.max(), *(params for params, other in targets if other == tokens)]), BAND)
         along = posterior.observe(line, np.full(BAND, tokens))
         bands.append(band(f"{short(tokens)} tokens", line, along, level))
-    held_out = _surface_backtest(n, d, y, level, prior)
+    warnings = describe_surface(n, d, y, [p.name for p in fitted]) + far_targets(found)
+    held_out = _surface_backtest(*everything, level, prior, window)
     surface, optima = posterior.surface, []
     for budget in budgets:
         best_n, best_d = surface.optimal(budget)
@@ -244,27 +248,32 @@ def forecast_surface(
     return Forecast(
         "surface", "L(N, D) = e + a N^-alpha + b D^-beta", *names, tuple(found), parameters,
         (float(np.median(posterior.draws.sigma)), "residuals of the fit"), tuple(held_out), tuple(fitted),
-        tuple(left_out), tuple(_far(found)), perplexity, PRIOR.format(sigma=prior.sigma),
+        tuple(left_out), tuple(warnings), perplexity, str(prior),
         {"compute_optimal": optima}, tuple(bands),
         (Trace("fitted runs", n, y, np.median(posterior.law(n, d), axis=0), d),),
     )  # fmt: skip
 
 
-def _surface_backtest(n: Array, d: Array, y: Array, level: float, prior: NoisePrior) -> list[HeldOutRun]:
+def _columns(points: Sequence[Point]) -> tuple[Array, Array, Array]:
+    n, d, y = (np.array([getattr(p, key) for p in points], np.float64) for key in ("x", "tokens", "y"))
+    return n, d, y
+
+
+def _surface_backtest(n: Array, d: Array, y: Array, level: float, prior: Prior, window: float) -> list[HeldOutRun]:
     """Predict each of up to three largest sizes from all smaller ones, at least three."""
     held_out: list[HeldOutRun] = []
     sizes = np.unique(n)
     for size in sizes[max(3, len(sizes) - 3) :]:
-        smaller, at = n < size, n == size
+        small, at = np.flatnonzero(n < size), n == size
+        near = small[near_best(n[small], d[small], y[small], window)]
         try:
-            before = sample_surface(n[smaller], d[smaller], y[smaller], prior=prior, draws=2000)
+            before = sample_surface(n[near], d[near], y[near], prior=prior, draws=2000)
         except DataError:
             continue
-        reach = (n[smaller] * d[smaller]).max()
+        reach = (n[small] * d[small]).max()
         for tokens, value, draws in zip(d[at], y[at], before.observe(n[at], d[at]).T):
             found = interval(draws, level)
-            run = HeldOutRun(int(smaller.sum()), float(size), float(value), found, float(size * tokens / reach))
-            held_out.append(run)
+            held_out.append(HeldOutRun(len(near), float(size), float(value), found, float(size * tokens / reach)))
     return held_out
 
 
@@ -278,7 +287,8 @@ def collapse_warnings(points: Sequence[Point], floor: float) -> list[str]:
             for i in far]  # fmt: skip
 
 
-def _far(targets: Sequence[Target]) -> list[str]:
+def far_targets(targets: Sequence[Target]) -> list[str]:
+    """Warnings about targets far beyond the data."""
     return [f"target {t.x:g} is {t.extrapolation:.3g} times beyond the data" for t in targets if t.extrapolation > FAR]
 
 

@@ -80,6 +80,7 @@ def read_points(sources: Sequence[str], chosen: Selection, law: str = "size") ->
     points: list[Point] = []
     others: list[str] = []
     warnings: list[str] = []
+    names: set[str] = set()  # of all runs, and their ids
     for source in sources:
         is_file = Path(source).is_file()
         table = _table(Path(source), chosen, law) if is_file and source.endswith(SUFFIXES) else None
@@ -93,7 +94,8 @@ def read_points(sources: Sequence[str], chosen: Selection, law: str = "size") ->
             others.append(source)
     if others:
         runs = read_runs(others, group=chosen.group, tags=chosen.tags, where=dict(chosen.where))
-        runs = [run for run in runs if run.name not in chosen.exclude]
+        names |= {name for run in runs for name in (run.name, run.run_id) if name}
+        runs = [run for run in runs if not {run.name, run.run_id} & set(chosen.exclude)]
         alike = [*RECIPE, *(shared_by(SIZE_LADDER) if law == "size" else ())]
         if "corpus" not in chosen.allow:
             require_same_corpus(runs, "a ladder")
@@ -102,6 +104,9 @@ def read_points(sources: Sequence[str], chosen: Selection, law: str = "size") ->
         warnings += [f"{run.name}: {warning}" for run in runs for warning in run.warnings]
         if law == "size":
             _same_end(runs, chosen)
+    names |= {point.name for point in points}
+    for unknown in sorted(set(chosen.exclude) - names):
+        raise DataError(_unknown("--exclude: the selection", "run", unknown, sorted(names)))
     points = [point for point in points if point.name not in chosen.exclude]
     if not points:
         raise DataError("no runs are left after the filters; check --group, --tag, --where and --exclude")
@@ -203,7 +208,9 @@ def _evaluation(path: Path, chosen: Selection) -> Point:
     """
     try:
         content = read_json(path)
-        results, config = dict(content["results"]), dict(content.get("config") or {})
+        results, config = content["results"], content.get("config") or {}
+        if not isinstance(config, Mapping):
+            raise TypeError("config")
         metrics = {
             f"{task}/{name.split(',')[0]}": number
             for task, values in results.items()
@@ -268,12 +275,25 @@ def _same_end(runs: Sequence[Run], chosen: Selection) -> None:
     if chosen.at_step is not None or chosen.at_tokens is not None:
         return
     ends = {run.name: last(run, chosen.y)[0] for run in runs}
-    if len(set(ends.values())) > 1:
-        shortest, longest = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
+    if len(set(ends.values())) <= 1:
+        return
+    shortest, longest = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
+    found = f"the runs end at different steps ({shortest} at {ends[shortest]}, {longest} at {ends[longest]})"
+    early = [run.name for run in runs if _ended_early(run, ends[run.name]) and ends[run.name] < ends[longest]]
+    if early:
         raise ConfigError(
-            f"the runs end at different steps ({shortest} at {ends[shortest]}, {longest} at {ends[longest]}); "
-            f"compare them at one step with --at-step {ends[shortest]}, or at one token count with --at-tokens"
+            f"{found}, and {', '.join(early)} crashed or stopped early: leave {'it' if len(early) == 1 else 'them'} "
+            f"out with --exclude {' '.join(early)}, or compare all runs at one step with --at-step {ends[shortest]}"
         )
+    raise ConfigError(
+        f"{found}; compare them at one step with --at-step {ends[shortest]}, or at one token count with --at-tokens"
+    )
+
+
+def _ended_early(run: Run, step: int) -> bool:
+    """Whether a run crashed, or ended before the step that its configuration names."""
+    planned = run.number("train_iters")
+    return run.state == "crashed" or (run.state == "unknown" and planned is not None and step < planned)
 
 
 def _as_loss(point: Point) -> Point:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from megatron.errors import DataError
 from muneox.scaling.power_law import checked, sample_power_law
-from muneox.scaling.separable import NoisePrior
+from muneox.scaling.prior import Prior
 from muneox.scaling.uncertainty import LEVEL, interval
 
 OUTCOMES = (0.1, 0.3, 0.5, 0.7, 0.9)  # quantiles of the candidate's predicted loss to average over
@@ -49,7 +49,7 @@ def plan_next(
     *,
     cost_exponent: float = 1.0,
     level: float = LEVEL,
-    prior: NoisePrior | None = None,
+    prior: Prior | None = None,
     draws: int = 1500,
 ) -> NextRunPlan:
     """Expected interval at `target` after one more run, for candidate sizes between the ladder and the target.

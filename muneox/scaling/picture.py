@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from muneox.output import short
 from muneox.scaling.figure_data import left_out_points, nearest_backtest
 from muneox.scaling.forecast import Forecast
-from muneox.scaling.separable import Array
+from muneox.scaling.prior import Array
 from muneox.scaling.uncertainty import Interval
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish; the shapes differ too.

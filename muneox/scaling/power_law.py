@@ -14,20 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from megatron.errors import DataError
-from muneox.scaling.separable import (
-    Array,
-    Design,
-    Draws,
-    Exponents,
-    NoisePrior,
-    best_exponents,
-    project,
-    residuals,
-    sample_posterior,
-)
+from muneox.scaling.departure import departure, matern
+from muneox.scaling.prior import EXPONENT, EXPONENT_SD, Array, Exponents, Prior
+from muneox.scaling.separable import Design, Draws, best_exponents, project, residuals, sample_posterior
 
-EXPONENTS = Exponents(low=(0.01,), high=(4.0,), cells=72, median=(0.33,), log_sd=(0.5,))
-MOST_CORRELATED = 1500  # with more points, the departure from the law is left out: its matrix is n x n
+EXPONENTS = Exponents(low=(0.01,), high=(4.0,), cells=72, median=(EXPONENT,), log_sd=(EXPONENT_SD,))
 
 
 @dataclass(frozen=True)
@@ -146,7 +137,7 @@ class PowerLawPosterior:
     def observe(self, x: ArrayLike) -> Array:
         """Draws of one new run's loss at x [m], with departure and noise: [s, m]."""
         size = np.atleast_1d(np.asarray(x, np.float64))
-        cross = matern(np.log(size), np.log(self.x), self.length)
+        cross = matern(np.log(size)[:, None], np.log(self.x)[:, None], self.length)
         return self.draws.observe(_design(size / self.centre), cross, np.random.default_rng(self.seed + 1))
 
 
@@ -155,13 +146,13 @@ def sample_power_law(
     y: ArrayLike,
     *,
     variance: ArrayLike | None = None,
-    prior: NoisePrior | None = None,
+    prior: Prior | None = None,
     draws: int = 4000,
     seed: int = 0,
 ) -> PowerLawPosterior:
     """Sample the posterior of the law, from four sizes on.
 
-    The priors are weak (see Exponents and NoisePrior): -b is log-normal with median 0.33 (90 %: 0.14 to 0.75), which
+    The priors are weak (see Exponents and Prior): -b is log-normal with median 0.33 (90 %: 0.14 to 0.75), which
     covers the exponents published for language models; a and c are only constrained to be positive. The departure from
     the law is a smooth curve in log x of unknown size. It makes a prediction's interval grow with the extrapolation.
 
@@ -170,19 +161,13 @@ def sample_power_law(
     DataError under the same conditions as fit_power_law.
     """
     size, loss = checked(x, y)
-    prior, centre, log_size = prior or NoisePrior(), _centre(size), np.log(size)
-    kernel = matern(log_size, log_size, prior.length) if len(size) <= MOST_CORRELATED else None
+    prior, centre = prior or Prior(), _centre(size)
+    kernel = departure(np.log(size)[:, None], prior.length)
     relative = None if variance is None else np.asarray(variance, np.float64)
     found = sample_posterior(
         _design(size / centre), loss, EXPONENTS, kernel=kernel, prior=prior, variance=relative, draws=draws, seed=seed
     )
     return PowerLawPosterior(found, size, centre, prior.length, seed)
-
-
-def matern(first: Array, second: Array, length: float) -> Array:
-    """Matern 3/2 correlations [m, n] between positions [m] and [n] on a line."""
-    distance = np.sqrt(3) * np.abs(first[:, None] - second[None]) / length
-    return np.asarray((1 + distance) * np.exp(-distance))
 
 
 def _centre(x: Array) -> float:

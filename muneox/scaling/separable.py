@@ -10,7 +10,7 @@ law. The grid is narrowed until it covers only the mass. Within a cell the poste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from megatron.errors import DataError
+from muneox.scaling.prior import Array, Exponents, Prior, mesh
 
-Array = NDArray[np.float64]
 # theta float64[g, q] -> columns float64[g, n, k]
 Design = Callable[[Array], Array]
 
@@ -28,44 +28,6 @@ NEGLIGIBLE = 1e-5  # share of the posterior's mass on an axis that narrowing the
 # The grid is narrowed to a tempered posterior first: a coarse grid can miss a sharp mode and keep a false one.
 TEMPERATURES = (100.0, 10.0, 1.0)
 COLLINEAR = 1e-13  # determinant of the columns' correlations; a smaller one is rounding error
-
-
-@dataclass(frozen=True)
-class NoisePrior:
-    """Prior of the residuals, relative to the loss.
-
-    sigma: scale of one run's noise, scaled inverse chi-squared with one degree of freedom. Repeats of published runs
-    differ by 0.02-0.12 %. tau: scale of the smooth departure of real ladders from the law, half-Cauchy; 0 assumes an
-    exact law. length: correlation length of the departure (Matern 3/2) in natural logarithms of x, by default a decade.
-    """
-
-    sigma: float = 1e-3
-    tau: float = 1e-3
-    length: float = float(np.log(10.0))
-
-
-@dataclass(frozen=True)
-class Exponents:
-    """The range, log-normal prior and number of grid cells of each exponent. The tuples have length q."""
-
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    cells: int
-    median: tuple[float, ...]
-    log_sd: tuple[float, ...]
-
-    def log_prior(self, theta: Array) -> Array:
-        squares = ((np.log(theta) - np.log(self.median)) / self.log_sd) ** 2
-        return np.asarray(-0.5 * squares.sum(-1))
-
-    def grid(self, cells: int) -> Array:
-        """A grid that is uniform in the logarithms: [cells ** q, q]."""
-        return mesh([np.geomspace(*ends, cells) for ends in zip(self.low, self.high)])
-
-
-def mesh(axes: Sequence[Array]) -> Array:
-    """All combinations of the values of q axes: [g, q]."""
-    return np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], -1)
 
 
 @dataclass(frozen=True)
@@ -176,7 +138,7 @@ def sample_posterior(
     exponents: Exponents,
     *,
     kernel: Array | None = None,
-    prior: NoisePrior | None = None,
+    prior: Prior | None = None,
     variance: Array | None = None,
     draws: int = 4000,
     seed: int = 0,
@@ -187,13 +149,14 @@ def sample_posterior(
     [n], noise variances relative to each other. Given the exponents, the coefficients have Jeffreys' prior. Raises
     DataError if no decreasing law agrees with the data, or if the data do not separate the terms of the law.
     """
-    prior, rng, n = prior or NoisePrior(), np.random.default_rng(seed), len(y)
+    prior, rng, n = prior or Prior(), np.random.default_rng(seed), len(y)
     scale = np.ones(n) if variance is None else np.asarray(variance, np.float64)
     if kernel is None or prior.tau == 0:
         values, basis = np.zeros(n), np.eye(n) / np.sqrt(scale)[:, None]
     else:
         values, vectors = np.linalg.eigh(kernel / np.sqrt(np.outer(scale, scale)))
         values, basis = np.maximum(values, 0), vectors / np.sqrt(scale)[:, None]
+    exponents = exponents.around(prior.exponent)
     centre = best_exponents(design, y, 1 / scale, exponents)
     # Relative to the fit, not to y: relative to y, a law of zero with a smooth departure of 1 would explain the noise.
     level = design(centre[None])[0] @ residuals(design(centre[None])[0], y, 1 / scale)[0]
@@ -217,7 +180,7 @@ class _Problem:
     level: Array
     ratio: Array
     exponents: Exponents
-    prior: NoisePrior
+    prior: Prior
     values: Array
     basis: Array
 
@@ -238,7 +201,7 @@ class _Grid:
     axes: tuple[Array, ...]  # of the exponents
 
     @classmethod
-    def start(cls, centre: Array, exponents: Exponents, prior: NoisePrior, exact: bool) -> _Grid:
+    def start(cls, centre: Array, exponents: Exponents, prior: Prior, exact: bool) -> _Grid:
         """A grid that is fine near the least-squares exponents, for many runs, and coarse far away, for few runs."""
         steps = np.linspace(-1, 1, exponents.cells)
         bent = np.abs(np.sinh(8 * steps) / np.sinh(8))

@@ -1,8 +1,11 @@
 """L(N, D) = E + A N^-alpha + B D^-beta: loss against parameters and tokens (Hoffmann et al., arXiv:2203.15556, eq. 2).
 
-As for L(N), alpha and beta are on a grid, and E, A and B are solved exactly. The weak prior of both exponents has
-median 0.33 (90 %: 0.14 to 0.75). Published fits have 0.28 to 0.37 (Hoffmann et al.; Besiroglu et al.,
-arXiv:2404.10102).
+As for L(N), alpha and beta are on a grid, and E, A and B are solved exactly. The weak prior of both exponents is
+log-normal (see PRIOR). Published fits have 0.28 to 0.37 (Hoffmann et al.; Besiroglu et al., arXiv:2404.10102).
+
+Real runs leave the surface far from the compute-optimal ratio of tokens to parameters, and such runs bend it where it
+is used. So a forecast fits only the runs near the best loss at their compute (see near_best), and allows for a smooth
+departure from the surface.
 """
 
 from __future__ import annotations
@@ -10,22 +13,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from megatron.errors import DataError
+from muneox.scaling.compute import best_of_budgets, training_flops
+from muneox.scaling.departure import departure, matern
 from muneox.scaling.power_law import checked
-from muneox.scaling.separable import (
-    Array,
-    Design,
-    Draws,
-    Exponents,
-    NoisePrior,
-    best_exponents,
-    residuals,
-    sample_posterior,
-)
+from muneox.scaling.prior import EXPONENT, EXPONENT_SD, Array, Exponents, Prior
+from muneox.scaling.separable import Design, Draws, best_exponents, residuals, sample_posterior
 
-EXPONENTS = Exponents(low=(0.03,) * 2, high=(2.0,) * 2, cells=22, median=(0.33,) * 2, log_sd=(0.5,) * 2)
+WINDOW = 0.02  # relative excess over the best loss at equal FLOPs, up to which runs are fitted
+FEWEST = 12  # runs near the best; with fewer, the next ones are fitted too
+STEP = 4.0  # factor between the windows of targets at different distances from the optimum
+COLLINEAR = 0.999  # correlation of log N and log D from which they cannot be separated
+PRIOR = Prior(tau=3e-3, exponent=0.25)
+EXPONENTS = Exponents(low=(0.03,) * 2, high=(2.0,) * 2, cells=22, median=(EXPONENT,) * 2, log_sd=(EXPONENT_SD,) * 2)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class SurfacePosterior:
     """Posterior draws [s] of the surface, and their predictions."""
 
     draws: Draws
+    positions: Array  # [n, 2], log N and log D of the fitted runs
     centre: tuple[float, float]
+    length: float
     seed: int
 
     @property
@@ -69,8 +73,15 @@ class SurfacePosterior:
         return self.draws.law(_design(params, tokens, self.centre))
 
     def observe(self, params: ArrayLike, tokens: ArrayLike) -> Array:
-        """Draws of the loss of new runs at m positions: [s, m]."""
-        return self.draws.observe(_design(params, tokens, self.centre), None, np.random.default_rng(self.seed + 1))
+        """Draws of the loss of new runs at m positions, with departure and noise: [s, m]."""
+        cross = matern(_positions(params, tokens), self.positions, self.length)
+        return self.draws.observe(_design(params, tokens, self.centre), cross, np.random.default_rng(self.seed + 1))
+
+    def excess(self, params: ArrayLike, tokens: ArrayLike) -> Array:
+        """Relative excess of the loss over the optimum of the surface at the same FLOPs: median [m]."""
+        law = self.law(params, tokens)
+        best = self.surface.optimal(training_flops(params, tokens)[..., None])
+        return np.asarray(np.median(law / self.surface(*best).T - 1, axis=0))
 
 
 def _checked(params: ArrayLike, tokens: ArrayLike, y: ArrayLike) -> tuple[Array, Array, Array]:
@@ -82,7 +93,7 @@ def _checked(params: ArrayLike, tokens: ArrayLike, y: ArrayLike) -> tuple[Array,
     d, _ = checked(tokens, y)
     if len(loss) < 6:
         raise DataError(f"{len(loss)} runs; L(N, D) has five parameters and needs at least 6")
-    if abs(np.corrcoef(np.log(n), np.log(d))[0, 1]) > 0.999:
+    if _collinear(n, d):
         raise DataError("tokens are a power of parameters in these runs, so L(N, D) cannot separate them; fit L(N)")
     return n, d, loss
 
@@ -106,19 +117,73 @@ def sample_surface(
     tokens: ArrayLike,
     y: ArrayLike,
     *,
-    prior: NoisePrior | None = None,
+    prior: Prior | None = None,
     draws: int = 4000,
     seed: int = 0,
 ) -> SurfacePosterior:
     """Sample the posterior of the surface. params, tokens, y: [n].
 
-    With five parameters and many runs, the departure from the law appears in the residuals and counts as noise. Raises
-    DataError under the same conditions as fit_surface.
+    The departure from the law is a smooth function of log N and log D. prior: default PRIOR. Raises DataError under the
+    same conditions as fit_surface.
     """
     n, d, loss = _checked(params, tokens, y)
-    centre = _centre(n), _centre(d)
-    found = sample_posterior(_design(n, d, centre), loss, EXPONENTS, prior=prior, draws=draws, seed=seed)
-    return SurfacePosterior(found, centre, seed)
+    prior, centre, positions = prior or PRIOR, (_centre(n), _centre(d)), _positions(n, d)
+    kernel = departure(positions, prior.length)
+    design = _design(n, d, centre)
+    found = sample_posterior(design, loss, EXPONENTS, kernel=kernel, prior=prior, draws=draws, seed=seed)
+    return SurfacePosterior(found, positions, centre, prior.length, seed)
+
+
+def near_best(params: ArrayLike, tokens: ArrayLike, y: ArrayLike, window: float = WINDOW) -> NDArray[np.bool_]:
+    """Mask [n] of the runs whose loss exceeds the best loss at equal FLOPs by at most `window`, relative.
+
+    params, tokens, y: [n]. The best loss is interpolated between the best run of each budget (see compute.envelope). If
+    these are fewer than FEWEST runs, or do not separate N from D, the window is widened.
+    """
+    n, d, loss = (np.asarray(values, np.float64) for values in (params, tokens, y))
+    flops = training_flops(n, d)
+    best = best_of_budgets(flops, loss)
+    lowest = np.minimum.accumulate(np.log(loss[best]))
+    excess = np.expm1(np.log(loss) - np.interp(np.log(flops), np.log(flops[best]), lowest))
+    limits = np.sort(excess)
+    for limit in (window, *limits[limits > window]):
+        near = excess <= limit
+        if near.sum() >= min(FEWEST, len(loss)) and not _collinear(n[near], d[near]):
+            return np.asarray(near)
+    return np.ones(len(loss), bool)
+
+
+def window_of(
+    params: ArrayLike,
+    tokens: ArrayLike,
+    y: ArrayLike,
+    target_params: ArrayLike,
+    target_tokens: ArrayLike,
+    *,
+    prior: Prior | None = None,
+    window: float = WINDOW,
+) -> Array:
+    """The window of near_best for each target [m]: a target far from the optimum needs runs that are as far from it.
+
+    params, tokens, y: [n]. target_params, target_tokens: [m]. The excess of a target is predicted with `window`, which
+    is multiplied by STEP until it contains twice this excess.
+    """
+    if np.isinf(window):
+        return np.full(np.shape(target_params), window)
+    near = near_best(params, tokens, y, window)
+    n, d, loss = (np.asarray(values, np.float64)[near] for values in (params, tokens, y))
+    excess = sample_surface(n, d, loss, prior=prior, draws=500).excess(target_params, target_tokens)
+    steps = np.ceil(np.log(np.maximum(2 * excess / window, 1)) / np.log(STEP))
+    return np.asarray(window * STEP**steps)
+
+
+def _collinear(params: Array, tokens: Array) -> bool:
+    with np.errstate(invalid="ignore", divide="ignore"):  # equal values have no correlation
+        return not abs(np.corrcoef(np.log(params), np.log(tokens))[0, 1]) <= COLLINEAR
+
+
+def _positions(params: ArrayLike, tokens: ArrayLike) -> Array:
+    return np.log(np.stack([np.atleast_1d(np.asarray(v, np.float64)) for v in (params, tokens)], -1))
 
 
 def _centre(x: Array) -> float:

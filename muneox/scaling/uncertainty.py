@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from muneox.scaling.power_law import checked, fit_power_law
-from muneox.scaling.separable import Array
+from muneox.scaling.prior import Array
 
 LEVEL = 0.90
 

@@ -13,6 +13,8 @@ from megatron.errors import DataError
 from megatron.monitoring import build_monitors
 from muneox.runs import read_runs
 from muneox.runs.files import read_csv, read_jsonl, read_tensorboard
+from muneox.scaling.ladder import Selection, read_points
+from tests.runs.wandb_files import history, log_of, run_record
 
 RECORDS = [
     {"step": 10, "tokens": 320, "train/loss": 3.0, "lr": 0.001},
@@ -146,6 +148,26 @@ def test_filters_select_runs_and_errors_list_the_values(write_jsonl, tmp_path):
             read_runs(folder, **options)
 
 
+def test_a_resumed_run_is_one_run_and_can_be_excluded_by_its_id(tmp_path):
+    """wandb writes one folder per start, with the same id. Step 3 was trained twice: the resumed part counts."""
+    parts = (
+        ("offline-run-20260101_000000-abc", {"lr": "0.1"}, {1: 3.0, 2: 2.5, 3: 9.0}),
+        ("offline-run-20260102_000000-abc", {"lr": "0.1", "params": "7"}, {3: 2.2, 4: 2.0}),
+    )
+    for folder, config, losses in parts:
+        records = [
+            run_record(config, display_name="width 64"),
+            *(history(s, {"loss": str(v)}) for s, v in losses.items()),
+        ]
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "run-abc.wandb").write_bytes(log_of([r.SerializeToString() for r in records])[0])
+    (run,) = read_runs([str(tmp_path)])
+    assert table(run) == {"loss": [(1, 3.0), (2, 2.5), (3, 2.2), (4, 2.0)]}
+    assert run.number("params") == 7 and run.run_id == "abc" and run.name == "width 64"
+    with pytest.raises(DataError, match="no runs are left"):
+        read_points([str(tmp_path)], Selection("params", "loss", exclude=("abc",)))
+
+
 def test_the_csv_of_a_history_is_read(tmp_path):
     path = tmp_path / "w64.csv"
     path.write_text("\ufeffStep,train/loss,note\n1,3.5,hello\n2,,\n3,nan,\n")
@@ -186,7 +208,7 @@ def test_a_truncated_event_file_is_read_up_to_the_cut(tmp_path):
 class FakeRun:
     def __init__(self, name="n", group="g", tags=()):
         self.name, self.group, self.tags, self.state = name, group, list(tags), "failed"
-        self.url = f"https://wandb.ai/e/p/runs/{name}"
+        self.url, self.id = f"https://wandb.ai/e/p/runs/{name}", f"id-{name}"
         self.config, self.summary = {"params": 7, "hidden-size": 64}, {"loss": 1.0, "_wandb": {}}
 
     def scan_history(self, page_size):

@@ -49,12 +49,22 @@ def test_no_outliers_are_reported_for_fewer_than_six_runs():
 
 
 def test_a_larger_size_that_is_worse_is_reported():
-    assert inversions(X, Y, 0.001) == []
+    assert inversions(X, Y) == []
     y = Y.copy()
     y[6] = y[5] * 1.01
-    assert inversions(X, y, 0.001) == [(X[5], X[6])]
-    assert inversions(X, y, 0.02) == []  # within the noise
+    assert inversions(X, y) == [(X[5], X[6])]
+    noisy = (2 + 6 * X**-0.35) * (1 + 0.03 * np.resize([1, -1], 8))
+    noisy[6] = noisy[5] * 1.01
+    assert inversions(X, noisy) == []  # within the noise of the other runs
     assert any("broken scaling" in text for text in describe_ladder(X, y, NAMES)[1]) or find_outliers(X, y)
+
+
+def test_an_inversion_does_not_hide_in_a_noise_that_it_inflates():
+    """With 1.7 % in the last pair, the scatter of all eight runs would allow 2 %."""
+    y = 2 + 6 * X**-0.35
+    y[7] = y[6] * 1.017
+    assert 2 * np.sqrt(2) * fit_power_law(X, y).rms > 0.017
+    assert inversions(X, y) == [(X[6], X[7])]
 
 
 def test_bending_residuals_are_detected():

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from scipy.optimize import curve_fit
 
 from megatron.errors import DataError
-from muneox.scaling.power_law import PowerLaw, bootstrap_power_law, fit_power_law, matern, sample_power_law
-from muneox.scaling.separable import Exponents, NoisePrior, project, residuals, sample_posterior
+from muneox.scaling.departure import matern
+from muneox.scaling.power_law import PowerLaw, bootstrap_power_law, fit_power_law, sample_power_law
+from muneox.scaling.prior import Exponents, Prior
+from muneox.scaling.separable import project, residuals, sample_posterior
 
 # Mu-scaling: ten widths of a 12-layer model in muP, parameters in units of 2^20, training loss at step 20k.
 MU_SCALING = np.array([
@@ -125,7 +127,7 @@ def test_an_exact_law_is_more_certain_than_one_with_a_departure():
     x, y = MU_SCALING
     widths = []
     for tau in (0.0, 1e-3, 5e-3):
-        low, high = np.quantile(sample_power_law(x, y, prior=NoisePrior(tau=tau)).observe([6000]), [0.05, 0.95])
+        low, high = np.quantile(sample_power_law(x, y, prior=Prior(tau=tau)).observe([6000]), [0.05, 0.95])
         widths.append(high - low)
     assert widths[0] < widths[1] < widths[2]
 
@@ -175,10 +177,13 @@ def test_the_bootstrap_resamples_groups_whole():
     assert at[0] > 1.7 * at[1]
 
 
-def test_matern_is_a_correlation():
-    x = np.sort(np.random.default_rng(0).normal(size=30))
+def test_matern_is_a_correlation_of_the_distance():
+    x = np.random.default_rng(0).normal(size=(30, 2))
     k = matern(x, x, 1.0)
     assert np.allclose(np.diag(k), 1) and np.allclose(k, k.T) and np.linalg.eigvalsh(k).min() > -1e-9
+    # Rasmussen and Williams (2006), eq. 4.17, at a distance of 5 with a length of 2.
+    expected = (1 + np.sqrt(3) * 5 / 2) * np.exp(-np.sqrt(3) * 5 / 2)
+    assert matern(np.array([[3.0, 0.0]]), np.array([[0.0, 4.0]]), 2.0)[0, 0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

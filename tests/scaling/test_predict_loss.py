@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -247,7 +248,7 @@ def test_a_row_that_is_repeated_in_every_cell_counts_once(table, tmp_path, capsy
 def test_a_budget_needs_the_surface_and_a_surface_needs_tokens_that_differ(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("params,tokens,loss\n" + "".join(f"{x},1e9,{loss(x)}\n" for x in SIZES))
-    with pytest.raises(ConfigError, match="--budget .* needs --law surface, got size"):
+    with pytest.raises(ConfigError, match="--budget .* needs --law surface or isoflop, got size"):
         run(path, "--y", "loss", "--budget", 1e20)
     with pytest.raises(DataError, match=r"all runs have the tokens 1e\+09; L\(N, D\) needs runs that differ in it"):
         run(path, "--law", "surface", "--y", "loss", "--target", "1e9:1e9")
@@ -352,6 +353,31 @@ def test_runs_of_different_lengths_are_not_compared(runs, tmp_path):
     (runs[0] / "metrics.jsonl").write_text("\n".join(lines[:-3]) + "\n")
     with pytest.raises(UserError, match="--at-step 340"):
         run(*runs, "--y", "valid/loss", "--target", 9e9)
+
+
+@pytest.mark.parametrize("content", [{}, {"results": 3}, {"results": {}, "config": [[1.5, 2]]}, {"results": {"a": 1}}])
+def test_a_json_file_without_results_of_an_evaluation_is_an_error(tmp_path, content):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"results.json is not a results file of lm-evaluation-harness"):
+        run(path, "--y", "lambada/ppl", "--target", 9e9)
+
+
+def test_a_crashed_run_is_offered_for_leaving_out(runs, tmp_path):
+    path = runs[0] / "metrics.jsonl"
+    path.write_text("\n".join(path.read_text().splitlines()[:-3]) + "\n")
+    os.utime(path, (0, 0))  # not ended, and not written to for long
+    ask = ("--y", "valid/loss", "--target", 9e9)
+    with pytest.raises(UserError, match=r"w0 at 340.*w0 crashed or stopped early: .*--exclude w0, or .*--at-step 340"):
+        run(*runs, *ask)
+    assert run(*runs, *ask, "--exclude", "w0") == 0
+
+
+def test_an_excluded_run_that_does_not_exist_is_an_error(runs, table):
+    with pytest.raises(DataError, match="has no run `w77`; it has w0, w1"):
+        run(*runs, "--y", "valid/loss", "--target", 9e9, "--exclude", "w77")
+    with pytest.raises(DataError, match="has no run `w77`"):
+        run(table, *TABLE, "--target", 9e9, "--exclude", "w77")
 
 
 def test_the_command_needs_no_torch_and_exits_1_on_bad_data(tmp_path):
