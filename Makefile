@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo layouts test test-all clusters gpu lint typecheck format bench clean
+.PHONY: help setup demo layouts test test-all clusters gpu lint typecheck format bench docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -43,7 +43,7 @@ lint: $(STAMP)  ## run ruff and mypy
 	@$(MAKE) --no-print-directory typecheck
 
 typecheck: $(STAMP)  ## run only mypy
-	$(BIN)/mypy --strict mup megatron muneox tools benchmarks *.py
+	$(BIN)/mypy --strict mup megatron muneox tools benchmarks examples *.py
 	$(BIN)/mypy tests
 
 format: $(STAMP)  ## format the code with ruff
@@ -58,6 +58,9 @@ gpu:  ## run the GPU tests and the GPU benchmark with PYTHON's torch; writes run
 
 bench: $(STAMP)  ## run every benchmark
 	@set -e; for script in $(filter-out benchmarks/gpu_%,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+
+docs: $(STAMP)  ## build the documentation as a site in build/site, with the API from the docstrings
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## remove caches and build files; keep .venv, data, runs and checkpoints
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov

@@ -87,7 +87,7 @@ class NeoXArgs(GptNeoxInterface, NeoXArgsKeys):
 
     @classmethod
     def consume_deepy_args(cls, input_args: Sequence[str] | None = None, script: str | None = None) -> NeoXArgs:
-        """Parse the command line of deepy.py: [script.py] a.yml b.yml [-d FOLDER] [--key value ...].
+        """Parse the command line of deepy.py: `[script.py] a.yml b.yml [-d FOLDER] [--key value ...]`.
 
         `user_script` is set to the script on the command line (default: train.py), in the current folder or else in the
         folder of deepy.py. If `script` is given, it is used instead, and the command line names no script. Raises
