@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron.data.gpt_dataset import build_sample_idx
+from megatron.data.sample_order import build_sample_idx
 
 
 def sample_idx_by_loop(lengths: np.ndarray, seq_length: int) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ import numpy as np
 from megatron.data.blending import BlendedDataset, normalize_weights, weights_by_num_documents
 from megatron.data.gpt_dataset import GPTDataset
 from megatron.data.indexed_dataset import IndexedDataset
+from megatron.data.sample_order import Packing
 from megatron.errors import ConfigError, DataError
 
 Dataset = GPTDataset | BlendedDataset
@@ -39,8 +40,8 @@ def split_documents(split: str, num_documents: int) -> tuple[int, int, int, int]
     return first, second, third, end
 
 
-def check_vocab(indexed: IndexedDataset, vocab_size: int, full: bool = False) -> None:
-    """Raise DataError if a token id is not below `vocab_size`, which means that another tokenizer made the data.
+def check_vocab(indexed: IndexedDataset, vocab_size: int, full: bool = False, lowest: int = 0) -> None:
+    """Raise DataError if a token id is not in [lowest, vocab_size), which means that another tokenizer made the data.
 
     Checks about a million tokens spread over the file, or all of them if `full`.
     """
@@ -49,7 +50,7 @@ def check_vocab(indexed: IndexedDataset, vocab_size: int, full: bool = False) ->
     for start in range(0, len(tokens), step):
         piece = tokens[start : start + block]
         for extreme in (int(piece.min()), int(piece.max())):
-            if not 0 <= extreme < vocab_size:
+            if not lowest <= extreme < vocab_size:
                 raise DataError(
                     f"{indexed.prefix}.bin contains token id {extreme}, but the vocabulary has {vocab_size} tokens: "
                     "it was made with another tokenizer than that of `vocab-file` and `tokenizer-type`"
@@ -73,6 +74,11 @@ def build_train_valid_test_datasets(
     num_samples: tuple[int, int, int],
     cache_dir: Path | None = None,
     vocab_size: int | None = None,
+    train_label_data_paths: Sequence[str | Path] | None = None,
+    valid_label_data_paths: Sequence[str | Path] | None = None,
+    test_label_data_paths: Sequence[str | Path] | None = None,
+    packing: Packing = "packed",
+    allow_chopped: bool = True,
 ) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
     """Build the train, valid and test datasets. A dataset is None if no samples of it are requested.
 
@@ -80,18 +86,26 @@ def build_train_valid_test_datasets(
 
     Either `split` divides the documents of `data_path`, or each dataset has a list of paths, which are blended by
     their weights (default: equal weights, or weights by number of documents). With `vocab_size`, the data is checked
-    by `check_vocab`.
+    by `check_vocab`. Label paths are those of the labels of the paths of the same number; see GPTDataset for `packing`
+    and `allow_chopped`.
 
     Raises ConfigError if keys contradict each other. Raises DataError if a file is missing or corrupt, or if a
     requested dataset would be empty.
     """
     paths = dict(zip(SPLITS, (train_data_paths, valid_data_paths, test_data_paths), strict=True))
+    labels = dict(zip(SPLITS, (train_label_data_paths, valid_label_data_paths, test_label_data_paths), strict=True))
     weights = dict(zip(SPLITS, (train_data_weights, valid_data_weights, test_data_weights), strict=True))
     if data_path and any(paths.values()):
         raise ConfigError("data-path and train-, valid- or test-data-paths exclude each other: set only one of them")
     if not data_path and not any(paths.values()):
         raise ConfigError("no data: set data-path (`python prepare_data.py` makes a corpus) or train-data-paths")
-    options = {"seq_length": seq_length, "seed": seed, "cache_dir": cache_dir}
+    options = {
+        "seq_length": seq_length,
+        "seed": seed,
+        "cache_dir": cache_dir,
+        "packing": packing,
+        "allow_chopped": allow_chopped,
+    }
     if data_path:
         return _split_one(data_path, split, num_samples, vocab_size, options)
     built: list[Dataset | None] = []
@@ -103,13 +117,19 @@ def build_train_valid_test_datasets(
         if not given:
             raise DataError(f"{name}-data-paths is not set, but {count} {name} samples are needed: set it")
         corpora = [_open(path, vocab_size) for path in given]
+        label_paths = list(labels[name] or [])
+        if label_paths and len(label_paths) != len(corpora):
+            raise ConfigError(
+                f"{name}-label-data-paths has {len(label_paths)} entries for {len(corpora)} {name}-data-paths"
+            )
+        of_corpora = [_open_labels(path, text, vocab_size) for path, text in zip(label_paths, corpora, strict=False)]
         if weight_by_num_documents:
             weight = weights_by_num_documents([len(corpus) for corpus in corpora], weighted_sampler_alpha)
         else:
             weight = list(weights[name] or [1.0] * len(corpora))
         if len(weight) != len(corpora):
             raise ConfigError(f"{name}-data-weights has {len(weight)} entries for {len(corpora)} {name}-data-paths")
-        built.append(_blend(corpora, weight, count, options))
+        built.append(_blend(corpora, of_corpora or [None] * len(corpora), weight, count, options))
     return built[0], built[1], built[2]
 
 
@@ -118,6 +138,21 @@ def _open(path: str | Path, vocab_size: int | None) -> IndexedDataset:
     if vocab_size is not None:
         check_vocab(indexed, vocab_size)
     return indexed
+
+
+def _open_labels(path: str | Path, text: IndexedDataset, vocab_size: int | None) -> IndexedDataset:
+    """The labels of `text`. Raises DataError unless each token has one, which is below `vocab_size`."""
+    labels = IndexedDataset(path)
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"{labels.prefix}: holds {labels.dtype.name}, not labels")
+    if not np.array_equal(labels.sizes, text.sizes):
+        raise DataError(
+            f"{labels.prefix}: its documents are not as long as those of {text.prefix}, so it is not the label file of "
+            "this text: preprocess both in one call"
+        )
+    if vocab_size is not None:
+        check_vocab(labels, vocab_size, lowest=np.iinfo(np.int64).min)
+    return labels
 
 
 def _split_one(
@@ -144,10 +179,22 @@ def _split_one(
     return built[0], built[1], built[2]
 
 
-def _blend(corpora: list[IndexedDataset], weights: list[float], count: int, options: dict[str, Any]) -> Dataset:
+def _blend(
+    corpora: list[IndexedDataset],
+    labels: Sequence[IndexedDataset | None],
+    weights: list[float],
+    count: int,
+    options: dict[str, Any],
+) -> Dataset:
     """Blend whole corpora. Each provides its share of `count` samples plus half a percent, as in Megatron-LM."""
     datasets = [
-        GPTDataset(corpus, np.arange(len(corpus), dtype=np.int32), math.ceil(count * share * 1.005), **options)
-        for corpus, share in zip(corpora, normalize_weights(weights), strict=True)
+        GPTDataset(
+            corpus,
+            np.arange(len(corpus), dtype=np.int32),
+            math.ceil(count * share * 1.005),
+            labels=of_corpus,
+            **options,
+        )
+        for corpus, of_corpus, share in zip(corpora, labels, normalize_weights(weights), strict=True)
     ]
     return BlendedDataset(datasets, weights, count)

@@ -1,4 +1,4 @@
-"""Samples of `seq_length + 1` tokens from shuffled, concatenated documents, as in Megatron-LM and GPT-NeoX.
+"""Samples of `seq_length + 1` tokens from shuffled documents, as in Megatron-LM and GPT-NeoX.
 
 Three indices determine the tokens of sample i: the document index (shuffled documents of all epochs), the sample
 index (start of each sample in the document index) and the shuffle index (order of the samples).
@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,32 +19,14 @@ import numpy as np
 
 from megatron.data.guard import FileGuard
 from megatron.data.indexed_dataset import IndexedDataset
+from megatron.data.labels import IGNORED
+from megatron.data.sample_order import Packing, SampleOrder, build_document_order, build_order
 from megatron.errors import DataError
 from megatron.files import open_regular, read_json, write_whole
 
 INDEX_VERSION = 2  # part of the names of cached indices; raise it when the meaning of an index changes
 _INDICES = ("doc_idx", "sample_idx", "shuffle_idx")
 _HASHES = "sha256.json"  # SHA-256 of each index file
-
-
-@dataclass(frozen=True)
-class SampleOrder:
-    """The three indices.
-
-    doc_idx [epochs * documents] i32: sequences of the dataset in reading order. sample_idx [samples + 1, 2]: entry of
-    `doc_idx` and token offset in it at which each sample starts. shuffle_idx [samples]: order of the samples.
-    guards: of the files that the arrays are mapped from.
-    """
-
-    doc_idx: np.ndarray
-    sample_idx: np.ndarray
-    shuffle_idx: np.ndarray
-    guards: tuple[FileGuard, ...] = ()
-
-    def check_files(self) -> None:
-        """Raise DataError, which names the file, if one of the files has become shorter since it was opened."""
-        for guard in self.guards:
-            guard.check()
 
 
 @dataclass(frozen=True)
@@ -62,14 +45,22 @@ class Located:
 
 
 class GPTDataset:
-    """Dataset whose items are int64 arrays [seq_length + 1]. It has at least `num_samples` over one or more epochs.
+    """Dataset of at least `num_samples` samples over one or more epochs.
 
-    The last token of a sample is the first of the next one in reading order, so every token except the first is a
-    target once. `documents` are the sequences of `indexed` to use. The order depends only on the sizes of the
-    documents, `num_samples`, `seq_length` and `seed`. Indices are cached in `cache_dir` (default: `index_cache` next
-    to the data) if it is writable, and memory-mapped from there.
+    Items are int64 arrays: tokens [seq_length + 1], or tokens and labels [2, seq_length + 1] if there are `labels` or
+    the samples are padded. A label is a token, or negative where it does not count in the loss.
 
-    Raises DataError if the documents hold fewer than 2 tokens.
+    packing `packed`: documents are joined, and cut into samples. The last token of a sample is the first of the next
+    one in reading order, so every token except the first is a target once. `unpacked`: each document is a sample.
+    `pack_until_overflow`: each sample holds as many whole documents as fit. Samples of both are padded with tokens that
+    do not count. A longer document is cut off if `allow_chopped`, and otherwise left out. So is one of which no label
+    counts.
+
+    `documents` are the sequences of `indexed` to use; `labels` has the same sequences. The order depends only on the
+    used documents, their sizes, `packing`, `num_samples`, `seq_length` and `seed`. Indices are cached in `cache_dir`
+    (default: `index_cache` next to the data) if it is writable, and memory-mapped from there.
+
+    Raises DataError if the documents hold fewer than 2 tokens, or none that can be used.
     """
 
     def __init__(
@@ -80,6 +71,9 @@ class GPTDataset:
         seq_length: int,
         seed: int,
         cache_dir: Path | None = None,
+        labels: IndexedDataset | None = None,
+        packing: Packing = "packed",
+        allow_chopped: bool = True,
     ) -> None:
         if indexed.dtype.kind not in "iu":
             raise DataError(f"{indexed.prefix}: holds {indexed.dtype.name}, not token ids")
@@ -90,9 +84,28 @@ class GPTDataset:
             raise DataError(
                 f"{indexed.prefix}: {documents.size} documents hold fewer than 2 tokens: nothing to train on"
             )
-        self.indexed = indexed
-        self.seq_length = seq_length
-        self.order = load_or_build_order(indexed, documents, num_samples, seq_length, seed, cache_dir)
+        self.indexed, self.labels = indexed, labels
+        self.seq_length, self.packing = seq_length, packing
+        if packing != "packed":
+            documents = self._usable(documents, allow_chopped)
+        self.order = load_or_build_order(indexed, documents, num_samples, seq_length, seed, cache_dir, packing)
+
+    def _usable(self, documents: np.ndarray, allow_chopped: bool) -> np.ndarray:
+        """The documents that can be samples. Raises DataError if there are none."""
+        limit, sizes = self.seq_length + 1, self.indexed.sizes[documents]
+        kept = documents[(sizes > 0) & ((sizes <= limit) | allow_chopped)]
+        if self.labels is not None:
+            lengths = np.minimum(self.indexed.sizes[kept], limit).tolist()
+            counts = [(self.labels.get(i, 0, n) >= 0).any() for i, n in zip(kept.tolist(), lengths, strict=True)]
+            kept = kept[np.array(counts, bool)]
+        if not len(kept):
+            longer = int((sizes > limit).sum())
+            raise DataError(
+                f"{self.indexed.prefix}: none of {len(documents)} documents can be a sample with pack_impl"
+                f" {self.packing}: {longer} are longer than seq_length + 1 = {limit} tokens, and the others have no"
+                " token that counts in the loss; check the labels, increase seq_length, or set allow_chopped: true"
+            )
+        return np.asarray(kept)
 
     def __len__(self) -> int:
         return len(self.order.shuffle_idx)
@@ -101,68 +114,37 @@ class GPTDataset:
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         self.order.check_files()
-        self.indexed.check_files()
-        sample = int(self.order.shuffle_idx[index])
+        pieces = list(self._pieces(int(self.order.shuffle_idx[index])))
+        tokens = self._read(self.indexed, pieces)
+        if self.packing == "packed" and self.labels is None:
+            return tokens
+        rows = np.zeros((2, self.seq_length + 1), np.int64)
+        rows[1] = IGNORED
+        rows[:, : len(tokens)] = tokens
+        if self.labels is not None:
+            rows[1, : len(tokens)] = self._read(self.labels, pieces)
+        return rows
+
+    def _pieces(self, sample: int) -> Iterator[tuple[int, int, int | None]]:
+        """Yield document, offset and length of the parts of a sample. Length None: up to the end of the document."""
         (entry, offset), (last_entry, last_offset) = self.order.sample_idx[sample : sample + 2].tolist()
-        tokens = np.empty(self.seq_length + 1, np.int64)
-        filled = 0
-        while entry <= last_entry:
-            length = last_offset + 1 - offset if entry == last_entry else None
-            piece = self.indexed.get(int(self.order.doc_idx[entry]), offset, length)
-            tokens[filled : filled + len(piece)] = piece
-            filled += len(piece)
-            entry, offset = entry + 1, 0
-        return tokens
+        for document in self.order.doc_idx[entry:last_entry].tolist():
+            yield document, offset, None
+            offset = 0
+        if self.packing == "packed":
+            yield int(self.order.doc_idx[last_entry]), offset, last_offset + 1 - offset
+
+    def _read(self, indexed: IndexedDataset, pieces: list[tuple[int, int, int | None]]) -> np.ndarray:
+        """Tokens of the pieces, at most seq_length + 1: int64."""
+        indexed.check_files()
+        return np.concatenate([indexed.get(*piece) for piece in pieces])[: self.seq_length + 1].astype(np.int64)
 
     def locate(self, first: int, count: int) -> list[Located]:
         """Where samples [first, first + count) come from."""
         found: set[int] = set()
         for sample in self.order.shuffle_idx[first : first + count].tolist():
-            (entry, _), (last_entry, _) = self.order.sample_idx[sample : sample + 2].tolist()
-            found.update(self.order.doc_idx[entry : last_entry + 1].tolist())
+            found.update(document for document, _, _ in self._pieces(sample))
         return [Located(str(self.indexed.prefix), first, count, tuple(sorted(found)))]
-
-
-def build_order(sizes: np.ndarray, documents: np.ndarray, num_samples: int, seq_length: int, seed: int) -> SampleOrder:
-    """Build the indices for at least `num_samples` samples.
-
-    One epoch is that of Megatron-LM, with the same random draws. Further epochs are shuffled one by one; Megatron-LM
-    shuffles all but the last one together. So the order of a longer run starts with that of a shorter one, and a run
-    can be extended. A sample that crosses the end of an epoch belongs to the next epoch.
-    """
-    tokens_per_epoch = int(sizes[documents].sum(dtype=np.int64))
-    num_epochs = max(1, -(-(num_samples * seq_length + 1) // tokens_per_epoch))
-    ends = [(epoch * tokens_per_epoch - 1) // seq_length for epoch in range(1, num_epochs + 1)]
-    total = ends[-1]
-    doc_idx = np.tile(documents, num_epochs)
-    shuffle_idx = np.arange(total, dtype=np.uint32 if total < np.iinfo(np.uint32).max - 1 else np.int64)
-    rng = np.random.RandomState(seed)
-    for epoch, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
-        rng.shuffle(doc_idx[epoch * len(documents) : (epoch + 1) * len(documents)])
-        rng.shuffle(shuffle_idx[start:end])
-    return SampleOrder(doc_idx, build_sample_idx(sizes[doc_idx], seq_length), shuffle_idx)
-
-
-def build_sample_idx(lengths: np.ndarray, seq_length: int) -> np.ndarray:
-    """Compute the start of each sample in the concatenation of documents of `lengths` tokens.
-
-    Returns [samples + 1, 2]: document (position in `lengths`) and offset in it. Row k is the position of token
-    k * seq_length of the concatenation. The rows equal those of Megatron-LM's C++ helper `build_sample_idx`, which
-    uses a loop.
-    """
-    ends = np.cumsum(lengths, dtype=np.int64)
-    num_samples = (int(ends[-1]) - 1) // seq_length
-    # A document ends before sample k starts if ceil(end / seq_length) <= k. Counting these documents finds the first
-    # document of all k at once.
-    ended_before = np.bincount((ends + (seq_length - 1)) // seq_length, minlength=num_samples + 1)
-    entries = np.cumsum(ended_before[: num_samples + 1])
-    offsets = np.arange(num_samples + 1, dtype=np.int64) * seq_length
-    offsets += lengths[entries] - ends[entries]
-    small = max(len(lengths), int(lengths.max())) <= np.iinfo(np.int32).max
-    rows = np.empty((num_samples + 1, 2), np.int32 if small else np.int64)
-    rows[:, 0], rows[:, 1] = entries, offsets
-    rows[0] = 0  # the helper starts at the first document even if it is empty
-    return rows
 
 
 def load_or_build_order(
@@ -172,21 +154,28 @@ def load_or_build_order(
     seq_length: int,
     seed: int,
     cache_dir: Path | None = None,
+    packing: Packing = "packed",
 ) -> SampleOrder:
     """Load the order from the cache, or build it and store it there if the folder is writable."""
     folder = (cache_dir or indexed.prefix.parent / "index_cache") / (
-        f"{indexed.prefix.name}_{num_samples}ns_{seq_length}sl_{seed}s_{_digest(indexed, documents)}"
+        f"{indexed.prefix.name}_{num_samples}ns_{seq_length}sl_{seed}s_{_digest(indexed, documents, packing)}"
     )
     cached = _load_order(folder)
     if cached is not None:
         return cached
-    order = build_order(indexed.sizes, documents, num_samples, seq_length, seed)
+    if packing == "packed":
+        order = build_order(indexed.sizes, documents, num_samples, seq_length, seed)
+    else:
+        order = build_document_order(indexed.sizes, documents, num_samples, seq_length, seed, packing)
     return order if not _save_order(order, folder) else _load_order(folder) or order
 
 
-def _digest(indexed: IndexedDataset, documents: np.ndarray) -> str:
-    """Digest of the documents and their lengths. An order depends only on these, num_samples, seq_length and seed."""
-    digest = hashlib.blake2b(f"order {INDEX_VERSION}".encode(), digest_size=12)
+def _digest(indexed: IndexedDataset, documents: np.ndarray, packing: Packing) -> str:
+    """Digest of the packing, the documents and their lengths.
+
+    An order depends only on these, num_samples, seq_length and seed. Labels choose the documents.
+    """
+    digest = hashlib.blake2b(f"order {INDEX_VERSION} {packing}".encode(), digest_size=12)
     digest.update(documents.tobytes())
     digest.update(indexed.sizes[documents].tobytes())
     return digest.hexdigest()

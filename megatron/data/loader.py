@@ -71,8 +71,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
 
 def collate(samples: list[np.ndarray]) -> dict[str, torch.Tensor]:
-    """Stack samples to {"text": int64 [micro_batch_size, seq_length + 1]}."""
-    return {"text": torch.from_numpy(np.stack(samples))}
+    """Stack samples to {"text": int64 [micro_batch_size, seq_length + 1]}, and "label" alike if they have it."""
+    stacked = torch.from_numpy(np.stack(samples))
+    if stacked.ndim == 2:
+        return {"text": stacked}
+    return {"text": stacked[:, 0].contiguous(), "label": stacked[:, 1].contiguous()}
 
 
 def leave_signals_to_trainer(worker_id: int) -> None:
@@ -121,7 +124,7 @@ def plain_errors(batches: Iterator[T]) -> Iterator[T]:
 def build_loader(
     dataset: object, sampler: GlobalBatchSampler, num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[dict[str, torch.Tensor]]:
-    """Build a loader of `{"text": int64 [micro_batch_size, seq_length + 1]}` in the sampler's order.
+    """Build a loader of the batches of `collate` in the sampler's order.
 
     The order does not depend on `num_workers`. Iterating does not change torch's global random state, which lets a
     resumed run reproduce the uninterrupted one.

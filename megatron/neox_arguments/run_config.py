@@ -17,6 +17,7 @@ Precision = Literal["fp32", "fp16", "bfloat16"]
 OptimizerKind = Literal["adam", "sgd"]
 OptimizerImplementation = Literal["torch", "deepspeed", "apex"]
 Policy = Literal["off", "warn", "raise", "skip", "rewind"]
+Packing = Literal["packed", "pack_until_overflow", "unpacked"]
 WeightDecayMode = Literal["scaled", "constant", "independent"]
 
 
@@ -190,15 +191,22 @@ class LaunchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CorporaConfig:
-    """Prefixes of .bin/.idx pairs and one weight per prefix. Empty: this part has no corpora."""
+    """Prefixes of .bin/.idx pairs and one weight per prefix. Empty: this part has no corpora.
+
+    labels: prefixes of the labels of each path. Empty: every token counts in the loss.
+    """
 
     paths: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """One corpus at `path`, divided by `split`. If `path` is None: separate corpora for each part."""
+    """One corpus at `path`, divided by `split`. If `path` is None: separate corpora for each part.
+
+    packing: how documents fill samples. allow_chopped: whether a document that is too long for a sample is cut off.
+    """
 
     path: str | None
     split: str
@@ -210,12 +218,15 @@ class DataConfig:
     seq_length: int
     seed: int
     num_workers: int
+    packing: Packing = "packed"
+    allow_chopped: bool = True
 
     @property
     def prefixes(self) -> list[str]:
         """Paths of all data sets, without .bin and .idx."""
         parts = (self.train, self.valid, self.test)
-        return [*([self.path] if self.path else []), *(path for part in parts for path in part.paths)]
+        paths = (path for part in parts for path in (*part.paths, *part.labels))
+        return [*([self.path] if self.path else []), *paths]
 
 
 @dataclass(frozen=True, kw_only=True)

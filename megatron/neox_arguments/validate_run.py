@@ -230,6 +230,7 @@ def _data(v: Mapping[str, Any]) -> Iterator[Problem]:
             )
         if weights and not any(weights):
             yield f"{part}_data_weights", f"{part}_data_weights: expected at least one number above 0, got only 0"
+    yield from _labels(v)
     shares = v["split"].replace("/", ",").split(",")
     try:
         numbers = [float(share) for share in shares if share.strip()]
@@ -237,6 +238,27 @@ def _data(v: Mapping[str, Any]) -> Iterator[Problem]:
         numbers = []
     if not 1 <= len(numbers) <= 3 or any(n < 0 for n in numbers) or sum(numbers) <= 0:
         yield "split", f"split: expected up to three shares, for example '969, 30, 1', got {v['split']!r}"
+
+
+def _labels(v: Mapping[str, Any]) -> Iterator[Problem]:
+    for part in ("train", "valid", "test"):
+        key, paths, labels = f"{part}_label_data_paths", v[f"{part}_data_paths"], v[f"{part}_label_data_paths"]
+        if labels and not paths:
+            yield key, f"{key}: needs {part}_data_paths"
+        elif labels and len(labels) != len(paths):
+            yield key, f"{key}: {len(labels)} paths for {len(paths)} {part}_data_paths; give the labels of each of them"
+        elif paths and v["train_label_data_paths"] and not labels:
+            yield (
+                key,
+                f"{key}: missing, but train_label_data_paths is set: the loss on {part}_data_paths would count other"
+                " tokens than the training loss; set it",
+            )
+    if not v["allow_chopped"] and v["pack_impl"] == "packed":
+        yield (
+            "allow_chopped",
+            "allow_chopped: pack_impl packed cuts every document where a sample ends; set pack_impl to"
+            " pack_until_overflow or unpacked",
+        )
 
 
 def _faults(v: Mapping[str, Any]) -> Iterator[Problem]:

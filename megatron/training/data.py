@@ -47,6 +47,11 @@ def _build(config: DataConfig, vocab_size: int, samples: tuple[int, int, int]) -
         seed=config.seed,
         num_samples=samples,
         vocab_size=vocab_size,
+        train_label_data_paths=config.train.labels,
+        valid_label_data_paths=config.valid.labels,
+        test_label_data_paths=config.test.labels,
+        packing=config.packing,
+        allow_chopped=config.allow_chopped,
     )
 
 

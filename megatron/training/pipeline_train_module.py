@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from megatron.training.objective import Batch, Target
+from megatron.training.objective import Batch, Tally, Target
 from megatron.training.optimizer import hold
 from megatron.training.train_module import Fault, StepOutcome, TrainModule, accept_all, fault_of
 
@@ -64,7 +64,7 @@ class PipelineTrainModule(TrainModule):
         with hold(self._torch_optimizer) if self._refused else nullcontext():
             self._update(*args)
 
-    def _pairs(self, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Target]]:
+    def _pairs(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Target]]:
         return (self.objective.split(batch) for batch in batches)
 
     def train_step(
@@ -72,14 +72,16 @@ class PipelineTrainModule(TrainModule):
     ) -> StepOutcome:
         """Like TrainModule.train_step: runs the whole pipeline schedule of one global batch."""
         self._refuse = refuse
-        loss = self.engine.train_batch(self._pairs(batches))
+        reads = self.engine.is_first_stage() or self.engine.is_last_stage()
+        loss = self.engine.train_batch(self._pairs(self._next_step(batches) if reads else ()))
         stopped = self.runtime.mean(torch.tensor(float(stop), device=self.runtime.device))
         return StepOutcome(float(loss), bool(stopped > 0), self._after_step(self._refused))
 
     def evaluate(self, batches: Iterator[Batch], microbatches: int) -> float:
         """Like TrainModule.evaluate. Only the first and the last stage read the data."""
-        was_training = self.engine.training
+        was_training, tally = self.engine.training, Tally(self.objective)
         try:
-            return float(self.engine.eval_batch(self._pairs(batches), num_micro_batches=microbatches))
+            loss = self.engine.eval_batch(self._pairs(tally.of(batches)), num_micro_batches=microbatches)
+            return float(loss) / self._share(tally)
         finally:
             self.engine.train(was_training)

@@ -52,6 +52,8 @@ def data_section(config: RunConfig, corpus: Mapping[str, Any]) -> dict[str, Any]
         "seq_length": data.seq_length,
         "tokenizer": _tokenizer_section(config.tokenizer),
     }
+    if data.packing != "packed":
+        section |= {"pack_impl": data.packing, "allow_chopped": data.allow_chopped}
     if data.path is not None:
         return {**section, "split": data.split}
     section["weight_by_num_documents"] = data.weight_by_num_documents
@@ -60,6 +62,8 @@ def data_section(config: RunConfig, corpus: Mapping[str, Any]) -> dict[str, Any]
     for part in ("train", "valid", "test"):
         corpora = getattr(data, part)
         section[f"{part}_data_weights"] = list(corpora.weights or (1.0 for _ in corpora.paths))
+        if corpora.labels:
+            section[f"{part}_labels"] = True
     return section
 
 
@@ -86,8 +90,7 @@ def free_section(config: RunConfig) -> dict[str, Any]:
 
 
 def _paths(config: DataConfig) -> list[str]:
-    parts = (config.train, config.valid, config.test)
-    return [config.path] if config.path is not None else [path for part in parts for path in part.paths]
+    return config.prefixes
 
 
 def describe_resume(loaded: LoadedCheckpoint, progress: Progress, config: RunConfig) -> str:

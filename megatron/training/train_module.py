@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
@@ -17,7 +17,7 @@ from megatron.initialize import Runtime
 from megatron.model.build import ModelPlan
 from megatron.model.gpt import GPT, layer_list
 from megatron.training.learning_rates import Scheduler
-from megatron.training.objective import Batch, Objective
+from megatron.training.objective import Batch, Objective, Tally
 from megatron.training.optimizer import hold
 
 if TYPE_CHECKING:
@@ -88,6 +88,11 @@ class TrainModule:
         tokens, target = self.objective.split(batch)
         return self.objective.loss(self.engine(tokens), target, self.engine.training)
 
+    def _next_step(self, batches: Iterator[Batch]) -> Sequence[Batch]:
+        """The microbatches of the next step, weighed so that their mean loss is that of the positions that count."""
+        taken = [next(batches) for _ in range(self.engine.gradient_accumulation_steps())]
+        return self.objective.share_counts(taken, self.runtime.groups.data, self.runtime.device)
+
     def train_step(
         self, batches: Iterator[Batch], stop: bool = False, refuse: Callable[[float], bool] = accept_all
     ) -> StepOutcome:
@@ -100,8 +105,8 @@ class TrainModule:
         engine, mean, stopped, refused = self.engine, 0.0, 0.0, None
         microbatches = engine.gradient_accumulation_steps()
         total = torch.zeros(2, device=self.runtime.device)
-        for microbatch in range(microbatches):
-            loss = self._loss(next(batches))
+        for microbatch, batch in enumerate(self._next_step(batches)):
+            loss = self._loss(batch)
             engine.backward(loss)
             total[0] += loss.detach() / microbatches
             if microbatch == microbatches - 1:
@@ -127,13 +132,18 @@ class TrainModule:
             self.scheduler.step()
         return fault
 
+    def _share(self, tally: Tally) -> float:
+        """The share of positions that count, over all processes; above 0."""
+        counted, positions = self.runtime.mean(tally.sums.to(self.runtime.device)).tolist()
+        return max(float(counted / positions), float(torch.finfo(torch.float32).tiny))
+
     @torch.no_grad()
     def evaluate(self, batches: Iterator[Batch], microbatches: int) -> float:
         """Mean loss in nats per token over `microbatches` microbatches of every process, without dropout."""
-        was_training = self.engine.training
+        was_training, tally = self.engine.training, Tally(self.objective)
         self.engine.eval()
         try:
-            losses = [self._loss(batch) for batch in itertools.islice(batches, microbatches)]
-            return float(self.runtime.mean(torch.stack(losses).mean()))
+            losses = [self._loss(batch) for batch in tally.of(itertools.islice(batches, microbatches))]
+            return float(self.runtime.mean(torch.stack(losses).mean())) / self._share(tally)
         finally:
             self.engine.train(was_training)

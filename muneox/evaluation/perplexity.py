@@ -11,6 +11,7 @@ import torch
 
 from megatron.checkpointing.collective import gather, rank, world_size
 from megatron.data.data_utils import Dataset
+from megatron.data.loader import collate
 from megatron.model.gpt import GPT
 from megatron.mpu import SINGLE, vocab_parallel_cross_entropy
 from megatron.tokenizer import Tokenizer
@@ -52,9 +53,12 @@ def perplexity(
     own = range(rank(), samples, world_size())
     sums = np.zeros(4)
     for start in range(0, len(own), batch):
-        rows = np.stack([dataset[index] for index in own[start : start + batch]]).astype(np.int64)
-        tokens, target = objective.split({"text": torch.from_numpy(rows).to(device)})
-        labels, mask = target if isinstance(target, tuple) else (target, torch.ones_like(target, dtype=torch.bool))
+        rows = collate([dataset[index] for index in own[start : start + batch]])
+        inputs = {name: row.to(device) for name, row in rows.items()}
+        tokens, target = objective.split(inputs)
+        labels = target[0] if isinstance(target, tuple) else target
+        counted = objective.counted(inputs)
+        mask = torch.ones_like(labels, dtype=torch.bool) if counted is None else counted
         with torch.inference_mode():
             losses = vocab_parallel_cross_entropy(model(tokens), labels, SINGLE, vocab_size=tokenizer.vocab_size)
         sums[:2] += float(losses[mask].double().sum()), int(mask.sum())

@@ -12,8 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from megatron.data import gpt_dataset
-from megatron.data.gpt_dataset import GPTDataset, build_order, build_sample_idx
+from megatron.data.gpt_dataset import GPTDataset
 from megatron.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron.data.sample_order import build_order, build_sample_idx
 from megatron.errors import DataError
 
 

@@ -334,24 +334,25 @@ def test_cache_grows_with_each_extension():
 # --- loss ---
 
 
-def test_loss_is_masked_mean_cross_entropy_and_z_loss():
+def test_loss_is_weighted_mean_cross_entropy_and_z_loss():
     logits = torch.randn(2, 5, VOCAB, requires_grad=True)
     labels = tokens(2, 5)
     mask = torch.tensor([[1, 1, 0, 1, 0], [0, 0, 1, 0, 0]], dtype=torch.bool)
     losses = -F.log_softmax(logits, dim=-1).gather(-1, labels[..., None]).squeeze(-1)
     torch.testing.assert_close(next_token_loss(logits, labels), losses.mean())
-    masked = next_token_loss(logits, labels, mask)
+    weights = mask * mask.numel() / mask.sum()
+    masked = next_token_loss(logits, labels, weights)
     torch.testing.assert_close(masked, losses[mask].mean())
-    with_z = next_token_loss(logits, labels, mask, z_loss=0.1)
+    with_z = next_token_loss(logits, labels, weights, z_loss=0.1)
     torch.testing.assert_close(with_z, masked + 0.1 * logits.logsumexp(-1)[mask].square().mean())
     with_z.backward()
     seen = logits.grad.abs().sum(dim=-1) > 0
     assert torch.equal(seen, mask)
 
 
-def test_loss_is_zero_for_an_empty_mask_and_fp32_for_half_logits():
+def test_loss_is_zero_without_weights_and_fp32_for_half_logits():
     logits = torch.randn(1, 4, VOCAB)
-    nothing = torch.zeros(1, 4, dtype=torch.bool)
+    nothing = torch.zeros(1, 4)
     assert next_token_loss(logits, tokens(1, 4), nothing).item() == 0.0
     half = next_token_loss(logits.bfloat16(), tokens(1, 4))
     assert half.dtype == torch.float32

@@ -78,7 +78,6 @@ def test_problems_of_other_keys_are_listed_unless_the_run_is_another_one(small):
         {"curriculum_learning": {"enabled": True}},
         {"data_efficiency": {"enabled": True}},
         {"compression_training": {"weight_quantization": {}}},
-        {"train_label_data_paths": ["labels"]},
         MAMBA,
         DPO,
     ],

@@ -1,22 +1,31 @@
-"""Keys of preference training, which is not supported."""
+"""Keys of fine-tuning: labels and packing. Preference training is not supported."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megatron.neox_arguments.keys import refused
-
-_NO_LABELS = "label masks of fine-tuning are not supported yet; without the key every token is trained on"
+from megatron.neox_arguments.keys import refused, supported
+from megatron.neox_arguments.limits import Items
+from megatron.neox_arguments.transfer import DATA
 
 
 @dataclass(kw_only=True)
 class NeoXArgsPosttraining:
-    """Preference training: labels, preferences and rewards."""
+    """Fine-tuning: labels, packing, preferences and rewards."""
 
-    train_label_data_paths: list[Any] | None = refused(None, "Labels of the training data.", _NO_LABELS)
+    train_label_data_paths: list[Any] | None = supported(
+        None,
+        "Prefixes of the labels of train_data_paths. Tokens with a negative label do not count in the loss.",
+        limit=Items(str),
+        transfer=DATA,
+    )
     train_reward_data_paths: list[Any] | None = refused(None, "Rewards of the training data.", feature="preferences")
-    test_label_data_paths: list[Any] | None = refused(None, "Labels of the test data.", _NO_LABELS)
+    test_label_data_paths: list[Any] | None = supported(
+        None, "Prefixes of the labels of test_data_paths.", limit=Items(str), transfer=DATA
+    )
     test_reward_data_paths: list[Any] | None = refused(None, "Rewards of the test data.", feature="preferences")
-    valid_label_data_paths: list[Any] | None = refused(None, "Labels of the validation data.", _NO_LABELS)
+    valid_label_data_paths: list[Any] | None = supported(
+        None, "Prefixes of the labels of valid_data_paths.", limit=Items(str), transfer=DATA
+    )
     valid_reward_data_paths: list[Any] | None = refused(None, "Rewards of the validation data.", feature="preferences")
     pos_train_data_paths: list[Any] | None = refused(None, "Preferred training texts.", feature="preferences")
     neg_train_data_paths: list[Any] | None = refused(None, "Rejected training texts.", feature="preferences")
@@ -40,8 +49,11 @@ class NeoXArgsPosttraining:
         None, "Labels of preferred test texts.", feature="preferences"
     )
     neg_test_label_data_paths: list[Any] | None = refused(None, "Labels of rejected test texts.", feature="preferences")
-    pack_impl: Literal["packed", "pack_until_overflow", "unpacked"] = refused(
-        "packed", "How documents are packed into samples.", "documents are packed end to end; use packed"
+    pack_impl: Literal["packed", "pack_until_overflow", "unpacked"] = supported(
+        "packed",
+        "How documents fill samples: joined and cut (packed), as many whole documents as fit (pack_until_overflow),"
+        " or one document per sample (unpacked).",
+        transfer=DATA,
     )
     dataset_impl: Literal["gpt2", "pairwise", "online"] = refused("gpt2", "Type of the dataset.", feature="preferences")
     train_impl: Literal["normal", "dpo", "rm", "kto", "reinforce"] = refused(
@@ -62,8 +74,9 @@ class NeoXArgsPosttraining:
     reinforce_leave_one_out: bool = refused(
         False, "Use the leave-one-out baseline of REINFORCE.", feature="preferences"
     )
-    allow_chopped: bool = refused(
+    allow_chopped: bool = supported(
         True,
-        "Allow a sample to begin or end inside a document.",
-        "documents are packed end to end; remove the key",
+        "With pack_impl pack_until_overflow or unpacked: cut off documents of more than seq_length + 1 tokens. If"
+        " false, they are left out.",
+        transfer=DATA,
     )

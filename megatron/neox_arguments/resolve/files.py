@@ -30,15 +30,21 @@ def data_config(args: NeoXArgs) -> DataConfig:
     return DataConfig(
         path=args.data_path,
         split=args.split,
-        train=CorporaConfig(paths=tuple(args.train_data_paths or ()), weights=tuple(args.train_data_weights or ())),
-        valid=CorporaConfig(paths=tuple(args.valid_data_paths or ()), weights=tuple(args.valid_data_weights or ())),
-        test=CorporaConfig(paths=tuple(args.test_data_paths or ()), weights=tuple(args.test_data_weights or ())),
+        train=_corpora(args.train_data_paths, args.train_data_weights, args.train_label_data_paths),
+        valid=_corpora(args.valid_data_paths, args.valid_data_weights, args.valid_label_data_paths),
+        test=_corpora(args.test_data_paths, args.test_data_weights, args.test_label_data_paths),
         weight_by_num_documents=args.weight_by_num_documents,
         weighted_sampler_alpha=args.weighted_sampler_alpha,
         seq_length=known(args.seq_length),
         seed=args.seed,
         num_workers=args.num_workers,
+        packing=args.pack_impl,
+        allow_chopped=args.allow_chopped,
     )
+
+
+def _corpora(paths: list[str] | None, weights: list[float] | None, labels: list[str] | None) -> CorporaConfig:
+    return CorporaConfig(paths=tuple(paths or ()), weights=tuple(weights or ()), labels=tuple(labels or ()))
 
 
 def input_files(args: NeoXArgs) -> tuple[list[str], list[str]]:
@@ -48,8 +54,11 @@ def input_files(args: NeoXArgs) -> tuple[list[str], list[str]]:
 
 
 def data_prefixes(args: NeoXArgs) -> list[str]:
-    """All data prefixes of a run: its data-path, and its train-, valid- and test-data-paths."""
-    lists = (args.train_data_paths, args.valid_data_paths, args.test_data_paths)
+    """All data prefixes of a run: its data-path, its train-, valid- and test-data-paths, and those of their labels."""
+    lists = (
+        *(args.train_data_paths, args.valid_data_paths, args.test_data_paths),
+        *(args.train_label_data_paths, args.valid_label_data_paths, args.test_label_data_paths),
+    )
     return [*([args.data_path] if args.data_path else []), *(path for paths in lists for path in paths or ())]
 
 
