@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from array import array
 from collections.abc import Sequence
 
 import numpy as np
 
+from megatron.data.blend_order import blend_order
 from megatron.data.gpt_dataset import GPTDataset, Located
 from megatron.errors import DataError
 
@@ -48,18 +48,10 @@ def blend_index(weights: Sequence[float], num_samples: int) -> tuple[np.ndarray,
     normalized = normalize_weights(weights)
     # A dataset of weight 0 would tie with one that is not behind, and win if it came first.
     positive = [dataset for dataset, weight in enumerate(normalized) if weight]
-    shares, counts = [normalized[dataset] for dataset in positive], [0] * len(positive)
-    order = array("h")
-    for i in range(num_samples):
-        position = i or 1
-        errors = [share * position - count for share, count in zip(shares, counts, strict=False)]
-        furthest = errors.index(max(errors))
-        counts[furthest] += 1
-        order.append(furthest)
-    chosen = np.array(positive, np.int16)[np.frombuffer(order, np.int16)]
-    within = np.empty(num_samples, np.int64)
-    for dataset, count in zip(positive, counts, strict=True):
-        within[chosen == dataset] = np.arange(count)
+    chosen, within = np.empty(num_samples, np.int16), np.empty(num_samples, np.int64)
+    blend_order([normalized[dataset] for dataset in positive], chosen, within)
+    if len(positive) < len(normalized):
+        chosen = np.array(positive, np.int16)[chosen]
     return chosen, within
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron.data.blend_order import blend_order, compiled_order, order_by_parts
 from megatron.data.blending import BlendedDataset, blend_index, normalize_weights, weights_by_num_documents
 from megatron.errors import DataError
 
@@ -24,6 +25,88 @@ def test_each_sample_goes_to_the_dataset_furthest_behind(weights, num_samples):
         counts[chosen[i]] += 1
         assert np.abs(counts - shares * (i + 1)).max() < len(weights)
     assert (counts <= np.ceil(shares * num_samples * 1.005)).all(), "a dataset gives more than Megatron-LM's share"
+
+
+def by_a_loop(shares: list[float], num_samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Megatron-LM's rule, one sample after another in Python's floats."""
+    counts, chosen, within = [0] * len(shares), [], []
+    for i in range(num_samples):
+        deficits = [share * max(i, 1) - count for share, count in zip(shares, counts, strict=True)]
+        furthest = deficits.index(max(deficits))
+        chosen.append(furthest)
+        within.append(counts[furthest])
+        counts[furthest] += 1
+    return np.array(chosen), np.array(within)
+
+
+def blends() -> dict[str, list[float]]:
+    """Weights with and without ties, few and many, equal and far apart."""
+    rng = np.random.default_rng(0)
+    return {
+        "one": [1],
+        "two": [0.7, 0.3],
+        "equal": [1] * 7,
+        "whole numbers": [1, 2, 3, 4],
+        "five": rng.random(5).tolist(),
+        "far apart": [1, 1e-3, 1e-6],
+        "many equal": [1] * 40,
+        "many whole numbers": list(range(1, 60)),
+        "one large of many": [1] * 99 + [100],
+        "many": rng.lognormal(0, 2, 100).tolist(),
+    }
+
+
+def empty(length: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.full(length, -1, np.int16), np.full(length, -1, np.int64)
+
+
+@pytest.mark.parametrize("name", blends())
+def test_both_fast_ways_give_the_order_of_the_loop(name):
+    shares = normalize_weights(blends()[name])
+    expected = by_a_loop(shares, 5000)
+    for parts, length in ((1, 3000), (7, 500), (33, 99), (None, None)):
+        order = empty(5000)
+        order_by_parts(shares, *order, parts=parts, length=length)
+        for part, whole in zip(order, expected, strict=True):
+            np.testing.assert_array_equal(part, whole, err_msg=f"{parts} parts of {length}")
+    compiled = compiled_order()
+    if compiled is None:
+        pytest.skip("this machine has no C compiler")
+    counts, scratch, names = np.zeros(len(shares)), np.empty(4 * len(shares)), np.empty(len(shares), np.int16)
+    order, weights = empty(5000), np.array(shares)
+    for first, end in ((0, 1), (1, 1701), (1701, 5000)):
+        part = [whole[first:end] for whole in order]
+        compiled(weights, counts, scratch, names, len(shares), first, end - first, *part)
+    for part, whole in zip(order, expected, strict=True):
+        np.testing.assert_array_equal(part, whole, err_msg="compiled")
+
+
+def test_parts_that_start_from_wrong_counts_are_computed_again(monkeypatch):
+    monkeypatch.setattr(
+        "megatron.data.blend_order._close_counts", lambda shares, at: np.full((len(at), len(shares)), 5.0)
+    )
+    for name in ("five", "many equal", "many"):
+        shares = normalize_weights(blends()[name])
+        order = empty(3000)
+        order_by_parts(shares, *order, parts=10, length=100)
+        for part, whole in zip(order, by_a_loop(shares, 3000), strict=True):
+            np.testing.assert_array_equal(part, whole)
+
+
+def test_blend_without_a_compiler_has_the_same_order(monkeypatch):
+    monkeypatch.setattr("megatron.data.blend_order._WORTH_COMPILING", 0)
+    with_compiler, done = blend_index([3, 1, 2], 5000), []
+    compiled_order.cache_clear()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    try:
+        assert compiled_order() is None
+        without = empty(5000)
+        blend_order([1 / 2, 1 / 6, 1 / 3], *without, on_progress=done.append)
+    finally:
+        compiled_order.cache_clear()
+    assert done[-1] == 5000
+    for part, whole in zip(without, with_compiler, strict=True):
+        np.testing.assert_array_equal(part, whole)
 
 
 @given(weights=weight_lists, lengths=st.tuples(st.integers(0, 100), st.integers(0, 100)))
