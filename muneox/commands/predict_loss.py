@@ -50,6 +50,7 @@ from muneox.scaling.isoflop_forecast import forecast_isoflop
 from muneox.scaling.ladder import Point, Selection, finite, read_points
 from muneox.scaling.next_run import NextRunPlan, plan_next
 from muneox.scaling.sentence import outcome, predicted
+from muneox.scaling.size_column import better_size
 from muneox.scaling.surface import WINDOW
 
 OPTIMUM = {"params": "N =", "tokens": "D =", "loss": "loss"}
@@ -153,7 +154,8 @@ def make_forecast(options: argparse.Namespace) -> Forecast:
             points, [_number(text) for text in options.target], drop_flagged=options.drop_flagged, law=options.law,
             names=(x_name, chosen.y), prior=prior, **shared,
         )  # fmt: skip
-    warnings = (*damage, *(f"{p.name} diverged and is left out" for p in bad), *found.warnings)
+    other = better_size(options.sources, chosen, found.used) if options.law == "size" else []
+    warnings = (*damage, *other, *(f"{p.name} diverged and is left out" for p in bad), *found.warnings)
     left_out = (*found.left_out, *((p, "loss not finite") for p in bad))
     corpora = {point.corpus for point in found.used}
     recorded: dict[str, Any] = {"corpus": corpora.pop() if len(corpora) == 1 else None}

@@ -355,6 +355,24 @@ def test_runs_of_different_lengths_are_not_compared(runs, tmp_path):
         run(*runs, "--y", "valid/loss", "--target", 9e9)
 
 
+@pytest.mark.parametrize("follows", ["params", "params_ne"])
+def test_the_count_of_parameters_that_the_ladder_follows_is_proposed(tmp_path, capsys, follows):
+    """A law in one count; the embeddings are most of the smallest models and little of the largest."""
+    rows = []
+    for width in (256, 384, 512, 768, 1024, 1536, 2048, 3072):
+        without = 12 * 12 * width**2
+        sizes = {"params": without + 50304 * width, "params_ne": without}
+        rows.append((sizes["params"], sizes["params_ne"], 1.8 + 90 * sizes[follows] ** -0.25))
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(["params,params_ne,loss", *(",".join(map(str, row)) for row in rows)]) + "\n")
+    other = {"params": "params_ne", "params_ne": "params"}[follows]
+    for column, proposed in ((other, True), (follows, False)):
+        assert run(path, "--x", column, "--y", "loss", "--target", 7e9) == 0
+        assert (
+            f"use --x {follows}, with the target's size counted the same way" in capsys.readouterr().out
+        ) == proposed
+
+
 @pytest.mark.parametrize("content", [{}, {"results": 3}, {"results": {}, "config": [[1.5, 2]]}, {"results": {"a": 1}}])
 def test_a_json_file_without_results_of_an_evaluation_is_an_error(tmp_path, content):
     path = tmp_path / "results.json"
