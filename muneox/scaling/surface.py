@@ -84,13 +84,14 @@ class SurfacePosterior:
         return np.asarray(np.median(law / self.surface(*best).T - 1, axis=0))
 
 
-def _checked(params: ArrayLike, tokens: ArrayLike, y: ArrayLike) -> tuple[Array, Array, Array]:
+def _checked(params: ArrayLike, tokens: ArrayLike, y: ArrayLike, least: int = 3) -> tuple[Array, Array, Array]:
+    """The input as float64[n]. least: the fewest different sizes, and the fewest different tokens."""
     for name, values in (("tokens", tokens), ("size", params)):
         low, high = np.min(values, initial=np.inf), np.max(values, initial=0)
         if 0 < high <= 1.001 * low:
             raise DataError(f"all runs have the {name} {low:.4g}; L(N, D) needs runs that differ in it, or fit L(N)")
-    n, loss = checked(params, y)
-    d, _ = checked(tokens, y)
+    n, loss = checked(params, y, least)
+    d, _ = checked(tokens, y, least)
     if len(loss) < 6:
         raise DataError(f"{len(loss)} runs; L(N, D) has five parameters and needs at least 6")
     if _collinear(n, d):
@@ -123,10 +124,11 @@ def sample_surface(
 ) -> SurfacePosterior:
     """Sample the posterior of the surface. params, tokens, y: [n].
 
-    The departure from the law is a smooth function of log N and log D. prior: default PRIOR. Raises DataError under the
-    same conditions as fit_surface.
+    The departure from the law is a smooth function of log N and log D. prior: default PRIOR. Two different sizes or
+    tokens are enough, since the prior determines the exponent. Raises DataError under the same conditions as
+    fit_surface otherwise.
     """
-    n, d, loss = _checked(params, tokens, y)
+    n, d, loss = _checked(params, tokens, y, least=2)
     prior, centre, positions = prior or PRIOR, (_centre(n), _centre(d)), _positions(n, d)
     kernel = departure(positions, prior.length)
     design = _design(n, d, centre)
@@ -178,8 +180,9 @@ def window_of(
 
 
 def _collinear(params: Array, tokens: Array) -> bool:
+    """Whether tokens grow as a power of the parameters. Where they fall, as at one budget, the terms are separate."""
     with np.errstate(invalid="ignore", divide="ignore"):  # equal values have no correlation
-        return not abs(np.corrcoef(np.log(params), np.log(tokens))[0, 1]) <= COLLINEAR
+        return not np.corrcoef(np.log(params), np.log(tokens))[0, 1] <= COLLINEAR
 
 
 def _positions(params: ArrayLike, tokens: ArrayLike) -> Array:

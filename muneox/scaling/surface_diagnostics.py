@@ -19,8 +19,11 @@ MOST_NAMED = 3  # inversions that are listed
 
 
 def describe_surface(params: Array, tokens: Array, y: Array, names: Sequence[str]) -> list[str]:
-    """Warnings about runs fitted with L(N, D). params, tokens, y: [n], n >= 6."""
-    surface = fit_surface(params, tokens, y)
+    """Warnings about runs fitted with L(N, D). params, tokens, y: [n]. Empty for runs too few for a plain fit."""
+    try:
+        surface = fit_surface(params, tokens, y)
+    except DataError:
+        return []
     relative = y / surface(params, tokens) - 1
     noise = float(np.sqrt((relative**2).sum() / max(len(y) - 5, 1)))
     warnings = [
