@@ -218,6 +218,8 @@ def show(forecast: Forecast, registered: Path | None, console: Console) -> None:
     for optimum in forecast.extra.get("compute_optimal", ()):
         parts = [f"{name} {_span(optimum[key])}" for key, name in OPTIMUM.items() if key in optimum]
         console.print(f"budget {optimum['flops']:.3g} FLOPs: {', '.join(parts)}", soft_wrap=True, markup=False)
+    if forecast.track_record:
+        console.print(forecast.track_record, soft_wrap=True, markup=False)
     for warning in forecast.warnings:
         console.print(f"warning: {warning}", soft_wrap=True, markup=False)
     if forecast.targets:

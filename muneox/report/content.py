@@ -11,7 +11,7 @@ from typing import Any, Literal
 from megatron.errors import DataError
 from megatron.files import read_json
 
-Status = Literal["pass", "fail", "note"]
+Status = Literal["pass", "fail", "warn", "note"]
 
 # Colours are names. The page's style sheet defines a value of each for a light and for a dark background.
 SERIES = 8

@@ -12,6 +12,8 @@ from muneox.scaling.figure_data import left_out_points, nearest_backtest
 from muneox.scaling.sentence import outcome, predicted
 
 MAKER = "tools/scaling/predict_loss.py --json"
+ORDER: tuple[Status, ...] = ("fail", "warn", "pass", "note")
+MOST_OUTSIDE = 0.3  # share of held-out runs outside a 90 % interval from which the badge warns
 LEAD = (
     "A ladder of smaller runs, the law fitted to it, and its predictions for larger runs. Each prediction has an "
     "interval, its distance beyond the data, and the errors of the same method on held-out runs."
@@ -33,14 +35,19 @@ def section(paths: Sequence[Path]) -> Section:
         blocks += [_ladder(name, content), _targets(prefix, content), _parameters(prefix, content)]
         blocks += [_backtest(prefix, content)] if content["backtest"].get("held_out") else []
         blocks.append(_points(prefix, content))
-    status: Status = "fail" if "fail" in statuses else "pass" if "pass" in statuses else "note"
+    status: Status = next((status for status in ORDER if status in statuses), "note")
     headline = ". ".join(headlines)
     return Section("forecast", "Forecast", status, headline, LEAD, tuple(blocks), tuple(warnings))
 
 
 def _status(content: Mapping[str, Any]) -> Status:
+    """Fail: a target is outside its interval. Warn: more held-out runs are outside theirs than chance explains."""
     known = [target["inside"] for target in content["targets"] if "inside" in target]
-    return "note" if not known else "pass" if all(known) else "fail"
+    if known:
+        return "pass" if all(known) else "fail"
+    held_out = content["backtest"].get("held_out", [])
+    outside = sum(not run["inside"] for run in held_out)
+    return "warn" if outside > max(1, MOST_OUTSIDE * len(held_out)) else "note"
 
 
 def _headline(content: Mapping[str, Any]) -> str:
@@ -97,10 +104,12 @@ def _ladder(name: str, content: Mapping[str, Any]) -> Figure:
 
 
 def _caption(content: Mapping[str, Any]) -> str:
-    """A legend of the figure, and the prior of the intervals."""
+    """A legend of the figure, what such forecasts were worth, and the prior of the intervals."""
     drawn = "Line and area: median and interval of a new run. " * bool(content.get("bands"))
     prior = content.get("prior")
-    return f"{drawn}Bars: intervals of a new run." + (f" Prior: {prior}." if prior else "")
+    known = content.get("track_record")
+    record = f" {known[0].upper()}{known[1:]}." if known else ""
+    return f"{drawn}Bars: intervals of a new run.{record}" + (f" Prior: {prior}." if prior else "")
 
 
 def _band(band: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from muneox.output import finite_or_none
 from muneox.report.content import Cell, Figure, Section, Table, Text
 
 _RIGHT = ' class="n"'
-BADGES = {"pass": "✓ PASS", "fail": "✗ FAIL", "note": "● NOTE"}
+BADGES = {"pass": "✓ PASS", "fail": "✗ FAIL", "warn": "▲ CHECK", "note": "● NOTE"}
 # The page contains everything it needs, and this policy forbids the browser to fetch anything.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 

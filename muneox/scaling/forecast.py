@@ -27,6 +27,7 @@ from muneox.scaling.prior import Array, Prior
 from muneox.scaling.surface import PRIOR as SURFACE_PRIOR
 from muneox.scaling.surface import WINDOW, near_best, sample_surface, window_of
 from muneox.scaling.surface_diagnostics import describe_surface
+from muneox.scaling.track_record import track_record
 from muneox.scaling.uncertainty import LEVEL, Band, Interval, Trace, band, interval, noise_floor, seed_variance
 
 FEWEST_SIZES = 4
@@ -86,6 +87,14 @@ class Forecast:
     bands: tuple[Band, ...] = ()  # intervals of a new run, along x up to the targets
     traces: tuple[Trace, ...] = ()  # for the picture; not in the JSON
 
+    @property
+    def track_record(self) -> str:
+        """What forecasts of this law were worth on published runs at the farthest target's distance, or empty."""
+        if not self.targets:
+            return ""
+        farthest = max(self.targets, key=lambda target: target.extrapolation)
+        return track_record(self.law, farthest.extrapolation, farthest.predicted.level)
+
     def as_json(self) -> dict[str, Any]:
         """The forecast as JSON: `targets`, `parameters`, `backtest`, `points`, `bands`, `warnings` and `prior`."""
         worst = max((h.extrapolation for h in self.held_out), default=None)
@@ -108,6 +117,7 @@ class Forecast:
             "bands": [found.as_json() for found in self.bands],
             "warnings": list(self.warnings),
             "prior": self.prior,
+            "track_record": self.track_record,
             **self.extra,
         }  # fmt: skip
 
