@@ -67,6 +67,7 @@ def arguments(input_args: Sequence[str] | None) -> argparse.Namespace:
     what = parser.add_argument_group("input")
     what.add_argument("--x", default="params", help="--law size: a configuration value or column (default: params)")
     what.add_argument("--y", help="metric or column, for example valid/loss")
+    what.add_argument("--sizes", default="", help="sizes of runs without any: a table (name, params), or `name`")
     what.add_argument("--tokens", default="tokens", help="column of a table, for --law surface")
     what.add_argument("--at-step", type=int, help="read all runs at this step (default: their common end)")
     what.add_argument("--at-tokens", type=float)
@@ -112,7 +113,7 @@ def selection(options: argparse.Namespace) -> Selection:
     pairs = [tuple(text.partition("=")[::2]) for text in options.where]
     return Selection(
         options.x, options.y, options.tokens, options.at_step, options.at_tokens, options.smooth, options.perplexity,
-        options.group, tuple(options.tag), tuple(pairs), tuple(options.exclude), tuple(options.allow),
+        options.group, tuple(options.tag), tuple(pairs), tuple(options.exclude), tuple(options.allow), options.sizes,
     )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from muneox.runs import (
 from muneox.runs import smooth as smoothed
 from muneox.runs.files import STEP_COLUMNS
 from muneox.scaling.compute import training_flops
+from muneox.scaling.side_table import with_sizes
 from muneox.scaling.table import SUFFIXES, Table, read_table
 
 # Settings that all runs of a ladder must share: our keys, and names that other trainers log.
@@ -54,6 +55,7 @@ class Selection:
     where: tuple[tuple[str, str], ...] = ()
     exclude: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()  # keys of the recipe that may differ, or `corpus`
+    sizes: str = ""  # see side_table.with_sizes; empty: the runs' own configuration
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def read_points(sources: Sequence[str], chosen: Selection, law: str = "size") ->
             others.append(source)
     if others:
         runs = read_runs(others, group=chosen.group, tags=chosen.tags, where=dict(chosen.where))
+        runs = with_sizes(runs, chosen.sizes) if chosen.sizes else runs
         names |= {name for run in runs for name in (run.name, run.run_id) if name}
         runs = [run for run in runs if not {run.name, run.run_id} & set(chosen.exclude)]
         alike = [*RECIPE, *(shared_by(SIZE_LADDER) if law == "size" else ())]
