@@ -40,6 +40,13 @@ def split_documents(split: str, num_documents: int) -> tuple[int, int, int, int]
     return first, second, third, end
 
 
+def samples_per_epoch(path: str | Path, split: str | None, seq_length: int) -> int:
+    """Training samples in one epoch of joined documents. split: of the documents; None if all are for training."""
+    indexed = IndexedDataset(path)
+    first, end = (0, len(indexed)) if split is None else split_documents(split, len(indexed))[:2]
+    return max(0, int(indexed.sizes[first:end].sum(dtype=np.int64)) - 1) // seq_length
+
+
 def check_vocab(indexed: IndexedDataset, vocab_size: int, full: bool = False, lowest: int = 0) -> None:
     """Raise DataError if a token id is not in [lowest, vocab_size), which means that another tokenizer made the data.
 

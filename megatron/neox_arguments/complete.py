@@ -173,7 +173,7 @@ def _training(r: _Values) -> None:
     v = r.values
     evaluates = v["eval_iters"] > 0
     for key, value in (
-        ("do_train", (v["train_iters"] or 0) > 0),
+        ("do_train", (v["train_iters"] or v["train_epochs"] or 0) > 0),
         ("do_valid", evaluates),
         ("do_test", evaluates),
     ):

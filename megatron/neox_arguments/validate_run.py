@@ -231,6 +231,7 @@ def _data(v: Mapping[str, Any]) -> Iterator[Problem]:
         if weights and not any(weights):
             yield f"{part}_data_weights", f"{part}_data_weights: expected at least one number above 0, got only 0"
     yield from _labels(v)
+    yield from _epochs(v)
     shares = v["split"].replace("/", ",").split(",")
     try:
         numbers = [float(share) for share in shares if share.strip()]
@@ -259,6 +260,21 @@ def _labels(v: Mapping[str, Any]) -> Iterator[Problem]:
             "allow_chopped: pack_impl packed cuts every document where a sample ends; set pack_impl to"
             " pack_until_overflow or unpacked",
         )
+
+
+def _epochs(v: Mapping[str, Any]) -> Iterator[Problem]:
+    if v["train_epochs"] is None:
+        return
+    others = {
+        "train_iters": v["train_iters"] is not None,
+        "weight_by_num_documents": v["weight_by_num_documents"],
+        "train_data_weights": len(set(v["train_data_weights"] or ())) > 1,
+    }
+    for key, is_set in others.items():
+        if is_set:
+            yield "train_epochs", f"train_epochs: contradicts {key}; keep one of the two"
+    if v["pack_impl"] != "packed":
+        yield "train_epochs", f"train_epochs: needs pack_impl packed, as in GPT-NeoX, got {v['pack_impl']}"
 
 
 def _faults(v: Mapping[str, Any]) -> Iterator[Problem]:

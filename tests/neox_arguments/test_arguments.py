@@ -423,7 +423,13 @@ def test_require_names_what_is_missing():
             {"override_lr_scheduler": True, "use_checkpoint_lr_scheduler": True},
             "contradicts use_checkpoint_lr_scheduler",
         ),
-        ({"train_epochs": 1}, "train_epochs: not supported yet"),
+        ({"train_epochs": 1, "train_iters": 5}, "train_epochs: contradicts train_iters"),
+        ({"train_epochs": 1, "train_iters": None, "pack_impl": "unpacked"}, "train_epochs: needs pack_impl packed"),
+        (
+            {"train_epochs": 1, "train_iters": None, "train_data_paths": ["a", "b"], "train_data_weights": [1, 2]},
+            "train_epochs: contradicts train_data_weights",
+        ),
+        ({"train_epochs": 0}, "train_epochs: expected a number of at least 1"),
         ({"sliding_window_width": 0}, "sliding_window_width: expected a number of at least 1, got 0"),
     ],
 )

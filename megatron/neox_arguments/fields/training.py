@@ -134,7 +134,15 @@ class NeoXArgsTraining:
         ),
         recipe=(FAMILY, SIZE_LADDER),
     )
-    train_epochs: int | None = refused(None, "Number of passes over the data.", "not supported yet; use train_iters")
+    train_epochs: int | None = supported(
+        None,
+        "Number of passes over the training data, instead of train_iters. The run ends with the last whole batch.",
+        limit=at_least(1),
+        transfer=shifts(
+            "longer training needs a lower learning rate, also in muP", "Bjorck et al. 2024, arXiv:2409.19913"
+        ),
+        recipe=(FAMILY, SIZE_LADDER),
+    )
     eval_iters: int = supported(
         100, "Number of batches per evaluation.", limit=at_least(0), transfer=FREE, recipe=(SEARCH,)
     )

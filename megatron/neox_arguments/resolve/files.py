@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megatron.errors import ConfigError
 from megatron.neox_arguments.arguments import NeoXArgs
+from megatron.neox_arguments.resolve.duration import epoch_samples
 from megatron.neox_arguments.resolve.known import known
 from megatron.neox_arguments.run_config import (
     CorporaConfig,
@@ -30,7 +31,7 @@ def data_config(args: NeoXArgs) -> DataConfig:
     return DataConfig(
         path=args.data_path,
         split=args.split,
-        train=_corpora(args.train_data_paths, args.train_data_weights, args.train_label_data_paths),
+        train=_corpora(args.train_data_paths, _training_weights(args), args.train_label_data_paths),
         valid=_corpora(args.valid_data_paths, args.valid_data_weights, args.valid_label_data_paths),
         test=_corpora(args.test_data_paths, args.test_data_weights, args.test_label_data_paths),
         weight_by_num_documents=args.weight_by_num_documents,
@@ -41,6 +42,13 @@ def data_config(args: NeoXArgs) -> DataConfig:
         packing=args.pack_impl,
         allow_chopped=args.allow_chopped,
     )
+
+
+def _training_weights(args: NeoXArgs) -> list[float] | None:
+    """With train_epochs, corpora are weighted by their size, so that the epochs of all of them end together."""
+    if args.train_epochs is None or not args.train_data_paths:
+        return args.train_data_weights
+    return [float(samples) for samples in epoch_samples(args)]
 
 
 def _corpora(paths: list[str] | None, weights: list[float] | None, labels: list[str] | None) -> CorporaConfig:

@@ -24,6 +24,7 @@ from megatron.neox_arguments.job_configs import (
 )
 from megatron.neox_arguments.launcher import launcher_hosts, missing_hostfile, runner_arguments
 from megatron.neox_arguments.ranks import require_one_launcher
+from megatron.neox_arguments.resolve.duration import training_steps
 from megatron.neox_arguments.resolve.files import (
     data_config,
     data_is_given,
@@ -50,8 +51,8 @@ logger = logging.getLogger(__name__)
 
 def run_config(args: NeoXArgs) -> RunConfig:
     """Resolve a training run."""
-    args.require("train_iters", "train_batch_size", "lr")
-    steps, interval = known(args.train_iters), args.exit_interval
+    args.require("train_batch_size", "lr")
+    steps, interval = training_steps(args), args.exit_interval
     return RunConfig(
         launch=launch_config(args),
         tokenizer=tokenizer_config(args),
@@ -65,7 +66,7 @@ def run_config(args: NeoXArgs) -> RunConfig:
         save=save_config(args),
         load=load_config(args),
         logging=logging_config(args),
-        provenance=Provenance(keys=args.to_dict(), files=args.config_files or {}),
+        provenance=Provenance(keys={**args.to_dict(), "train_iters": steps}, files=args.config_files or {}),
         seed=args.seed,
         steps=steps,
         exit_steps=range(interval, steps, interval) if interval else range(0),
@@ -101,7 +102,7 @@ def coordinate_check_config(args: NeoXArgs) -> CoordinateCheckConfig:
 
 def _schedule_of_check(args: NeoXArgs, lr: float) -> ScheduleConfig:
     """The schedule of the run with peak `lr`, or a constant rate if the run's length is not known."""
-    if args.train_iters is None or args.lr is None:
+    if (args.train_iters is None and args.train_epochs is None) or args.lr is None:
         return ScheduleConfig(lr=lr, decay_iters=1)
     schedule = schedule_config(args)
     return dataclasses.replace(schedule, lr=lr, min_lr=schedule.min_lr * lr / schedule.lr if schedule.lr else 0.0)
@@ -171,17 +172,17 @@ def audit_config(args: NeoXArgs) -> AuditConfig:
         engine=_eager(engine_config(args)),
         schedule=schedule_config(args),
         seed=args.seed,
-        keys=args.to_dict(),
+        keys={**args.to_dict(), "train_iters": training_steps(args)},
     )
 
 
 def cost_config(args: NeoXArgs) -> CostConfig:
-    args.require("train_iters", "train_batch_size")
+    args.require("train_batch_size")
     model = model_config(args)
     return CostConfig(
         tokenizer=tokenizer_config(args),
         model=model,
-        tokens=known(args.train_iters) * known(args.train_batch_size) * model.seq_length,
+        tokens=training_steps(args) * known(args.train_batch_size) * model.seq_length,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron.neox_arguments.arguments import NeoXArgs
 from megatron.neox_arguments.ranks import rank_environment
+from megatron.neox_arguments.resolve.duration import training_steps
 from megatron.neox_arguments.resolve.known import known
 from megatron.neox_arguments.resolve.model import optimizer_kind
 from megatron.neox_arguments.run_config import (
@@ -35,8 +36,8 @@ def optimizer_config(args: NeoXArgs) -> OptimizerConfig:
 
 def schedule_config(args: NeoXArgs) -> ScheduleConfig:
     """Resolve the base learning rate over all steps of the run."""
-    args.require("lr", "train_iters")
-    steps = known(args.train_iters)
+    args.require("lr")
+    steps = training_steps(args)
     decay_iters = args.lr_decay_iters or steps
     if args.lr_decay_fraction is not None:
         decay_iters = int(steps * args.lr_decay_fraction)
