@@ -104,6 +104,7 @@ def save_checkpoint(neox_args: NeoXArgs, iteration: int, model: Any, optimizer: 
         config_files=neox_args.config_files or {},
         keep_last_n=config.keep_last,
         save_rng=config.rng,
+        save_optimizer=config.optimizer,
     )
 
 

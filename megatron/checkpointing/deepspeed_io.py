@@ -17,6 +17,8 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointComm
 from megatron.checkpointing.integrity import FileRecord, load_safely, write_torch
 from megatron.errors import CheckpointError
 
+_OPTIMIZER = "optim_states.pt"  # end of the names of files that hold only a part of the optimizer
+
 
 class FileWriter:
     """The files of one checkpoint that this rank writes.
@@ -92,10 +94,14 @@ class VerifiedCheckpointEngine(CheckpointEngine):
         super().__init__()
         self.name = type(self).__name__
         self._writer: FileWriter | None = None
+        self._optimizer = True
 
-    def begin(self, root: Path, copy: bool = False) -> None:
-        """Start a checkpoint in `root`. copy: copy the files' contents now, and let `FileWriter.write` write them."""
-        self._writer = FileWriter(root, copy)
+    def begin(self, root: Path, copy: bool = False, optimizer: bool = True) -> None:
+        """Start a checkpoint in `root`.
+
+        copy: copy the files' contents now, and let `FileWriter.write` write them. optimizer: also write its state.
+        """
+        self._writer, self._optimizer = FileWriter(root, copy), optimizer
 
     def finish(self) -> FileWriter:
         """End the checkpoint. Returns its writer."""
@@ -114,6 +120,10 @@ class VerifiedCheckpointEngine(CheckpointEngine):
         self._open().attempt(lambda: os.makedirs(path, exist_ok=exist_ok))
 
     def save(self, state_dict: Any, path: str) -> None:
+        if not self._optimizer:
+            if path.endswith(_OPTIMIZER):
+                return
+            state_dict = {**state_dict, "optimizer": None} if "optimizer" in state_dict else state_dict
         self._open().save(state_dict, Path(path))
 
     def _open(self) -> FileWriter:

@@ -18,6 +18,7 @@ LATEST = "latest"
 MANIFEST = "manifest.json"
 CONFIGS = "configs"
 TEMPORARY_PREFIX, OLD_PREFIX, TRASH_PREFIX = ".tmp-", ".old-", ".trash-"
+WITHOUT_OPTIMIZER = "without_optimizer"  # in the model states: whether the optimizer state was left out
 
 _STEP = re.compile(rf"(?:{re.escape(OLD_PREFIX)})?global_step([0-9]+)")
 

@@ -12,7 +12,15 @@ import torch
 
 from megatron.checkpointing import collective
 from megatron.checkpointing.integrity import load_safely, verify_share
-from megatron.checkpointing.layout import CONFIGS, LATEST, MANIFEST, locate, read_latest, step_directories
+from megatron.checkpointing.layout import (
+    CONFIGS,
+    LATEST,
+    MANIFEST,
+    WITHOUT_OPTIMIZER,
+    locate,
+    read_latest,
+    step_directories,
+)
 from megatron.checkpointing.neox import Assembly, NeoxCheckpoint, is_neox, raw_tensors, saved_iteration
 from megatron.checkpointing.reshard import Target, load_neox, load_whole
 from megatron.checkpointing.rng import restore_rng_state
@@ -168,6 +176,12 @@ def load_checkpoint(
     weights_only = finetune or not load_optimizer
     header = collective.on_all_ranks(lambda: read_header(path))
     client_state = header["client_state"]
+    if not weights_only and header.get(WITHOUT_OPTIMIZER):
+        raise CheckpointError(
+            f"{path} holds no optimizer state, because it was saved with no_save_optim: set no_load_optim: true to "
+            f"continue at step {header['iteration']} with a fresh optimizer and schedule, or finetune: true to start a "
+            "new run from its weights"
+        )
     if not finetune:
         _check_sections(client_state, mup, data, optimizer if load_optimizer else None)
     moved = target is not None and _is_of_another_layout(client_state, target)

@@ -22,6 +22,7 @@ from megatron.checkpointing.layout import (
     OLD_PREFIX,
     TEMPORARY_PREFIX,
     TRASH_PREFIX,
+    WITHOUT_OPTIMIZER,
     step_directories,
     step_name,
 )
@@ -52,6 +53,7 @@ def begin_save(
     keep_last_n: int | None = None,
     rank_state: Mapping[str, Any] | None = None,
     save_rng: bool = True,
+    save_optimizer: bool = True,
     executor: Executor | None = None,
 ) -> PendingSave:
     """Begin to save model, optimizer, schedule, generators and `client_state` as `<save_dir>/global_step{iteration}`.
@@ -60,6 +62,8 @@ def begin_save(
     client_state: plain values and tensors (consumed samples, the `mup` section ...), equal on all ranks.
     rank_state: plain values and tensors of this rank.
     config_files: YAML texts by file name, written to `configs/`.
+    save_optimizer: with False, a resume cannot continue with the optimizer. Not possible under ZeRO 3, which keeps the
+    weights with it.
     keep_last_n: delete older steps once this one is complete. Damaged steps do not count.
     executor: one background thread, in which the files are written. The state is copied to CPU memory first, so that
     training can continue. At most one save may be under way. None writes the files here.
@@ -72,7 +76,8 @@ def begin_save(
     job = _Job(Path(save_dir).absolute(), iteration, dict(config_files or {}), keep_last_n)
     with job.failing():
         collective.from_rank_0(job.prepare)
-        writer = _collect(engine, job.root, iteration, dict(client_state), rank_state, save_rng, executor is not None)
+        header = {"iteration": iteration, "client_state": dict(client_state), WITHOUT_OPTIMIZER: not save_optimizer}
+        writer = _collect(engine, job.root, header, rank_state, save_rng, executor is not None)
     return PendingSave(job, writer, executor)
 
 
@@ -194,8 +199,7 @@ def _prepare(save_dir: Path, root: Path) -> None:
 def _collect(
     engine: Any,
     root: Path,
-    iteration: int,
-    client_state: dict[str, Any],
+    header: dict[str, Any],
     rank_state: Mapping[str, Any] | None,
     save_rng: bool,
     copy: bool,
@@ -204,8 +208,7 @@ def _collect(
     from megatron.checkpointing.deepspeed_io import install
 
     verified = install(engine)
-    verified.begin(root, copy)
-    header = {"iteration": iteration, "client_state": client_state}
+    verified.begin(root, copy, optimizer=not header[WITHOUT_OPTIMIZER])
     engine.save_checkpoint(str(root.parent), tag=root.name, client_state=header, save_latest=False)
     own = {"rng": rng_state() if save_rng else None, "rank_state": dict(rank_state or {})}
     verified.save(own, str(root / rng_file(collective.rank())))

@@ -253,6 +253,7 @@ class SaveConfig:
     extra_steps: tuple[int, ...]
     keep_last: int | None
     rng: bool
+    optimizer: bool
     background: bool
     forward_pass: bool
 

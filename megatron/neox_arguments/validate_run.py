@@ -281,6 +281,13 @@ def _faults(v: Mapping[str, Any]) -> Iterator[Problem]:
     for key in ("nonfinite_policy", "loss_spike_policy"):
         if v[key] == "rewind" and not v["save"]:
             yield key, f"{key}: rewind loads the last checkpoint; set save to a folder for checkpoints"
+        elif v[key] == "rewind" and v["no_save_optim"]:
+            yield key, f"{key}: rewind continues with the optimizer state of a checkpoint, which no_save_optim omits"
+    if v["no_save_optim"] and v["zero_stage"] == 3:
+        yield (
+            "no_save_optim",
+            "no_save_optim: ZeRO 3 keeps the weights in the optimizer state; use stage 2, or save the optimizer state",
+        )
     if v["async_save"] and not v["save"]:
         yield "async_save", "async_save: has no effect without save; set save to a folder for checkpoints"
     if v["override_optimizer"] and not v["load"]:

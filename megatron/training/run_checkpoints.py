@@ -139,6 +139,7 @@ class Checkpoints:
             config_files={**provenance.files, "resolved.json": json.dumps(provenance.keys, indent=1)},
             keep_last_n=config.keep_last,
             save_rng=config.rng,
+            save_optimizer=config.optimizer,
             executor=self._executor,
         )
         return said if config.background else [*said, *self.finish()]

@@ -103,10 +103,10 @@ class NeoXArgsTraining:
     extra_save_iters: list[Any] | None = supported(
         None, "Additional steps at which to save a checkpoint.", limit=Items(int, at_least(0)), transfer=FREE
     )
-    no_save_optim: bool = refused(
+    no_save_optim: bool = supported(
         False,
-        "Omit the optimizer state from checkpoints.",
-        "not supported, because DeepSpeed saves both; to load only weights use finetune or no_load_optim",
+        "Omit the optimizer state from checkpoints. They then only load with finetune or no_load_optim.",
+        transfer=FREE,
     )
     no_save_rng: bool = supported(False, "Omit the random state from checkpoints.", transfer=FREE)
     no_load_optim: bool = supported(False, "Do not load the optimizer state.", transfer=FREE)

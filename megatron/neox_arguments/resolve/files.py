@@ -86,6 +86,7 @@ def save_config(args: NeoXArgs) -> SaveConfig | None:
         extra_steps=tuple(args.extra_save_iters or ()),
         keep_last=args.keep_last_n_checkpoints,
         rng=not args.no_save_rng,
+        optimizer=not args.no_save_optim,
         background=args.async_save,
         forward_pass=args.checkpoint_validation_with_forward_pass,
     )
