@@ -7,14 +7,18 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from megatron.errors import UserError
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 def process_stat(pid: int) -> list[str]:
@@ -40,6 +44,20 @@ def process_pool(
         raise died from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def map_in_order(
+    pool: ProcessPoolExecutor, function: Callable[[S], T], items: Iterable[S], most_pending: int
+) -> Iterator[tuple[S, T]]:
+    """Yield items and their results in order. At most `most_pending` are in work, which bounds memory."""
+    pending: deque[tuple[S, Future[T]]] = deque()
+    for item in items:
+        pending.append((item, pool.submit(function, item)))
+        if len(pending) >= most_pending:
+            done, future = pending.popleft()
+            yield done, future.result()
+    for done, future in pending:
+        yield done, future.result()
 
 
 def _begin(start: Callable[..., None], arguments: tuple[Any, ...]) -> None:

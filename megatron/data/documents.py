@@ -7,14 +7,16 @@ import gzip
 import io
 import tarfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Generic, Literal, TypeVar
 
 from megatron.errors import DataError
 from megatron.files import parse_json
 from megatron.optional import import_optional
 
+T = TypeVar("T")
 TextSplit = Literal["file", "paragraph", "line"]
 _JSON_LINES = (".jsonl", ".ndjson")
 _ARCHIVES = (".tar", ".tgz")
@@ -44,56 +46,56 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
     return files
 
 
-class DocumentReader:
-    """Iterates over documents. Each is a dict with the text of every key of `keys`; empty documents are skipped.
+class Reader(ABC, Generic[T]):
+    """Iterates over what the entries of JSON files hold, also in compressed files and archives.
 
-    A JSON object is a document with its text under `keys`. Plain text has one document per file, paragraph (separated
-    by blank lines) or line, and needs exactly one key. During iteration, `bytes_read` counts the bytes read out of
-    `total_bytes`, and `skipped` the bad JSON lines that `skip_bad_lines` skips. `bad_line_hint` ends the message about
-    a bad line. A byte-order mark at the start of a file is no text.
+    During iteration, `bytes_read` counts the bytes read out of `total_bytes`, and `skipped` the bad JSON lines that
+    `skip_bad_lines` skips. `bad_line_hint` ends the message about a bad line.
 
-    Raises DataError, naming file and line, for text that is not UTF-8, bad JSON, a missing key or a corrupt archive.
+    Raises DataError, naming file and line, for text that is not UTF-8, bad JSON, a bad entry or a corrupt archive.
     """
 
-    def __init__(
-        self,
-        files: Sequence[Path],
-        keys: Sequence[str] = ("text",),
-        text_split: TextSplit = "file",
-        skip_bad_lines: bool = False,
-        bad_line_hint: str = "",
-    ) -> None:
-        self.bad_line_hint = bad_line_hint
-        self.files, self.keys, self.text_split, self.skip_bad_lines = (
-            list(files),
-            list(keys),
-            text_split,
-            skip_bad_lines,
-        )
+    def __init__(self, files: Sequence[Path], skip_bad_lines: bool = False, bad_line_hint: str = "") -> None:
+        self.files, self.skip_bad_lines, self.bad_line_hint = list(files), skip_bad_lines, bad_line_hint
         self.total_bytes = sum(file.stat().st_size for file in self.files)
         self.bytes_read = 0
         self.skipped = 0
 
-    def __iter__(self) -> Iterator[dict[str, str]]:
+    @abstractmethod
+    def _document(self, entry: Any, where: str) -> T:
+        """What an entry holds. Raises DataError, which begins with `where`."""
+
+    @abstractmethod
+    def _text(self, path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[T]:
+        """Yield what plain text holds."""
+
+    def _position(self, error: UnicodeDecodeError) -> str:
+        """For a message: where in the file text is not UTF-8; empty if the error does not count from its start."""
+        return ""
+
+    def _is_empty(self, document: T) -> bool:
+        """Whether to skip a document."""
+        return False
+
+    def __iter__(self) -> Iterator[T]:
         self.bytes_read = self.skipped = 0
         for path in self.files:
             before = self.bytes_read
             for document in self._read(path):
-                if any(text and not text.isspace() for text in document.values()):
+                if not self._is_empty(document):
                     yield document
             self.bytes_read = before + path.stat().st_size
 
-    def _read(self, path: Path) -> Iterator[dict[str, str]]:
+    def _read(self, path: Path) -> Iterator[T]:
         try:
             with open(path, "rb") as raw, _decompressed(raw, path) as stream:
                 yield from self._stream(path, raw, stream)
         except UnicodeDecodeError as error:
-            where = f" at byte {error.start}" if self.text_split == "file" else ""
-            raise DataError(f"{path} is not UTF-8 text: {error.reason}{where}") from error
+            raise DataError(f"{path} is not UTF-8 text: {error.reason}{self._position(error)}") from error
         except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
             raise DataError(f"{path}: cannot read: {getattr(error, 'strerror', None) or error}") from error
 
-    def _stream(self, path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[dict[str, str]]:
+    def _stream(self, path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[T]:
         kind = _suffix(path)
         if kind in _JSON_LINES:
             yield from self._json_lines(path, raw, stream)
@@ -104,7 +106,7 @@ class DocumentReader:
         else:
             yield from self._text(path, raw, stream)
 
-    def _archive(self, path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[dict[str, str]]:
+    def _archive(self, path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[T]:
         """Documents of the files of a tar archive, in their order, without unpacking it."""
         before, checked = self.bytes_read, _TarStream(stream)
         with tarfile.open(fileobj=checked, mode="r|") as archive:
@@ -117,7 +119,7 @@ class DocumentReader:
                         yield from self._stream(name, raw, content)
         checked.check_end()
 
-    def _json_lines(self, path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[dict[str, str]]:
+    def _json_lines(self, path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[T]:
         before = self.bytes_read
         for number, line in enumerate(stream, start=1):
             self.bytes_read = before + raw.tell()
@@ -133,13 +135,38 @@ class DocumentReader:
                 continue
             yield document
 
-    def _json(self, path: Path, stream: IO[bytes]) -> Iterator[dict[str, str]]:
+    def _json(self, path: Path, stream: IO[bytes]) -> Iterator[T]:
         try:
             content = parse_json(stream.read())
         except ValueError as error:
             raise DataError(f"{path}: not JSON (use .jsonl for one object per line): {error}") from error
         for number, entry in enumerate(content if isinstance(content, list) else [content], start=1):
             yield self._document(entry, f"{path}: entry {number}")
+
+
+class DocumentReader(Reader[dict[str, str]]):
+    """Iterates over documents. Each is a dict with the text of every key of `keys`; empty documents are skipped.
+
+    A JSON object is a document with its text under `keys`. Plain text has one document per file, paragraph (separated
+    by blank lines) or line, and needs exactly one key. A byte-order mark at the start of a file is no text.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        keys: Sequence[str] = ("text",),
+        text_split: TextSplit = "file",
+        skip_bad_lines: bool = False,
+        bad_line_hint: str = "",
+    ) -> None:
+        super().__init__(files, skip_bad_lines, bad_line_hint)
+        self.keys, self.text_split = list(keys), text_split
+
+    def _position(self, error: UnicodeDecodeError) -> str:
+        return f" at byte {error.start}" if self.text_split == "file" else ""
+
+    def _is_empty(self, document: dict[str, str]) -> bool:
+        return all(not text or text.isspace() for text in document.values())
 
     def _text(self, path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[dict[str, str]]:
         if len(self.keys) != 1:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from megatron.data.indexed_dataset import IndexedDatasetBuilder, best_fitting_dtype
 from megatron.errors import DataError
-from megatron.processes import process_pool
+from megatron.processes import map_in_order, process_pool
 from megatron.tokenizer import Tokenizer, build_tokenizer
 from megatron.tokenizer.coverage import Coverage
 from megatron.tokenizer.long_text import token_ids
@@ -190,14 +189,7 @@ def _encode_in_worker(batch: Batch) -> Encoded:
 def _encode_in_workers(
     batches: Iterator[Batch], spec: TokenizerSpec, eod: int | None, workers: int
 ) -> Iterator[tuple[Batch, Encoded]]:
-    """Yield batches and their tokens in order. At most two batches per worker are pending, which bounds memory."""
-    pending: deque[tuple[Batch, Future[Encoded]]] = deque()
+    """Yield batches and their tokens in order."""
     died = DataError("a tokenizer process died, possibly for lack of memory: use fewer --workers")
     with process_pool(workers, _start_worker, spec, eod, died=died) as pool:
-        for batch in batches:
-            pending.append((batch, pool.submit(_encode_in_worker, batch)))
-            if len(pending) >= 2 * workers:
-                done, future = pending.popleft()
-                yield done, future.result()
-        for done, future in pending:
-            yield done, future.result()
+        yield from map_in_order(pool, _encode_in_worker, batches, 2 * workers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -127,6 +128,47 @@ def test_mistakes_of_the_input_are_one_sentence(tmp_path, tokenizer):
         chat(tmp_path, tokenizer, "--for-rm")
     with pytest.raises(ConfigError, match="--tokenizer-path: "):
         chat(tmp_path, tmp_path / "absent")
+
+
+def test_several_processes_and_compressed_files_give_the_same_tokens(tmp_path, tokenizer):
+    """More conversations than one batch, of different lengths, in .jsonl and in .json.gz with a byte-order mark."""
+    entries = [
+        {"conversation": [{"role": role, "content": " ".join(["hi"] * (n % 7))} for role, _ in CHAT[: 2 + n % 3]]}
+        for n in range(450)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(entry) for entry in entries[:300]))
+    with gzip.open(tmp_path / "b.json.gz", "wb") as file:
+        file.write(json.dumps(entries[300:]).encode("utf-8-sig"))
+    found = []
+    for workers in ("1", "2"):
+        out = tmp_path / f"out{workers}"
+        files = ["--input", f"{tmp_path / 'a.jsonl'},{tmp_path / 'b.json.gz'}", "--output-prefix", str(out)]
+        assert with_chat_template.main([*files, "--tokenizer-path", str(tokenizer), "--workers", workers]) == 0
+        found.append([documents(f"{out}_conversation{part}_document") for part in ("", "_label")])
+    assert found[0] == found[1] and len(found[0][0]) == 450
+    assert [len(text) for text in found[0][0]] == [len(label) for label in found[0][1]]
+    assert found[0][0][1][:3] == [1, 3, 4]
+
+
+def test_a_bad_conversation_is_named_by_a_worker_too(tmp_path, tokenizer):
+    (tmp_path / "in.jsonl").write_text('{"conversation": [{"role": "user", "content": "hi"}]}\n{"conversation": []}\n')
+    for workers in ("1", "2"):
+        with pytest.raises(DataError, match=r"in\.jsonl:2: expected a list of turns"):
+            with_chat_template.main(
+                [
+                    *("--input", str(tmp_path / "in.jsonl"), "--output-prefix", str(tmp_path / "out")),
+                    *("--tokenizer-path", str(tokenizer), "--workers", workers),
+                ]
+            )
+    (tmp_path / "in.txt").write_text("hi")
+    with pytest.raises(DataError, match=r"in\.txt: conversations are read from \.jsonl and \.json"):
+        with_chat_template.main(
+            [
+                *("--input", str(tmp_path / "in.txt"), "--output-prefix", str(tmp_path / "out")),
+                *("--tokenizer-path", str(tokenizer)),
+            ]
+        )
+    assert not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize("name", ["preprocess_data_with_mask", "preprocess_data_with_chat_template"])
