@@ -58,7 +58,7 @@ def labelled_runs(layouts: list[Layout], keys: dict[str, Any]) -> list[list[floa
     for layout in layouts:
         trainers: list[Any] = []
         step_losses, norms = train(layout, "", 3, inspect=trainers.append, **keys)
-        found.append([*step_losses, *map(float, norms), trainers[0].evaluate("valid")])
+        found.append([*step_losses, *(norm for norm in norms if norm is not None), trainers[0].evaluate("valid")])
     return found
 
 
