@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import chi2
 
 from megatron.errors import ConfigError, DataError
 from muneox.commands import predict_loss
@@ -53,6 +54,32 @@ def test_the_vertex_of_an_exact_parabola_is_found():
     low, high = np.quantile(optima.exponent, [0.05, 0.95])
     assert low < 0.45 < high and high - low < 0.08
     assert np.median(optima.optimal_params(1e23)) == pytest.approx(2 * 1e23**0.45, rel=0.1)
+
+
+def test_the_parabola_goes_through_the_runs_near_the_lowest_loss():
+    """A valley of 1 % at a factor of e: runs up to 5 % above the lowest loss, and at least the five nearest ones."""
+    centre = best_size(1e20)
+    ratios = np.exp([-3, -2, -1, -0.5, 0, 0.5, 1, 2, 3])
+
+    def valley(height):
+        points = sweep([1e20], ratios, law=lambda n, d: 2 * (1 + height * np.log(n / centre) ** 2))
+        (budget,) = split_budgets(*columns(points))
+        return budget.near.tolist()
+
+    assert valley(0.01) == [False, *[True] * 7, False]  # 4 % at a factor of e^2, 9 % at e^3
+    assert valley(0.1) == [False, False, *[True] * 5, False, False]  # 10 % at a factor of e, which is among five
+
+
+def test_the_noise_has_the_freedom_of_all_parabolas_and_of_its_prior():
+    """Without residuals, the noise is the prior's 0.2 % with one degree of freedom more than the runs have.
+
+    The valley is so flat that no skew leaves residuals.
+    """
+    points = sweep(BUDGETS, law=lambda n, d: 2.5 * np.exp(1e-4 * np.log(n / (2 * (6 * n * d) ** 0.45)) ** 2))
+    noise = sample_optima(split_budgets(*columns(points)), draws=20000).noise
+    freedom = 5 * (7 - 3) + 1
+    for share in (0.1, 0.5, 0.9):
+        assert np.quantile(noise, share) == pytest.approx(2e-3 / np.sqrt(chi2.ppf(1 - share, freedom)), rel=0.02)
 
 
 def test_the_optima_of_a_surface_are_inside_the_intervals():
