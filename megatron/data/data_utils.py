@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ def build_train_valid_test_datasets(
     test_label_data_paths: Sequence[str | Path] | None = None,
     packing: Packing = "packed",
     allow_chopped: bool = True,
+    on_progress: Callable[[str], None] = lambda text: None,
 ) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
     """Build the train, valid and test datasets. A dataset is None if no samples of it are requested.
 
@@ -94,7 +95,7 @@ def build_train_valid_test_datasets(
     Either `split` divides the documents of `data_path`, or each dataset has a list of paths, which are blended by
     their weights (default: equal weights, or weights by number of documents). With `vocab_size`, the data is checked
     by `check_vocab`. Label paths are those of the labels of the paths of the same number; see GPTDataset for `packing`
-    and `allow_chopped`.
+    and `allow_chopped`. `on_progress` is called often, with a line that describes the progress.
 
     Raises ConfigError if keys contradict each other. Raises DataError if a file is missing or corrupt, or if a
     requested dataset would be empty.
@@ -123,7 +124,10 @@ def build_train_valid_test_datasets(
         given = paths[name]
         if not given:
             raise DataError(f"{name}-data-paths is not set, but {count} {name} samples are needed: set it")
-        corpora = [_open(path, vocab_size) for path in given]
+        corpora = []
+        for number, path in enumerate(given, start=1):
+            corpora.append(_open(path, vocab_size))
+            on_progress(f"{name} data: {number:,} of {len(given):,} files verified")
         label_paths = list(labels[name] or [])
         if label_paths and len(label_paths) != len(corpora):
             raise ConfigError(
@@ -136,7 +140,7 @@ def build_train_valid_test_datasets(
             weight = list(weights[name] or [1.0] * len(corpora))
         if len(weight) != len(corpora):
             raise ConfigError(f"{name}-data-weights has {len(weight)} entries for {len(corpora)} {name}-data-paths")
-        built.append(_blend(corpora, of_corpora or [None] * len(corpora), weight, count, options))
+        built.append(_blend(corpora, of_corpora or [None] * len(corpora), weight, count, options, on_progress))
     return built[0], built[1], built[2]
 
 
@@ -192,6 +196,7 @@ def _blend(
     weights: list[float],
     count: int,
     options: dict[str, Any],
+    on_progress: Callable[[str], None],
 ) -> Dataset:
     """Blend whole corpora. Each provides its share of `count` samples plus half a percent, as in Megatron-LM."""
     datasets = [
@@ -204,4 +209,10 @@ def _blend(
         )
         for corpus, of_corpus, share in zip(corpora, labels, normalize_weights(weights), strict=True)
     ]
-    return BlendedDataset(datasets, weights, count)
+    return BlendedDataset(
+        datasets,
+        weights,
+        count,
+        options["cache_dir"] or corpora[0].prefix.parent / "index_cache",
+        lambda done: on_progress(f"order of the blend: {done:,} of {count:,} samples"),
+    )

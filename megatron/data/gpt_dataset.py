@@ -6,27 +6,22 @@ index (start of each sample in the document index) and the shuffle index (order 
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from megatron.data.guard import FileGuard
-from megatron.data.indexed_dataset import IndexedDataset
+from megatron.data.index_cache import StoredArrays, load_or_store
+from megatron.data.indexed_dataset import IndexedDataset, data_file
 from megatron.data.labels import IGNORED
 from megatron.data.sample_order import Packing, SampleOrder, build_document_order, build_order
 from megatron.errors import DataError
-from megatron.files import open_regular, read_json, write_whole
 
 INDEX_VERSION = 2  # part of the names of cached indices; raise it when the meaning of an index changes
 _INDICES = ("doc_idx", "sample_idx", "shuffle_idx")
-_HASHES = "sha256.json"  # SHA-256 of each index file
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,14 @@ class GPTDataset:
         self.seq_length, self.packing = seq_length, packing
         if packing != "packed":
             documents = self._usable(documents, allow_chopped)
-        self.order = load_or_build_order(indexed, documents, num_samples, seq_length, seed, cache_dir, packing)
+        self._stored = load_or_build_order(indexed, documents, num_samples, seq_length, seed, cache_dir, packing)
+        self._length = len(self.order.shuffle_idx)
+
+    @property
+    def order(self) -> SampleOrder:
+        """The indices. Their files are opened when they are needed."""
+        arrays, guards = self._stored()
+        return SampleOrder(**arrays, guards=guards)
 
     def _usable(self, documents: np.ndarray, allow_chopped: bool) -> np.ndarray:
         """The documents that can be samples. Raises DataError if there are none."""
@@ -107,14 +109,19 @@ class GPTDataset:
             )
         return np.asarray(kept)
 
+    def files_exist(self) -> bool:
+        """Whether this host has the files of the order and of the data."""
+        return self._stored.files_exist() and data_file(self.indexed.prefix, ".bin").is_file()
+
     def __len__(self) -> int:
-        return len(self.order.shuffle_idx)
+        return self._length
 
     def __getitem__(self, index: int) -> np.ndarray:
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        self.order.check_files()
-        pieces = list(self._pieces(int(self.order.shuffle_idx[index])))
+        order = self.order
+        order.check_files()
+        pieces = list(self._pieces(order, int(order.shuffle_idx[index])))
         tokens = self._read(self.indexed, pieces)
         if self.packing == "packed" and self.labels is None:
             return tokens
@@ -125,14 +132,14 @@ class GPTDataset:
             rows[1, : len(tokens)] = self._read(self.labels, pieces)
         return rows
 
-    def _pieces(self, sample: int) -> Iterator[tuple[int, int, int | None]]:
+    def _pieces(self, order: SampleOrder, sample: int) -> Iterator[tuple[int, int, int | None]]:
         """Yield document, offset and length of the parts of a sample. Length None: up to the end of the document."""
-        (entry, offset), (last_entry, last_offset) = self.order.sample_idx[sample : sample + 2].tolist()
-        for document in self.order.doc_idx[entry:last_entry].tolist():
+        (entry, offset), (last_entry, last_offset) = order.sample_idx[sample : sample + 2].tolist()
+        for document in order.doc_idx[entry:last_entry].tolist():
             yield document, offset, None
             offset = 0
         if self.packing == "packed":
-            yield int(self.order.doc_idx[last_entry]), offset, last_offset + 1 - offset
+            yield int(order.doc_idx[last_entry]), offset, last_offset + 1 - offset
 
     def _read(self, indexed: IndexedDataset, pieces: list[tuple[int, int, int | None]]) -> np.ndarray:
         """Tokens of the pieces, at most seq_length + 1: int64."""
@@ -142,8 +149,9 @@ class GPTDataset:
     def locate(self, first: int, count: int) -> list[Located]:
         """Where samples [first, first + count) come from."""
         found: set[int] = set()
-        for sample in self.order.shuffle_idx[first : first + count].tolist():
-            found.update(document for document, _, _ in self._pieces(sample))
+        order = self.order
+        for sample in order.shuffle_idx[first : first + count].tolist():
+            found.update(document for document, _, _ in self._pieces(order, sample))
         return [Located(str(self.indexed.prefix), first, count, tuple(sorted(found)))]
 
 
@@ -155,19 +163,25 @@ def load_or_build_order(
     seed: int,
     cache_dir: Path | None = None,
     packing: Packing = "packed",
-) -> SampleOrder:
+) -> StoredArrays:
     """Load the order from the cache, or build it and store it there if the folder is writable."""
     folder = (cache_dir or indexed.prefix.parent / "index_cache") / (
         f"{indexed.prefix.name}_{num_samples}ns_{seq_length}sl_{seed}s_{_digest(indexed, documents, packing)}"
     )
-    cached = _load_order(folder)
-    if cached is not None:
-        return cached
-    if packing == "packed":
-        order = build_order(indexed.sizes, documents, num_samples, seq_length, seed)
-    else:
-        order = build_document_order(indexed.sizes, documents, num_samples, seq_length, seed, packing)
-    return order if not _save_order(order, folder) else _load_order(folder) or order
+
+    @functools.cache
+    def build() -> dict[str, np.ndarray]:
+        if packing == "packed":
+            order = build_order(indexed.sizes, documents, num_samples, seq_length, seed)
+        else:
+            order = build_document_order(indexed.sizes, documents, num_samples, seq_length, seed, packing)
+        return {name: getattr(order, name) for name in _INDICES}
+
+    def write(temporary: Path) -> None:
+        for name, array in build().items():
+            np.save(temporary / f"{name}.npy", array)
+
+    return load_or_store(folder, _INDICES, write, build)
 
 
 def _digest(indexed: IndexedDataset, documents: np.ndarray, packing: Packing) -> str:
@@ -179,49 +193,3 @@ def _digest(indexed: IndexedDataset, documents: np.ndarray, packing: Packing) ->
     digest.update(documents.tobytes())
     digest.update(indexed.sizes[documents].tobytes())
     return digest.hexdigest()
-
-
-def _load_order(folder: Path) -> SampleOrder | None:
-    """Load the cached order memory-mapped. None if it is missing, or if any byte differs from what was stored."""
-    try:
-        if read_json(folder / _HASHES, 10_000) != _hashes(folder):
-            return None
-        mapped = {folder / f"{name}.npy": np.load(folder / f"{name}.npy", mmap_mode="r") for name in _INDICES}
-    except (OSError, ValueError, EOFError):
-        return None
-    guards = tuple(FileGuard(path, array) for path, array in mapped.items())
-    doc_idx, sample_idx, shuffle_idx = (array.view(np.ndarray) for array in mapped.values())
-    order = SampleOrder(doc_idx, sample_idx, shuffle_idx, guards)
-    return order if order.sample_idx.shape == (len(order.shuffle_idx) + 1, 2) else None
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each index by name. Raises OSError."""
-    hashes = {}
-    for name in _INDICES:
-        with open_regular(folder / f"{name}.npy") as file:
-            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
-
-
-def _save_order(order: SampleOrder, folder: Path) -> bool:
-    """Store the order in the cache atomically. Returns True on success. Several processes can do this at once."""
-    temporary = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        temporary.chmod(0o755)  # mkdtemp's 0700 would lock out other users of a shared corpus
-        for name in _INDICES:
-            with open(temporary / f"{name}.npy", "wb") as file:
-                np.save(file, getattr(order, name))
-                file.flush()
-                os.fsync(file.fileno())
-        write_whole(temporary / _HASHES, json.dumps(_hashes(temporary)))
-        if folder.exists() and _load_order(folder) is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temporary, folder)
-        return True
-    except OSError:  # read-only folder, full disk, or another process was first: use the order in memory
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return False

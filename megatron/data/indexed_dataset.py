@@ -20,12 +20,14 @@ import os
 import struct
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from megatron.data.guard import FileGuard
+from megatron.data.open_files import Lazy
 from megatron.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -64,17 +66,19 @@ def data_file(prefix: str | Path, suffix: str) -> Path:
 class IndexedDataset:
     """Read-only, memory-mapped sequences of token ids.
 
-    `sizes` [n] i32 is the length of each sequence in tokens, `doc_idx` [d] i64 the first sequence of each document, and
-    `dtype` the type of the tokens. Files are verified when opened: DataError names the missing, truncated or corrupt
-    file. It is pickled as its path, which makes sending it to worker processes cheap.
+    `dtype` is the type of the tokens. The files are verified when the data set is made: DataError names the missing,
+    truncated or corrupt file. They are opened when they are needed (see `open_files`). It is pickled as its path, which
+    makes sending it to worker processes cheap.
     """
 
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = data_file(prefix, "")
-        self._open()
+        self._bytes: tuple[int, int] | None = None
+        self._opened = Lazy(self._open)
+        self.dtype = self._opened().tokens.dtype
         self._verify()
 
-    def _open(self) -> None:
+    def _open(self) -> _Files:
         idx_path, bin_path = data_file(self.prefix, ".idx"), data_file(self.prefix, ".bin")
         for path in (idx_path, bin_path):
             if not path.is_file():
@@ -83,38 +87,57 @@ class IndexedDataset:
             (raw, index_guard), (tokens, guard) = _map_file(idx_path), _map_file(bin_path)
         except OSError as error:
             raise DataError(f"{self.prefix}: cannot read: {error.strerror or error}") from error
-        self.dtype, n, d = _read_header(raw, idx_path)
+        size = raw.size, tokens.size
+        if self._bytes not in (None, size):
+            raise DataError(
+                f"{self.prefix}: its files were truncated or replaced while in use, from {self._bytes} to {size} bytes "
+                "(.idx, .bin); restore them, then resume from the last checkpoint"
+            )
+        self._bytes = size
+        dtype, n, d = _read_header(raw, idx_path)
+        if tokens.size % dtype.itemsize:
+            raise DataError(f"{bin_path}: {tokens.size} bytes is not a whole number of {dtype.name}: truncated?")
         offset = _HEADER.size
-        self.sizes = np.frombuffer(raw, "<i4", n, offset)
-        self._pointers = np.frombuffer(raw, "<i8", n, offset + 4 * n)
-        self.doc_idx = np.frombuffer(raw, "<i8", d, offset + 12 * n)
-        if tokens.size % self.dtype.itemsize:
-            raise DataError(f"{bin_path}: {tokens.size} bytes is not a whole number of {self.dtype.name}: truncated?")
-        self._tokens = tokens.view(self.dtype)
-        self._guards = index_guard, guard
+        return _Files(
+            sizes=np.frombuffer(raw, "<i4", n, offset),
+            pointers=np.frombuffer(raw, "<i8", n, offset + 4 * n),
+            doc_idx=np.frombuffer(raw, "<i8", d, offset + 12 * n),
+            tokens=tokens.view(dtype),
+            guards=(index_guard, guard),
+        )
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Length of each sequence in tokens [n] i32."""
+        return self._opened().sizes
+
+    @property
+    def doc_idx(self) -> np.ndarray:
+        """First sequence of each document [d] i64."""
+        return self._opened().doc_idx
 
     def _verify(self) -> None:
-        idx_path = data_file(self.prefix, ".idx")
+        idx_path, files = data_file(self.prefix, ".idx"), self._opened()
         end = 0
         for first in range(0, len(self), _CHECK_CHUNK):  # in chunks, because a large index might not fit in memory
-            sizes = self.sizes[first : first + _CHECK_CHUNK].astype(np.int64)
+            sizes = files.sizes[first : first + _CHECK_CHUNK].astype(np.int64)
             if sizes.min() < 0:
                 raise DataError(f"{idx_path}: corrupt, a sequence has a negative size")
             ends = end + np.cumsum(sizes * self.dtype.itemsize)
             starts = np.concatenate(([end], ends[:-1]))
-            if not np.array_equal(self._pointers[first : first + _CHECK_CHUNK], starts):
+            if not np.array_equal(files.pointers[first : first + _CHECK_CHUNK], starts):
                 raise DataError(f"{idx_path}: corrupt, its pointers and its sizes disagree")
             end = int(ends[-1])
-        doc_idx = self.doc_idx
+        doc_idx = files.doc_idx
         monotonic = all(
             (np.diff(doc_idx[first : first + _CHECK_CHUNK + 1]) >= 0).all()
             for first in range(0, len(doc_idx), _CHECK_CHUNK)
         )
         if not (len(doc_idx) and doc_idx[0] == 0 and doc_idx[-1] == len(self) and monotonic):
             raise DataError(f"{idx_path}: corrupt, its document index does not increase from 0 to {len(self)}")
-        if end != self._tokens.nbytes:
+        if end != files.tokens.nbytes:
             raise DataError(
-                f"{data_file(self.prefix, '.bin')}: {self._tokens.nbytes} bytes, but its .idx expects {end}: "
+                f"{data_file(self.prefix, '.bin')}: {files.tokens.nbytes} bytes, but its .idx expects {end}: "
                 "it is truncated or belongs to another .idx"
             )
 
@@ -126,29 +149,41 @@ class IndexedDataset:
 
     def check_files(self) -> None:
         """Raise DataError, which names the file, if one of the files has become shorter since it was opened."""
-        for guard in self._guards:
+        for guard in self._opened().guards:
             guard.check()
 
     def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
         """Tokens [offset, offset + length) of sequence `index` (default: to its end), as a view into the file."""
-        size = int(self.sizes[index])
+        files = self._opened()
+        size = int(files.sizes[index])
         length = size - offset if length is None else length
         if offset < 0 or length < 0 or offset + length > size:
             raise IndexError(f"tokens [{offset}, {offset + length}) of a sequence of {size}")
-        start = int(self._pointers[index]) // self.dtype.itemsize + offset
-        return self._tokens[start : start + length]
+        start = int(files.pointers[index]) // self.dtype.itemsize + offset
+        return files.tokens[start : start + length]
 
     @property
     def tokens(self) -> np.ndarray:
         """All tokens in file order as a flat view into the file."""
-        return self._tokens
+        return self._opened().tokens
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"prefix": self.prefix}
+        return {"prefix": self.prefix, "dtype": self.dtype, "_bytes": self._bytes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.prefix = state["prefix"]
-        self._open()  # the process that pickled it has verified the files
+        vars(self).update(state)  # the process that pickled it has verified the files
+        self._opened = Lazy(self._open)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The open files: arrays that are mapped from them, and guards."""
+
+    sizes: np.ndarray
+    pointers: np.ndarray
+    doc_idx: np.ndarray
+    tokens: np.ndarray
+    guards: tuple[FileGuard, FileGuard]
 
 
 def _map_file(path: Path) -> tuple[np.ndarray, FileGuard]:

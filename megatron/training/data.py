@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from megatron.data.gpt_dataset import Located
 from megatron.data.loader import GlobalBatchSampler, build_loader, plain_errors
 from megatron.initialize import Runtime
 from megatron.neox_arguments.run_config import BatchConfig, DataConfig
+from megatron.training.shared import built_once
 
 Datasets = tuple[Dataset | None, Dataset | None, Dataset | None]
 
@@ -24,11 +26,15 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
 
 
 def build_datasets(config: DataConfig, runtime: Runtime, vocab_size: int, samples: tuple[int, int, int]) -> Datasets:
-    """Build the training, validation and test data sets. Collective. With 0 samples a data set is not built."""
-    if runtime.is_first:  # builds the cached indices, which the other processes then read
-        datasets = _build(config, vocab_size, samples)
-    runtime.barrier()
-    return datasets if runtime.is_first else _build(config, vocab_size, samples)
+    """Build the training, validation and test data sets. With 0 samples a data set is not built.
+
+    All processes must call it. The first one verifies the files and builds the cached indices; the others map them.
+    """
+    return built_once(runtime, lambda: _build(config, vocab_size, samples), _files_exist)
+
+
+def _files_exist(datasets: Datasets) -> bool:
+    return all(dataset is None or dataset.files_exist() for dataset in datasets)
 
 
 def _build(config: DataConfig, vocab_size: int, samples: tuple[int, int, int]) -> Datasets:
@@ -52,7 +58,20 @@ def _build(config: DataConfig, vocab_size: int, samples: tuple[int, int, int]) -
         test_label_data_paths=config.test.labels,
         packing=config.packing,
         allow_chopped=config.allow_chopped,
+        on_progress=_Progress(),
     )
+
+
+class _Progress:
+    """Prints the last of many reports of progress every 10 s."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        if time.monotonic() >= self._last + 10:
+            print(f"building the data set: {text}", flush=True)
+            self._last = time.monotonic()
 
 
 class RunData:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -164,3 +166,27 @@ def test_weights_by_number_of_documents():
     assert weights_by_num_documents([7]) == [1.0]
     with pytest.raises(DataError, match="no documents"):
         weights_by_num_documents([0, 0])
+
+
+def test_a_cached_blend_is_mapped_and_a_damaged_one_built_again(tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr("megatron.data.blending.blend_order", lambda *args: built.append(1) or blend_order(*args))
+    datasets = [Constant(0, 1000), Constant(1, 1000)]
+
+    def blend(weights=(3, 1), num_samples=400):
+        made = BlendedDataset(datasets, weights, num_samples, tmp_path / "cache")
+        return [pickle.loads(pickle.dumps(made._stored))()[0]["dataset_index"].tolist(), made.sample_index.tolist()]
+
+    first = blend()
+    assert first == [part.tolist() for part in blend_index([3, 1], 400)] and blend() == first
+    assert len(built) == 2, "one of them by blend_index"
+    others = [blend(num_samples=401), blend((1, 3)), blend((1, 2))]
+    assert len(built) == 5 and all(other != first for other in others)
+    for path in (tmp_path / "cache").glob("*/sample_index.npy"):
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    assert blend() == first and len(built) == 6
+    (tmp_path / "not a folder").write_text("")
+    in_memory = BlendedDataset(datasets, (3, 1), 400, tmp_path / "not a folder")
+    assert in_memory.sample_index.tolist() == first[1]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from megatron.data import gpt_dataset
 from megatron.data.gpt_dataset import GPTDataset
+from megatron.data.index_cache import load_arrays
 from megatron.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 from megatron.data.sample_order import build_order, build_sample_idx
 from megatron.errors import DataError
@@ -233,7 +234,7 @@ def test_a_damaged_cache_is_built_again(tmp_path):
         for damage in (lambda path: path.unlink(), lambda path: os.truncate(path, path.stat().st_size - 3)):
             damage(folder / f"{name}.npy")
             assert contents(build(indexed)) == expected
-            assert gpt_dataset._load_order(folder) is not None, "not repaired"
+            assert load_arrays(folder, gpt_dataset._INDICES) is not None, "not repaired"
     assert list((tmp_path / "index_cache").iterdir()) == [folder]
 
 
