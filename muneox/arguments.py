@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import argparse
 
+from megatron.command_help import command_parser
 from megatron.errors import ConfigError
 from muneox.runs.run import Run
 from muneox.runs.sources import read_runs
 
 
-def config_parser(description: str | None) -> argparse.ArgumentParser:
+def config_parser(description: str | None, following: str) -> argparse.ArgumentParser:
     """A parser for commands that take configuration files: CONFIG... [options] [--key value ...].
 
-    `parse_known_args` returns the configuration as the remaining arguments: files, and keys that override theirs.
+    following: the sentence at the end, which names the next command. `parse_known_args` returns the configuration as
+    the remaining arguments: files, and keys that override theirs.
     """
-    return argparse.ArgumentParser(
+    return command_parser(
+        description,
+        following,
         usage="%(prog)s CONFIG... [options] [--key value ...]",
-        description=description,
-        epilog="Options can override any configuration key: --train-iters 300, --optimizer.params.eps=1e-9.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        epilog="Options can override any configuration key: --train-iters 300, --optimizer.params.eps=1e-9.",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import importlib
 import re
 import subprocess
@@ -73,3 +75,41 @@ def test_the_folder_of_a_script_hides_no_package(tmp_path):
     variables = environment(PYTHONPATH=f"{tmp_path / 'elsewhere'}:{ROOT}")
     done = subprocess.run([sys.executable, tmp_path / "layouts.py"], env=variables, capture_output=True, text=True)
     assert done.stdout.strip() == str(ROOT / "mup" / "__init__.py"), done.stderr
+
+
+def helps(name, monkeypatch, capsys):
+    """What `muneox NAME --help` prints on a terminal of 120 columns."""
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/muneox", name, "--help"])
+    with contextlib.suppress(SystemExit):
+        cli.main()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_starts_with_the_purpose_and_examples_and_ends_with_the_next_command(name, monkeypatch, capsys):
+    text = helps(name, monkeypatch, capsys)
+    _, purpose, examples, *_ = [part for part in text.split("\n\n") if part.strip()]
+    assert len(purpose.splitlines()) == 1 and purpose.endswith((".", ";")), purpose
+    script = name.replace("-", "_")
+    assert all(line.startswith("  ") for line in examples.splitlines()), examples
+    assert f"muneox {name} " in examples or f"{script}.py" in examples, examples
+    last = text.rstrip().splitlines()[-1]
+    assert last.startswith("Next: "), last
+    named = re.findall(r"`muneox ([\w-]+)", last)
+    assert set(named) <= set(cli.COMMANDS) and name not in named
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_describes_every_option_and_shows_its_default(name, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(argparse.ArgumentParser, "print_help", lambda parser, file=None: made.append(parser))
+    helps(name, monkeypatch, capsys)
+    for action in made[0]._actions if made else ():
+        if action.help is argparse.SUPPRESS:
+            continue
+        shown = made[0]._get_formatter()._expand_help(action) if action.help else ""
+        assert shown, f"{name}: {action.option_strings} has no help"
+        value = action.default not in (None, False, True, argparse.SUPPRESS, "") and action.default != []
+        if action.option_strings and value:
+            assert "default" in shown, f"{name}: {action.option_strings}"

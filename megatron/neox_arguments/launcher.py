@@ -34,7 +34,8 @@ Start a job, such as training, with one process per device.
   --key value           override any key: --lr 3e-4, --use-mup, --optimizer.params.eps=1e-9; lists: --eval-tasks a b
   -H hostfile, -i sample_input_file, -o sample_output_file
 
-All keys: configs/neox_arguments.md"""
+All keys: configs/neox_arguments.md
+Next: `muneox generate --load DIR` samples from the checkpoint, and `muneox eval --load DIR` evaluates it."""
 _SHORT = {"-H": "hostfile", "-i": "sample_input_file", "-o": "sample_output_file"}
 DEFAULT_HOSTFILE = "/job/hostfile"  # DeepSpeed's
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")

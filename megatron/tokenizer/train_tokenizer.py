@@ -1,6 +1,8 @@
-"""Train a byte-level BPE tokenizer on files of text, with GPT-NeoX's flags.
+"""Train a byte-level BPE tokenizer on files of text.
 
-python tools/datasets/train_tokenizer.py --json_input_dir texts --tokenizer_output_path tokenizer.json -v 32000
+    python tools/datasets/train_tokenizer.py --json_input_dir texts --tokenizer_output_path tokenizer.json -v 32000
+
+The flags are GPT-NeoX's.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron.command_help import command_parser
 from megatron.data.documents import DocumentReader, find_files
 from megatron.errors import ConfigError, DataError
 from megatron.files import replacing
@@ -20,14 +23,18 @@ LARGEST = 1_000_000
 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse GPT-NeoX's command line."""
-    parser = argparse.ArgumentParser(description="Train a byte-level BPE tokenizer.", allow_abbrev=False)
+    parser = command_parser(
+        __doc__,
+        "`muneox preprocess-data --tokenizer-type HFTokenizer --vocab-file FILE` tokenizes text with it.",
+        allow_abbrev=False,
+    )
     parser.add_argument(
         "--json_input_dir", required=True, help="folder or file of text (.jsonl, .json, .txt, also .zst or .gz)"
     )
     parser.add_argument(
         "--tokenizer_output_path", required=True, help="the tokenizer.json to write; an empty path writes nothing"
     )
-    parser.add_argument("--tokenizer_type", choices=["BPE"], default="BPE")
+    parser.add_argument("--tokenizer_type", choices=["BPE"], default="BPE", help="only BPE")
     parser.add_argument("-v", "--vocab_size", type=int, default=52000, help="size of the vocabulary (default: 52000)")
     return parser.parse_args(input_args)
 

@@ -288,7 +288,9 @@ def _drift(name: str, found: dict[int, tuple[Basin, Floats]]) -> Drift:
     inside = {width: pair for width, pair in found.items() if not pair[0].edge}
     if len(inside) < 2:
         verdict = _edge_verdict(name, [basin for basin, _ in found.values()])
-        return Drift(name, None, None, None, tuple(inside), "unclear", "drift unknown", verdict)
+        edge = len(found) > 1
+        summary = "drift cannot be determined: " + ("best rate at the grid's edge" if edge else "only one width")
+        return Drift(name, None, None, None, tuple(inside), "unclear", summary, verdict)
     x = np.log2(list(inside))
     x = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
     slope = float(x @ np.array([basin.log2_lr for basin, _ in inside.values()]))
@@ -327,8 +329,8 @@ def _verdict(name: str, slope: float, low: float | None, high: float | None, out
 
 def _edge_verdict(name: str, basins: Sequence[Basin]) -> str:
     if len(basins) < 2:
-        return f"{name}: only one width, so the drift is unknown"
-    return f"{name}: the drift is unknown: fewer than two widths have their minimum inside the grid of rates"
+        return f"{name}: the drift cannot be determined: only one width"
+    return f"{name}: the drift cannot be determined: best rate at the grid's edge for all widths but one, or for all"
 
 
 def edge_warning(basin: Basin) -> str:

@@ -47,7 +47,7 @@ def _marked(text: str, departs: bool) -> str:
 
 def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:
     """Audit the configured model. Returns the exit code."""
-    parser = config_parser(__doc__)
+    parser = config_parser(__doc__, following="`muneox train CONFIG... --coord-check` checks it in training.")
     parser.add_argument("--brief", action="store_true", help="one row for the same parameter of all blocks")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the audit as JSON, for the report")
     options, rest = parser.parse_known_args(input_args)

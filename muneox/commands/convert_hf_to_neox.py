@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from megatron.command_help import command_parser
 from megatron.files import write_whole
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.resolve import conversion_config
@@ -78,8 +79,8 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def _parse(input_args: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    parser = command_parser(
+        __doc__, "`muneox train OUTPUT/model.yml your_training.yml` trains from these weights.", allow_abbrev=False
     )
     parser.add_argument(
         "--input_dir", type=Path, required=True, help="folder with config.json and .safetensors or .bin files"

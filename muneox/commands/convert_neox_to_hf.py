@@ -17,6 +17,7 @@ import torch
 
 from megatron.checkpointing import find_intact
 from megatron.checkpointing.layout import CONFIGS
+from megatron.command_help import command_parser
 from megatron.errors import CheckpointError, ConfigError
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.job_configs import ConversionConfig
@@ -91,8 +92,8 @@ def _read_config(path: Path, files: Sequence[str]) -> ConversionConfig:
 
 
 def _parse(input_args: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    parser = command_parser(
+        __doc__, "`AutoModelForCausalLM.from_pretrained(OUTPUT)` in transformers.", allow_abbrev=False
     )
     add_source(parser)
     add_output(parser, of_auto="that of the training run")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from megatron.command_help import command_parser
 from muneox.commands.convert_hf_to_neox import add_layout
 from muneox.commands.convert_neox_to_hf import add_output, add_source, dtype_of, open_run, print_folding
 from muneox.conversion.folding import Folding, plain_factors
@@ -35,8 +36,8 @@ def main(input_args: Sequence[str] | None = None) -> int:
 
 
 def _parse(input_args: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    parser = command_parser(
+        __doc__, "`load` in GPT-NeoX's configuration; docs/conversion.md has the limits.", allow_abbrev=False
     )
     add_source(parser)
     add_output(parser, of_auto="that of the training run")

@@ -43,7 +43,8 @@ Evaluate a checkpoint: perplexity of the validation data, and tasks of the lm-ev
   --eval-limit N            use the first N examples of each task, to try it out
   --eval-results-prefix P   results go to P_eval_results_<time>.json
 
-All keys: configs/neox_arguments.md"""
+All keys: configs/neox_arguments.md
+Next: `muneox generate --load DIR` samples from the checkpoint, and `muneox convert-neox-to-hf` converts it."""
 
 
 def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:

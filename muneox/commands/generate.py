@@ -41,7 +41,8 @@ Sample text from a checkpoint.
   --temperature T (0.8; 0: the most likely token), --top-k K (50), --top-p P
   --recompute           do not use the key-value cache
 
-All keys: configs/neox_arguments.md"""
+All keys: configs/neox_arguments.md
+Next: `muneox eval --load DIR` evaluates the checkpoint, and `muneox convert-neox-to-hf` converts it."""
 
 
 def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str, Any] | None = None) -> int:

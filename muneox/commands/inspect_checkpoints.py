@@ -21,6 +21,7 @@ from rich.table import Table
 
 from megatron.checkpointing import Layout, LoadedWeights, has_no_manifest, load_weights, step_directories, verify
 from megatron.checkpointing.layout import locate, read_latest
+from megatron.command_help import command_parser
 from megatron.errors import CheckpointError
 from megatron.mappings import flatten
 
@@ -56,7 +57,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
 
 
 def _parse(input_args: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_parser(__doc__, "`muneox generate --load DIRECTORY`, or `muneox eval --load DIRECTORY`.")
     parser.add_argument(
         "directory", type=Path, help="a save directory, or one of its global_step{N}; two, with a comma, for --compare"
     )

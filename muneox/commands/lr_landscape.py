@@ -11,13 +11,13 @@ marked. With `--max-drift 0.15` the exit code is 1 if muP's basin moves more tha
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from megatron.command_help import command_parser
 from muneox.analysis.families import WIDTH, default_metric, family
 from muneox.analysis.lr_landscape import Basin, Landscape, landscape
 from muneox.analysis.plotting import new_figure, save, width_colours
@@ -84,7 +84,7 @@ def table(result: Landscape) -> str:
 
 def main(input_args: Sequence[str] | None = None) -> int:
     """Analyse the runs. Returns the exit code: 1 if --max-drift is given and exceeded, otherwise 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "`muneox report --lr-landscape OUT.json` shows it in the report.")
     add_run_arguments(parser)
     parser.add_argument("--metric", help="the loss (default: valid/loss, or train/loss if a run lacks it)")
     parser.add_argument("--at-step", type=int, help="step whose loss is used (default: the last)")

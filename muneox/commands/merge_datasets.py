@@ -1,6 +1,8 @@
 """Merge all .bin/.idx data sets of a folder into one, in the order of their names.
 
-python tools/datasets/merge_datasets.py --input data/parts --output-prefix data/merged
+    python tools/datasets/merge_datasets.py --input data/parts --output-prefix data/merged
+
+The order of the documents is that of the files, and their types must agree.
 """
 
 from __future__ import annotations
@@ -9,13 +11,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron.command_help import command_parser
 from megatron.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 from megatron.errors import DataError
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Parser of the command line. Its flags are GPT-NeoX's."""
-    parser = argparse.ArgumentParser(description="Merge .bin/.idx data sets into one.", allow_abbrev=False)
+    parser = command_parser(
+        __doc__, "`data-path: OUTPUT_PREFIX` in a configuration, for `muneox train`.", allow_abbrev=False
+    )
     parser.add_argument("--input", required=True, help="folder of the data sets")
     parser.add_argument("--output-prefix", required=True, help="path of the merged files without .bin and .idx")
     return parser

@@ -8,7 +8,6 @@ Names do not depend on the layout, and the vocabulary has no padding. The suffix
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 
 from megatron.checkpointing import LoadedWeights, load_weights
+from megatron.command_help import command_parser
 from megatron.errors import CheckpointError, ConfigError
 from megatron.files import replacing
 from megatron.optional import import_optional
@@ -23,7 +23,7 @@ from megatron.optional import import_optional
 
 def main(input_args: Sequence[str] | None = None) -> int:
     """Write the file. Returns exit code 0. Raises ConfigError or CheckpointError."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_parser(__doc__, "`muneox convert-neox-to-hf` writes a model of transformers instead.")
     parser.add_argument("directory", type=Path, help="a save directory, or one of its global_step{N}")
     parser.add_argument("output", type=Path, help="file to write, .safetensors or .pt")
     parser.add_argument("--iteration", type=int, help="step to read (default: the latest)")

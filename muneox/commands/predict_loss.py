@@ -14,9 +14,8 @@
     python tools/scaling/predict_loss.py --check forecast.json runs/target/metrics.jsonl   # after it
 
 Sources: wandb folders and projects, metrics.jsonl, TensorBoard folders, globs of these; a table with one row per run
-(CSV, TSV, Parquet);
-results of lm-evaluation-harness (--y task/metric). The exit code is 1 if the data do not allow a forecast, or if a
-check finds the loss outside its interval.
+(CSV, TSV, Parquet); results of lm-evaluation-harness (--y task/metric). The exit code is 1 if the data do not allow a
+forecast, or if a check finds the loss outside its interval.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from megatron.command_help import command_parser
 from megatron.errors import ConfigError, DataError, refusing
 from muneox.runs import CORPUS, describe_corpus, read_runs, require_same_corpus
 from muneox.scaling.compute import PRIOR as COMPUTE_PRIOR
@@ -57,26 +57,28 @@ OPTIMUM = {"params": "N =", "tokens": "D =", "loss": "loss"}
 
 
 def arguments(input_args: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = command_parser(
+        __doc__,
+        "`muneox report --forecast FILE.json` shows it in the report.",
         usage="%(prog)s RUNS ... --y METRIC --target X [options]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("sources", nargs="*", metavar="RUNS")
-    parser.add_argument("--law", choices=("size", "surface", "compute", "isoflop", "annealing"), default="size")
+    parser.add_argument("sources", nargs="*", metavar="RUNS", help="runs, as listed above")
+    parser.add_argument(
+        "--law", choices=("size", "surface", "compute", "isoflop", "annealing"), default="size", help="see the examples"
+    )
     what = parser.add_argument_group("input")
     what.add_argument("--x", default="params", help="--law size: a configuration value or column (default: params)")
     what.add_argument("--y", help="metric or column, for example valid/loss")
     what.add_argument("--sizes", default="", help="sizes of runs without any: a table (name, params), or `name`")
     what.add_argument("--tokens", default="tokens", help="column of a table, for --law surface")
     what.add_argument("--at-step", type=int, help="read all runs at this step (default: their common end)")
-    what.add_argument("--at-tokens", type=float)
+    what.add_argument("--at-tokens", type=float, help="read all runs at this number of tokens")
     what.add_argument("--smooth", default="none", metavar="KIND:POINTS", help="none, mean:20, median:5, ema:20")
     what.add_argument("--perplexity", action="store_true", help="y is a perplexity: the law is fitted to its logarithm")
-    what.add_argument("--group")
-    what.add_argument("--tag", action="append", default=[])
+    what.add_argument("--group", help="only runs of this group")
+    what.add_argument("--tag", action="append", default=[], help="only runs with this tag (repeatable)")
     what.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only matching runs or rows")
-    what.add_argument("--exclude", nargs="+", default=[], metavar="RUN")
+    what.add_argument("--exclude", nargs="+", default=[], metavar="RUN", help="leave out these runs")
     what.add_argument("--allow", nargs="+", default=[], metavar="KEY", help="recipe keys, or `corpus`, that can differ")
     what.add_argument("--drop-diverged", action="store_true", help="leave out runs whose loss is not finite")
     what.add_argument("--drop-flagged", action="store_true", help="leave out runs flagged as outliers")
@@ -100,7 +102,7 @@ def arguments(input_args: Sequence[str] | None) -> argparse.Namespace:
     curve.add_argument("--until", type=int, help="fit only the steps up to this one")
     curve.add_argument("--warmup", type=int, default=0, help="steps of linear warm-up missing from the logged rate")
     out = parser.add_argument_group("results")
-    out.add_argument("--json", type=Path)
+    out.add_argument("--json", type=Path, help="write the forecast, or with --check its outcome, as JSON")
     out.add_argument("--plot", type=Path, help=".png, .pdf or .svg")
     out.add_argument("--save", type=Path, metavar="FILE", help="register the forecast: date, versions, hashes")
     out.add_argument("--check", type=Path, metavar="FILE", help="compare a registered forecast with RUNS")

@@ -25,6 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from megatron.command_help import command_parser
 from megatron.data.corpora import (
     Source,
     downloaded_text,
@@ -50,10 +51,10 @@ _TOKENIZER_TRAINING_BYTES = 10_000_000  # more text does not change the merges o
 
 def build_parser() -> argparse.ArgumentParser:
     """Parser of the command line. -d, -t, -v and -m are GPT-NeoX's."""
-    parser = argparse.ArgumentParser(
+    parser = command_parser(
+        __doc__,
+        "`muneox train configs/mup/base.yml DATA/local.yml` trains on it.",
         usage="%(prog)s [DATASET | --input FILE ...] [options]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -75,8 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     # 2048 suits hidden sizes of 64 to 256: 4096 gives 12 % more bytes per token and doubles the cost of the readout.
     parser.add_argument("--vocab-size", type=int, default=2048, help="of the bpe tokenizer (default: %(default)s)")
-    parser.add_argument("-v", "--vocab-file")
-    parser.add_argument("-m", "--merge-file")
+    parser.add_argument("-v", "--vocab-file", help="vocabulary or tokenizer file, for a tokenizer-type")
+    parser.add_argument("-m", "--merge-file", help="merges, for GPT2BPETokenizer")
     parser.add_argument("--split", default="969, 30, 1", help="split of the statistics (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1234, help="seed of the order of documents")
     parser.add_argument("--workers", type=int, default=1, help="number of tokenizer processes")

@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from megatron.command_help import command_parser
 from megatron.data.documents import DocumentReader, find_files
 from megatron.data.encoding import EncodingStats, TokenizerSpec, encode_documents
 from megatron.errors import ConfigError, DataError
@@ -23,11 +24,14 @@ from megatron.optional import import_optional
 from megatron.tokenizer import TOKENIZER_TYPES
 
 _SECONDS_BETWEEN_LINES = 10.0
+LABELS = "`train-data-paths` and `train-label-data-paths` in a configuration, for `muneox train`."
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Parser of the command line: GPT-NeoX's flags, and flags for plain text and bad input."""
-    parser = argparse.ArgumentParser(description="Tokenize text into .bin/.idx files.", allow_abbrev=False)
+    parser = command_parser(
+        __doc__, "`data-path: OUTPUT_PREFIX_text_document` in a configuration, for `muneox train`.", allow_abbrev=False
+    )
     data = parser.add_argument_group("input data")
     data.add_argument(
         "--input",
@@ -45,9 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--skip-bad-lines", action="store_true", help="skip bad JSON lines and count them")
     data.add_argument("--ftfy", action="store_true", help="fix mojibake with the ftfy library")
     tokenizer = parser.add_argument_group("tokenizer")
-    tokenizer.add_argument("--tokenizer-type", required=True, choices=list(TOKENIZER_TYPES))
-    tokenizer.add_argument("--vocab-file", "--vocab")
-    tokenizer.add_argument("--merge-file")
+    tokenizer.add_argument("--tokenizer-type", required=True, choices=list(TOKENIZER_TYPES), help="kind of tokenizer")
+    tokenizer.add_argument("--vocab-file", "--vocab", help="vocabulary or tokenizer file")
+    tokenizer.add_argument("--merge-file", help="merges, for GPT2BPETokenizer")
     tokenizer.add_argument(
         "--append-eod", action="store_true", help="end every document with the end-of-document token"
     )

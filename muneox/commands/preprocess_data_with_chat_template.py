@@ -21,12 +21,14 @@ from typing import IO, Any
 
 import numpy as np
 
+from megatron.command_help import command_parser
 from megatron.data.documents import Reader, find_files
 from megatron.data.indexed_dataset import IndexedDatasetBuilder
 from megatron.data.labels import LABEL_DTYPE, Chat, label_chat
 from megatron.errors import ConfigError, DataError
 from megatron.optional import import_optional
 from megatron.processes import map_in_order, process_pool
+from muneox.commands.preprocess_data import LABELS
 
 _BATCH = 200  # conversations
 _NO_REWARDS = "reward models are not supported; only the prediction of the next token is"
@@ -34,7 +36,7 @@ _NO_REWARDS = "reward models are not supported; only the prediction of the next 
 
 def build_parser() -> argparse.ArgumentParser:
     """Parser of the command line: GPT-NeoX's flags."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = command_parser(__doc__, LABELS, allow_abbrev=False)
     parser.add_argument(
         "--input", required=True, help="files and folders, separated by commas: JSONL or JSON, also compressed"
     )

@@ -22,7 +22,8 @@ from muneox.commands import preprocess_data
 def build_parser() -> argparse.ArgumentParser:
     """Parser of the command line: that of preprocess-data, with --mask-before-token."""
     parser = preprocess_data.build_parser()
-    parser.description = "Tokenize text into .bin/.idx files, with labels that mask the text before an answer."
+    parser.description = __doc__
+    parser.epilog = f"Next: {preprocess_data.LABELS}"
     parser.add_argument(
         "--mask-before-token",
         help="token ids, separated by commas: tokens up to the end of their first occurrence do not count in the loss",

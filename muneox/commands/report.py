@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import megatron
+from megatron.command_help import command_parser
 from megatron.errors import ConfigError, DataError, refusing
 from megatron.files import read_json
 from muneox.output import short, write_atomically
@@ -101,7 +102,7 @@ def page(options: argparse.Namespace, refresh: float | None = None) -> str:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "open the page in a browser; README-MUP.md explains its parts.")
     parser.add_argument(
         "--forecast", type=Path, nargs="+", default=[], metavar="JSON", help="one forecast, or several to compare"
     )

@@ -1,6 +1,6 @@
 """Search hyperparameters on a muP proxy for a target that is too large to search on.
 
-    python tools/mup/search.py configs/mup/base.yml configs/local_setup.yml --trials 24 --workers 2 \
+    python tools/mup/search.py configs/mup/base.yml configs/local_setup.yml --trials 24 --workers 2 \\
         --target configs/mup/target.yml configs/local_setup.yml
 
 Writes OUT/best.yml, for `python deepy.py train.py target.yml best.yml`. A killed search continues when the same command

@@ -1,8 +1,8 @@
 """Train a grid of runs: widths x seeds x values of any keys, in warm processes, with one folder per run.
 
-    python tools/mup/sweep.py configs/mup/base.yml configs/local_setup.yml --widths 64 128 256 --seeds 1 2 \
+    python tools/mup/sweep.py configs/mup/base.yml configs/local_setup.yml --widths 64 128 256 --seeds 1 2 \\
         --grid lr=2^-9,2^-8,2^-7,2^-6 --workers 2 --out runs/sweep
-    python tools/mup/sweep.py configs/mup/base.yml configs/local_setup.yml best.yml --widths 64 96 128 192 \
+    python tools/mup/sweep.py configs/mup/base.yml configs/local_setup.yml best.yml --widths 64 96 128 192 \\
         --seeds 1 2 3 --out runs/ladder                                      # a ladder with the result of a search
     python tools/mup/sweep.py ... --use-mup false --out runs/sweep_sp        # the same in standard parametrization
 
@@ -143,7 +143,9 @@ def sweep(todo: Sequence[Job], workers: int) -> int:
 
 def main(input_args: Sequence[str] | None = None) -> int:
     """Train the missing runs. Returns exit code 0, also if runs diverged: the tools that read the runs report them."""
-    parser = config_parser(__doc__)
+    parser = config_parser(
+        __doc__, following="`muneox width-check OUT`, then `muneox predict-loss OUT --y valid/loss`."
+    )
     add = parser.add_argument
     add("--widths", type=int, nargs="+", default=[], help="hidden sizes (default: the configuration's)")
     add("--seeds", type=int, nargs="+", default=[], help="seeds (default: the configuration's)")

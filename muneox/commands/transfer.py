@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from megatron.command_help import command_parser
 from megatron.errors import ConfigError, UserError
 from megatron.neox_arguments import NeoXArgs
 from megatron.neox_arguments.resolve import cost_config, model_config
@@ -26,7 +27,7 @@ from muneox.analysis.transfer import Finding, Kind, compare
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "`muneox search PROXY... --target TARGET...` tunes the proxy.")
     parser.add_argument("proxy", help="the proxy's file; with --make, the file to write")
     parser.add_argument("target", help="the target's file")
     parser.add_argument("--shared", nargs="+", default=[], metavar="CONFIG", help="configuration files added to both")

@@ -11,13 +11,13 @@ the exit code only without muP runs.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from megatron.command_help import command_parser
 from muneox.analysis.families import LEARNING_RATES, WIDTH, family
 from muneox.analysis.plotting import new_figure, save, width_colours
 from muneox.analysis.width_check import Comparison, WidthCheck, width_check
@@ -87,7 +87,7 @@ def rows(result: WidthCheck) -> list[dict[str, Any]]:
 
 def main(input_args: Sequence[str] | None = None) -> int:
     """Run the check. Returns the exit code: 0 if wider is never worse, otherwise 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, "`muneox predict-loss RUNS --y valid/loss` predicts a larger model.")
     add_run_arguments(parser)
     parser.add_argument("--metric", default="train/loss", help="default: %(default)s")
     parser.add_argument("--width-key", default=WIDTH, help="configuration key of the width (default: %(default)s)")

@@ -35,7 +35,7 @@ def section(path: Path) -> Section:
 
 def _short(drift: Mapping[str, Any]) -> str:
     if drift["slope"] is None:
-        return f"{drift['parametrization']} is unknown"
+        return f"{drift['parametrization']} cannot be determined"
     within = "" if drift["low"] is None else f" ({drift['low']:+.2f} to {drift['high']:+.2f})"
     return f"{drift['parametrization']} {drift['slope']:+.2f} octaves{within}"
 

@@ -59,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
         --target configs/mup/target.yml configs/local_setup.yml
 
 Writes OUT/best.yml, for `muneox train TARGET.yml OUT/best.yml`. A search that is stopped continues when the same
-command runs again. The same command on another host joins it. Next: a ladder with best.yml, by `muneox sweep`."""
+command runs again. The same command on another host joins it.""",
+        following="`muneox sweep PROXY... OUT/best.yml --widths ...` trains a ladder with the result.",
     )
     add = made.add_argument
     add("--space", type=Path, default=DEFAULT_SPACE, help="space file; default: configs/mup/space.yml (TP-V, F.4)")
