@@ -23,7 +23,11 @@ def main(input_args: Sequence[str] | None = None, overwrite_values: Mapping[str,
     arguments += [f"--{key}={json.dumps(value)}" for key, value in (overwrite_values or {}).items()]
     optuna = import_optional("optuna", "search", "the search")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    from muneox.search.lead import lead
+    from muneox.search.proxy import check
     from muneox.search.setup import parse
 
-    return lead(parse(arguments))
+    setup = parse(arguments)
+    target = check(setup.args, setup.space, setup.target())
+    from muneox.search.lead import lead  # imports torch, which a mistake in the configuration need not wait for
+
+    return lead(setup, target)

@@ -20,7 +20,6 @@ from megatron.neox_arguments import NeoXArgs
 from muneox.cost import Cost
 from muneox.search import outcome, progress
 from muneox.search.claims import all_finished
-from muneox.search.proxy import check_space, check_target
 from muneox.search.setup import Setup
 from muneox.search.stages import Stage, confirm_stage, ranked, search_stage
 
@@ -86,14 +85,14 @@ def is_over(stage: Stage) -> bool:
     return all_finished(stage.study, stage.total)
 
 
-def lead(setup: Setup) -> int:
-    """Run or join the search and print its outcome. Returns 1 if a trial failed, otherwise 0."""
+def lead(setup: Setup, target: Cost | None) -> int:
+    """Run or join the search and print its outcome. Returns 1 if a trial failed, otherwise 0.
+
+    target: cost of the target (see proxy.check), or None.
+    """
     console = Console(width=None if sys.stdout.isatty() else 160)
-    check_space(setup.args, setup.space)
     for key in setup.space.dropped:
         console.print(f"note: {key} is left out of the space: the model has no relative positions")
-    target_args = setup.target()
-    target = None if target_args is None else check_target(setup.args, setup.space, target_args)
     search = search_stage(setup)
     confirm = confirm_stage(setup, search) if is_over(search) else None
     if not is_over(search) or (confirm is not None and not is_over(confirm)):
@@ -109,7 +108,7 @@ def lead(setup: Setup) -> int:
             raise
         finally:
             workers.stop()
-    print_outcome(setup, search, confirm, console, target, target_args)
+    print_outcome(setup, search, confirm, console, target, setup.target())
     failed = [t for t in search.study.get_trials(deepcopy=False) if t.state == TrialState.FAIL]
     for trial in failed:
         console.print(f"trial {trial.number} failed: {trial.user_attrs.get('errors', ['no message'])[-1]}", style="red")

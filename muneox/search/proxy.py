@@ -127,16 +127,22 @@ def corpus_of(args: NeoXArgs) -> dict[str, Any]:
     return corpus_fingerprint(data_prefixes(args))
 
 
+def check(args: NeoXArgs, space: Space, target: NeoXArgs | None) -> Cost | None:
+    """Check the space, and the target if there is one. Returns the cost of the target. Raises ConfigError."""
+    check_space(args, space)
+    return None if target is None else check_target(args, space, target)
+
+
 def check_target(args: NeoXArgs, space: Space, target: NeoXArgs) -> Cost:
     """Cost of the target. Raises ConfigError if a proxy of the search has as many parameters as the target."""
-    of_target = cost_of(cost_config(target))
     widest = max(runs_of(args, space), key=lambda run: run.hidden_size)
-    of_proxy = cost_of(cost_config(args.replace(**width_changes(args, widest.hidden_size))))
     if (target.hidden_size or 0) < widest.hidden_size:
         raise ConfigError(
             f"--target has width {target.hidden_size}, and the model to search on {widest.hidden_size}: swap them, "
             "since a search trains the narrower model, and --target names the wider one"
         )
+    of_target = cost_of(cost_config(target))
+    of_proxy = cost_of(cost_config(args.replace(**width_changes(args, widest.hidden_size))))
     if of_proxy.params >= of_target.params:
         raise ConfigError(
             f"the proxy (hidden-size {widest.hidden_size}, {of_proxy.params:,} parameters) is as large as its target "

@@ -28,11 +28,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(folder, script, *options):
+def run(folder, script, *options, **variables):
     return subprocess.run(
         [sys.executable, str(ROOT / script), *map(str, options)],
         cwd=folder,
-        env=environment(),
+        env=environment() | variables,
         capture_output=True,
         text=True,
         timeout=120,
@@ -91,9 +91,18 @@ PREDICT = "tools/scaling/predict_loss.py"
         ),
     ],
 )
-def test_a_mistake_is_one_line(folder, command, words):
+def test_a_mistake_is_one_line_before_torch_is_imported(folder, command, words):
     script, *options = command
-    assert re.search(words, one_line(run(folder, script, *options)))
+    done = run(folder, script, *options, PYTHONPROFILEIMPORTTIME="1")
+    imports, lines = set(), []
+    for line in done.stderr.splitlines():
+        if line.startswith("import time:"):
+            imports.add(line.split("|")[-1].strip())
+        else:
+            lines.append(line)
+    done.stderr = "\n".join(lines)
+    assert re.search(words, one_line(done))
+    assert "megatron" in imports and not imports & {"torch", "deepspeed", "transformers"}
 
 
 def test_two_sizes_are_too_few_for_a_forecast(folder):
