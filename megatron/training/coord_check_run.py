@@ -173,9 +173,15 @@ class CoordinateCheck:
         return records
 
     def records(self, use_mup: bool) -> list[Record]:
-        """Records of all widths and seeds."""
-        sizes = checked_widths(self.config, self.base)
-        return [record for size in sizes for seed in self.config.seeds for record in self.measure(use_mup, size, seed)]
+        """Records of all widths and seeds. The first process prints a line per width, since a check takes minutes."""
+        sizes, records = checked_widths(self.config, self.base), list[Record]()
+        for count, size in enumerate(sizes, 1):
+            for seed in self.config.seeds:
+                records += self.measure(use_mup, size, seed)
+            if self.runtime.is_first:
+                rule = "muP" if use_mup else "SP"
+                print(f"coordinate check: {rule}, width {size} measured ({count} of {len(sizes)})", flush=True)
+        return records
 
 
 def _write(folder: Path, rank: int, result: dict[str, tuple[list[Record], Verdict]]) -> tuple[Path, ...]:

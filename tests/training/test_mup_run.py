@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import math
@@ -179,8 +180,13 @@ def with_cell(role, **changes):
     return {**rules.TABLE, rules.Family.ADAM: column}
 
 
-def test_coordinate_check_passes_and_writes_its_files(corpus, tmp_path):
+def test_coordinate_check_passes_writes_its_files_and_prints_its_progress(corpus, tmp_path, capsys):
     result = check(corpus, tmp_path)
+    widths = sorted({int(row["width"]) for row in csv.DictReader((tmp_path / "coord_check.0.csv").open())})
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("coordinate check: ")]
+    expected = [(rule, f"width {width} measured") for rule in ("muP", "SP") for width in widths]
+    assert [tuple(line.removeprefix("coordinate check: ").split(" (")[0].split(", ")) for line in lines] == expected
+    assert lines[-1].endswith(f"({len(widths)} of {len(widths)})")
     assert result.passed, result.mup.table()
     assert not result.sp.passed
     names = {"coord_check_up.0.jpg", "coord_check_sp.0.jpg", "coord_check.0.csv", "coord_check.0.json"}
