@@ -157,7 +157,7 @@ def make_forecast(options: argparse.Namespace) -> Forecast:
             points, [_number(text) for text in options.target], drop_flagged=options.drop_flagged, law=options.law,
             names=(x_name, chosen.y), prior=prior, **shared,
         )  # fmt: skip
-    other = better_size(options.sources, chosen, found.used) if options.law == "size" else []
+    other = better_size(options.sources, chosen, found) if options.law == "size" else []
     warnings = (*damage, *other, *(f"{p.name} diverged and is left out" for p in bad), *found.warnings)
     left_out = (*found.left_out, *((p, "loss not finite") for p in bad))
     corpora = {point.corpus for point in found.used}

@@ -71,18 +71,25 @@ def _worst(x: Array, y: Array, count: int) -> list[Outlier]:
     fit = floor + height * z
     tangent = np.stack([np.ones_like(z), z, z * np.log(ratio)], -1) / fit[:, None]
     keep = weights[row] > 0
-    freedom = int(keep.sum()) - 3
-    spread = (((y / fit - 1)[keep] ** 2).sum() + NOISE**2) / (freedom + 1)
-    cover = np.linalg.pinv(tangent[keep].T @ tangent[keep])
     outliers = []
     for index in chosen:
-        excess = float(y[index] / fit[index] - 1)
-        t = abs(excess) / np.sqrt(spread * (1 + tangent[index] @ cover @ tangent[index]))
-        p = float(min(2 * stdtr(freedom, -t) * len(sets), 1.0))
+        p = min(deleted_p_value(y / fit - 1, tangent, keep, index) * len(sets), 1.0)
         if p >= SIGNIFICANCE:
             return []
-        outliers.append(Outlier(index, excess, p))
+        outliers.append(Outlier(index, float(y[index] / fit[index] - 1), p))
     return outliers
+
+
+def deleted_p_value(relative: Array, tangent: Array, keep: NDArray[np.bool_], index: int) -> float:
+    """p-value of a t-test of run `index` against the fit of the runs `keep`, given their scatter and its leverage.
+
+    relative: [n], residuals of that fit. tangent: [n, k], derivatives of the fit by its parameters.
+    """
+    freedom = max(int(keep.sum()) - tangent.shape[1], 1)
+    spread = ((relative[keep] ** 2).sum() + NOISE**2) / (freedom + 1)
+    cover = np.linalg.pinv(tangent[keep].T @ tangent[keep])
+    t = abs(relative[index]) / np.sqrt(spread * (1 + tangent[index] @ cover @ tangent[index]))
+    return float(2 * stdtr(freedom, -t))
 
 
 def inversions(x: ArrayLike, y: ArrayLike) -> list[tuple[float, float]]:
@@ -123,10 +130,15 @@ def bend(x: ArrayLike, y: ArrayLike, fit: PowerLawFit) -> float:
     powers = (2, 3) if len(np.unique(size)) >= 8 else (2,)
     full = np.column_stack([base, *(log**power / loss for power in powers)])
     target = 1 - fit.law(size) / loss
+    return added_terms_p_value(target, base, full)
+
+
+def added_terms_p_value(target: Array, base: Array, full: Array) -> float:
+    """p-value of an F-test of the columns that `full` [n, k + q] adds to `base` [n, k]. target: [n]."""
     before, after = (float(((target - m @ np.linalg.lstsq(m, target, rcond=None)[0]) ** 2).sum()) for m in (base, full))
-    freedom = len(size) - 3 - len(powers)
+    added, freedom = full.shape[1] - base.shape[1], len(target) - full.shape[1]
     noise = (after + NOISE**2) / (freedom + 1)
-    return float(fdtrc(len(powers), freedom, max(before - after, 0) / len(powers) / noise))
+    return float(fdtrc(added, freedom, max(before - after, 0) / added / noise))
 
 
 def not_collapsing(

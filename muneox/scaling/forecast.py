@@ -226,13 +226,13 @@ def forecast_surface(
     """
     prior = prior or SURFACE_PRIOR
     fitted, left_out = _split(points, fit_below)
-    n, d, y = _columns(fitted)
+    n, d, y = columns(fitted)
     if targets:
         window = float(window_of(n, d, y, *np.array(targets).T, prior=prior, window=window).max())
     near = near_best(n, d, y, window)
     left_out += [(p, f"loss more than {window:.0%} above the best at its FLOPs") for p, k in zip(fitted, near) if not k]
     fitted = [p for p, kept in zip(fitted, near) if kept]
-    everything, (n, d, y) = (n, d, y), _columns(fitted)
+    everything, (n, d, y) = (n, d, y), columns(fitted)
     posterior = sample_surface(n, d, y, prior=prior)
     found, bands = [], []
     if targets:
@@ -264,7 +264,8 @@ def forecast_surface(
     )  # fmt: skip
 
 
-def _columns(points: Sequence[Point]) -> tuple[Array, Array, Array]:
+def columns(points: Sequence[Point]) -> tuple[Array, Array, Array]:
+    """Parameters, tokens and loss of the points of L(N, D), each [n]."""
     n, d, y = (np.array([getattr(p, key) for p in points], np.float64) for key in ("x", "tokens", "y"))
     return n, d, y
 

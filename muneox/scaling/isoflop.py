@@ -29,12 +29,16 @@ SCATTER = 0.01  # half-Cauchy scale of the scatter of log N* around the line
 
 @dataclass(frozen=True)
 class Budget:
-    """The runs of one budget, in order of N. params, loss: [n]. near: mask [n] of those on the parabola."""
+    """The best run of each size at one budget, in order of N.
+
+    params, loss: [n]. near: mask [n] of those on the parabola. runs: number of all runs, from which they are the best.
+    """
 
     flops: float
     params: Array
     loss: Array
     near: NDArray[np.bool_]
+    runs: int
 
     @property
     def centre(self) -> float:
@@ -108,19 +112,19 @@ def split_budgets(params: ArrayLike, tokens: ArrayLike, y: ArrayLike) -> list[Bu
         sizes = np.unique(n[members])
         if len(sizes) >= 3:
             best = np.array([loss[members][n[members] == size].min() for size in sizes])
-            found.append(_budget(float(np.exp(np.log(flops[members]).mean())), sizes, best))
+            found.append(_budget(float(np.exp(np.log(flops[members]).mean())), sizes, best, len(members)))
     if not found:
         raise DataError("no budget has three sizes: an isoFLOP sweep trains several sizes with about equal FLOPs")
     return found
 
 
-def _budget(flops: float, params: Array, loss: Array) -> Budget:
+def _budget(flops: float, params: Array, loss: Array, runs: int) -> Budget:
     lowest = int(np.argmin(loss))
     # The nearest runs in log N, so that the parabola has runs on both sides of the minimum.
     distance = np.abs(np.log(params / params[lowest]))
     near = loss <= (1 + NEAR) * loss[lowest]
     near[np.argsort(distance, kind="stable")[:FEWEST]] = True
-    return Budget(flops, params, loss, near)
+    return Budget(flops, params, loss, near, runs)
 
 
 def sample_optima(budgets: list[Budget], *, draws: int = 4000, seed: int = 0) -> Optima:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from muneox.scaling.backtest import backtest
-from muneox.scaling.compute import PRIOR, training_flops
-from muneox.scaling.forecast import BAND, Forecast, Target, far_targets
+from muneox.scaling.compute import PRIOR
+from muneox.scaling.forecast import BAND, Forecast, Target, columns, far_targets
 from muneox.scaling.isoflop import EXPONENT, EXPONENT_SD, Budget, Optima, sample_optima, split_budgets
 from muneox.scaling.ladder import Point
 from muneox.scaling.power_law import PowerLawPosterior, sample_power_law
@@ -34,13 +34,12 @@ def forecast_isoflop(
     their sizes; with fewer, only N* and D* are predicted, with wide intervals. Raises DataError if the runs form no
     budgets, or if no budget has a minimum.
     """
-    n, d, y = (np.array([getattr(p, key) for p in points], np.float64) for key in ("x", "tokens", "y"))
-    found = split_budgets(n, d, y)
+    found = split_budgets(*columns(points))
     usable = [budget for budget in found if not budget.problem]
     optima = sample_optima(found)
     loss = np.median(optima.loss, axis=0)
     law = _law(optima, loss)
-    warnings = _warnings(points, found, optima, law)
+    warnings = _warnings(found, optima, law)
     parameters = {"p": interval(optima.exponent, level)}
     targets: tuple[Target, ...] = ()
     bands, traces, held_out = [], [], []
@@ -106,9 +105,7 @@ def _sweep(found: Sequence[Budget], usable: Sequence[Budget], optima: Optima, le
     return rows
 
 
-def _warnings(
-    points: Sequence[Point], found: Sequence[Budget], optima: Optima, law: PowerLawPosterior | None
-) -> list[str]:
+def _warnings(found: Sequence[Budget], optima: Optima, law: PowerLawPosterior | None) -> list[str]:
     warnings = [f"the budget {b.flops:.3g} FLOPs is left out: {b.problem}" for b in found if b.problem]
     if law is None:
         few = f"the loss L*(C) needs {FEWEST_BUDGETS} budgets with a minimum, found {len(optima.flops)}"
@@ -116,9 +113,7 @@ def _warnings(
     if len(optima.flops) == 1:
         warnings.append("one budget does not determine the exponent p, which has only its prior")
     compared = sum(len(b.params) for b in found)
-    flops = training_flops([p.x for p in points], [p.tokens or np.nan for p in points])
-    near = [any(abs(np.log(c / b.flops)) < 0.5 for b in found) for c in flops]
-    if (dropped := sum(near) - compared) > 0:
+    if (dropped := sum(b.runs for b in found) - compared) > 0:
         rng, each = np.random.default_rng(0), 1 + dropped / compared
         bias = float(np.median(optima.noise) * rng.standard_normal((4000, round(each) + 1)).max(1).mean())
         warnings.append(

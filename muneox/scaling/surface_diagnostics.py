@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import fdtrc, stdtr
 
 from megatron.errors import DataError
 from muneox.output import short
-from muneox.scaling.diagnostics import NOISE, SIGNIFICANCE, Outlier
+from muneox.scaling.diagnostics import NOISE, SIGNIFICANCE, Outlier, added_terms_p_value, deleted_p_value
 from muneox.scaling.prior import Array
 from muneox.scaling.surface import Surface, fit_surface
 
@@ -24,8 +23,7 @@ def describe_surface(params: Array, tokens: Array, y: Array, names: Sequence[str
         surface = fit_surface(params, tokens, y)
     except DataError:
         return []
-    relative = y / surface(params, tokens) - 1
-    noise = float(np.sqrt((relative**2).sum() / max(len(y) - 5, 1)))
+    noise = _noise(surface, params, tokens, y)
     warnings = [
         f"{names[o.index]} {'seems to have diverged' if o.diverged else 'is an outlier'}: {o.excess:+.1%} from the "
         f"surface of the others (p = {o.p_value:.1g})"
@@ -75,12 +73,9 @@ def _deleted(params: Array, tokens: Array, y: Array, index: int) -> Outlier:
         surface = fit_surface(params[others], tokens[others], y[others])
     except DataError:
         return Outlier(index, 0.0, 1.0)
-    relative, tangent = y / surface(params, tokens) - 1, _tangent(surface, params, tokens)
-    freedom = max(int(others.sum()) - 5, 1)
-    spread = ((relative[others] ** 2).sum() + NOISE**2) / (freedom + 1)
-    cover = np.linalg.pinv(tangent[others].T @ tangent[others])
-    t = abs(relative[index]) / np.sqrt(spread * (1 + tangent[index] @ cover @ tangent[index]))
-    return Outlier(index, float(relative[index]), float(2 * stdtr(freedom, -t)))
+    relative = y / surface(params, tokens) - 1
+    p_value = deleted_p_value(relative, _tangent(surface, params, tokens), others, index)
+    return Outlier(index, float(relative[index]), p_value)
 
 
 def _tangent(surface: Surface, params: Array, tokens: Array) -> Array:
@@ -97,11 +92,7 @@ def surface_bend(params: Array, tokens: Array, y: Array, surface: Surface) -> fl
     target = y / surface(params, tokens) - 1
     base = _tangent(surface, params, tokens)
     curves = [np.log(v / np.exp(np.log(v).mean())) ** 2 for v in (params, tokens)]
-    full = np.column_stack([base, *curves])
-    before, after = (float(((target - m @ np.linalg.lstsq(m, target, rcond=None)[0]) ** 2).sum()) for m in (base, full))
-    freedom = len(y) - 7
-    noise = (after + NOISE**2) / (freedom + 1)
-    return float(fdtrc(2, freedom, max(before - after, 0) / 2 / noise))
+    return added_terms_p_value(target, base, np.column_stack([base, *curves]))
 
 
 def surface_inversions(params: Array, tokens: Array, y: Array) -> list[tuple[int, int]]:
@@ -118,14 +109,19 @@ def surface_inversions(params: Array, tokens: Array, y: Array) -> list[tuple[int
         if rise[better, worse] <= 2 * np.sqrt(2) * NOISE:
             break
         others = np.setdiff1d(np.arange(len(y)), [better, worse])
-        if rise[better, worse] > 2 * np.sqrt(2) * max(_noise(params[others], tokens[others], y[others]), NOISE):
+        if rise[better, worse] > 2 * np.sqrt(2) * max(_noise_of_fit(params[others], tokens[others], y[others]), NOISE):
             found.append((better, int(worse)))
     return found
 
 
-def _noise(params: Array, tokens: Array, y: Array) -> float:
+def _noise_of_fit(params: Array, tokens: Array, y: Array) -> float:
     try:
-        relative = y / fit_surface(params, tokens, y)(params, tokens) - 1
+        return _noise(fit_surface(params, tokens, y), params, tokens, y)
     except DataError:  # too few runs to judge
         return np.inf
+
+
+def _noise(surface: Surface, params: Array, tokens: Array, y: Array) -> float:
+    """Relative RMS of the residuals, with n - 5 degrees of freedom."""
+    relative = y / surface(params, tokens) - 1
     return float(np.sqrt((relative**2).sum() / max(len(y) - 5, 1)))

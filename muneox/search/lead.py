@@ -108,7 +108,7 @@ def lead(setup: Setup, target: Cost | None) -> int:
             raise
         finally:
             workers.stop()
-    print_outcome(setup, search, confirm, console, target, setup.target())
+    print_outcome(setup, search, confirm, console, target)
     failed = [t for t in search.study.get_trials(deepcopy=False) if t.state == TrialState.FAIL]
     for trial in failed:
         console.print(f"trial {trial.number} failed: {trial.user_attrs.get('errors', ['no message'])[-1]}", style="red")
@@ -157,7 +157,6 @@ def print_outcome(
     confirm: Stage | None,
     console: Console,
     target: Cost | None,
-    target_args: NeoXArgs | None,
 ) -> None:
     """Print tables, verdict and warnings, write best.yml, and print the command that uses it."""
     trials = search.study.get_trials(deepcopy=False)
@@ -184,7 +183,7 @@ def print_outcome(
     path = setup.out / "best.yml"
     outcome.write_best(path, setup, best)
     console.print(f"wrote {path}: {_shown(outcome.best_keys(setup, best))}", soft_wrap=True, highlight=False)
-    _print_use(setup, path, outcome.best_keys(setup, best), target_args, console)
+    _print_use(setup, path, outcome.best_keys(setup, best), console)
 
 
 def _shown(values: dict[str, object]) -> str:
@@ -204,15 +203,13 @@ def _print_worker_times(search: Stage, console: Console) -> None:
         )
 
 
-def _print_use(
-    setup: Setup, path: Path, values: dict[str, object], target_args: NeoXArgs | None, console: Console
-) -> None:
+def _print_use(setup: Setup, path: Path, values: dict[str, object], console: Console) -> None:
     """Print the command that trains the target with the result.
 
     If the overlay conflicts with the target's files, its keys go on the command line.
     """
     train = ["python", "deepy.py", "train.py"] if Path("deepy.py").is_file() else ["muneox", "train"]
-    if target_args is None:
+    if not setup.target_files:
         files = list(itertools.takewhile(lambda token: not token.startswith("-"), setup.proxy))
         command = [*train, *files, str(path), *setup.proxy[len(files) :]]
         console.print(f"train the proxy with it: {shlex.join(command)}", soft_wrap=True, highlight=False)
